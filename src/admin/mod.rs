@@ -1,0 +1,99 @@
+//! The operator's port: another listener, another trust.
+//!
+//! Invariant: `/metrics`, `/healthz` and `/readyz` are open to whoever reaches the port; everything else wants the
+//! token, and without a configured token nobody has it. No secret is shown to anyone.
+
+use crate::gateway::Door;
+use crate::secret::Secret;
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use std::sync::Arc;
+
+pub(crate) struct AdminPort {
+    door: Arc<Door>,
+    token: Option<Secret>,
+}
+
+type Reply = Response<Full<Bytes>>;
+
+impl AdminPort {
+    pub(crate) fn new(door: Arc<Door>, token: Option<Secret>) -> Self {
+        Self { door, token }
+    }
+
+    pub(crate) fn answer(&self, request: &Request<Incoming>) -> Reply {
+        let path = request.uri().path();
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD\n");
+            reply.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return reply;
+        }
+        match path {
+            "/healthz" => text(StatusCode::OK, "ok\n"),
+            "/readyz" => match self.door.unready() {
+                None => text(StatusCode::OK, "ready\n"),
+                Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, &format!("not ready: {why}\n")),
+            },
+            "/metrics" => {
+                self.door.refresh_gauges();
+                typed(StatusCode::OK, self.door.metrics.text().into(), "text/plain; version=0.0.4; charset=utf-8")
+            }
+            "/sources" if self.is_operator(request) => typed(StatusCode::OK, self.sources().into(), "application/json"),
+            "/sources" => {
+                let mut reply =
+                    text(StatusCode::UNAUTHORIZED, "the admin token, as a bearer token; see [admin] token\n");
+                reply.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+                reply
+            }
+            _ => text(StatusCode::NOT_FOUND, "here are /metrics, /healthz, /readyz and, with the token, /sources\n"),
+        }
+    }
+
+    fn is_operator(&self, request: &Request<Incoming>) -> bool {
+        let mut values = request.headers().get_all(header::AUTHORIZATION).iter();
+        let (Some(token), Some(value), None) = (&self.token, values.next(), values.next()) else { return false };
+        let presented = value.as_bytes().split_at_checked(7);
+        presented.is_some_and(|(scheme, presented)| scheme.eq_ignore_ascii_case(b"bearer ") && token.matches(presented))
+    }
+
+    /// What is configured and how full its memory is: what one asks first when a provider says its webhooks fail.
+    fn sources(&self) -> String {
+        let gateway = self.door.snapshot();
+        let sources: Vec<_> = gateway
+            .sources
+            .all()
+            .iter()
+            .map(|source| {
+                let settings = &source.settings;
+                serde_json::json!({
+                    "name": &*settings.name,
+                    "host": settings.host,
+                    "path": settings.path.to_string(),
+                    "listeners": settings.listeners,
+                    "upstream": settings.upstream,
+                    "upstream_can_forward": source.destination.can_forward(),
+                    "mode": if settings.observe { "observe" } else { "enforce" },
+                    "secrets": settings.secret_names,
+                    "claims": source.ledger.len(),
+                    "max_claims": source.ledger.capacity(),
+                })
+            })
+            .collect();
+        format!("{}\n", serde_json::json!({ "sources": sources }))
+    }
+}
+
+fn text(status: StatusCode, body: &str) -> Reply {
+    typed(status, Bytes::from(body.to_owned()), "text/plain; charset=utf-8")
+}
+
+fn typed(status: StatusCode, body: Bytes, content_type: &'static str) -> Reply {
+    let mut reply = Response::new(Full::new(body));
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    reply
+}

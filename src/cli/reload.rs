@@ -1,0 +1,219 @@
+//! The process's moving parts: listeners, the operator's port, the door; and putting another configuration in force.
+//!
+//! Invariant: a reload binds every new port before it changes anything, so that a configuration that cannot be put in
+//! force leaves the old one as it was. A listener whose address stays keeps its socket: nobody is turned away.
+
+use crate::admin::AdminPort;
+use crate::clock::Clock;
+use crate::config::{Admin, Config, ListenerPlan, Log};
+use crate::gateway::Door;
+use crate::server::{self, Listener, Permits, Stop};
+use crate::state::{self, State};
+use crate::telemetry::{Audit, Metrics};
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Connections of the operator's port.
+const ADMIN_CONNECTIONS: usize = 256;
+
+pub(super) struct Running {
+    pub(super) door: Arc<Door>,
+    listeners: BTreeMap<Arc<str>, Serving>,
+    /// Listeners that a reload took away, finishing what they have.
+    leaving: Vec<Serving>,
+    admin: Option<Serving>,
+    permits: Arc<Permits>,
+    log: Log,
+    state: state::Settings,
+}
+
+struct Serving {
+    listener: Arc<Listener>,
+    /// As configured; with port 0 the bound one differs.
+    configured: SocketAddr,
+    stop: watch::Sender<Stop>,
+    task: JoinHandle<()>,
+}
+
+type Inherited = Vec<(Option<String>, TcpListener)>;
+
+impl Running {
+    pub(super) async fn start(config: Config, mut inherited: Inherited) -> Result<Self, String> {
+        let metrics = Arc::new(Metrics::new());
+        let clock = Arc::new(Clock::default());
+        let audit = Audit::start(&config.log.audit, config.log.format, metrics.clone())
+            .map_err(|error| format!("the audit log cannot be written: {:?}: {error}", config.log.audit))?;
+        let permits = Permits::new(config.max_connections);
+        let mut bound = Vec::new();
+        for plan in config.listeners {
+            let socket = take_inherited(&mut inherited, &plan.settings);
+            bound.push(bind(plan, socket, &metrics, &permits)?);
+        }
+        let admin = match config.admin {
+            Some(Admin { settings, token }) => {
+                let socket = take_inherited(&mut inherited, &settings);
+                let permits = Permits::new(ADMIN_CONNECTIONS);
+                Some((bind(ListenerPlan { settings }, socket, &metrics, &permits)?, token))
+            }
+            None => None,
+        };
+        for (name, _) in inherited {
+            tracing::warn!(name, "an inherited socket belongs to no listener (by name or address) and is closed");
+        }
+
+        let opening = config.state.clone();
+        let (now, meters) = (clock.now(), state::Meters { errors: metrics.state_errors.clone() });
+        let opened = tokio::task::spawn_blocking(move || State::open(&opening, now, meters)).await;
+        let state = match opened {
+            Ok(Ok(state)) => Arc::new(state),
+            Ok(Err(error)) => return Err(format!("[state]: {error}")),
+            Err(_) => return Err("[state]: opening it failed".to_owned()),
+        };
+        let door = Door::open(config.plan, clock, metrics.clone(), audit, state).map_err(|error| error.to_string())?;
+        metrics.config_last_success.set(door.clock.now().as_secs() as f64);
+
+        let listeners = bound.into_iter().map(|(listener, configured)| {
+            let serving = serve(listener, configured, &door);
+            (serving.listener.settings().name.clone(), serving)
+        });
+        let listeners = listeners.collect();
+        let admin = admin.map(|((listener, configured), token)| {
+            serve_admin(listener, configured, AdminPort::new(door.clone(), token))
+        });
+        Ok(Self { door, listeners, leaving: Vec::new(), admin, permits, log: config.log, state: config.state })
+    }
+
+    /// Puts another configuration in force, or changes nothing.
+    pub(super) fn replace(&mut self, config: Config) -> Result<(), String> {
+        let mut fresh = Vec::new();
+        let mut kept = Vec::new();
+        for plan in config.listeners {
+            match self.listeners.get(&plan.settings.name) {
+                Some(serving) if serving.configured == plan.settings.address => kept.push(plan),
+                _ => fresh.push(bind(plan, None, &self.door.metrics, &self.permits)?),
+            }
+        }
+        self.door.swap(config.plan).map_err(|error| error.to_string())?;
+        self.door.metrics.config_last_success.set(self.door.clock.now().as_secs() as f64);
+        self.permits.resize(config.max_connections);
+
+        let mut listeners = BTreeMap::new();
+        for plan in kept {
+            if let Some(serving) = self.listeners.remove(&plan.settings.name) {
+                let name = plan.settings.name.clone();
+                // The socket's own address stays: with port 0 the configured one says less.
+                let settings = server::Settings { address: serving.listener.local_addr(), ..plan.settings };
+                serving.listener.update(settings);
+                listeners.insert(name, serving);
+            }
+        }
+        for (listener, configured) in fresh {
+            let serving = serve(listener, configured, &self.door);
+            listeners.insert(serving.listener.settings().name.clone(), serving);
+        }
+        for (name, gone) in std::mem::replace(&mut self.listeners, listeners) {
+            tracing::info!(listener = &*name, "no longer listening");
+            gone.stop.send_replace(Stop::StopAccepting);
+            self.leaving.push(gone);
+        }
+        self.leaving.retain(|serving| !serving.task.is_finished());
+
+        self.door.audit.reopen(&config.log.audit);
+        if config.log.level != self.log.level || config.log.format != self.log.format {
+            tracing::warn!("[log] format and level take effect at the next start");
+        }
+        if config.state != self.state {
+            tracing::warn!("[state] takes effect at the next start (max_claims did at once)");
+        }
+        let configured = config.admin.map(|admin| admin.settings.address);
+        if configured != self.admin.as_ref().map(|admin| admin.configured) {
+            tracing::warn!("[admin] takes effect at the next start");
+        }
+        Ok(())
+    }
+
+    pub(super) fn addresses(&self) -> impl Iterator<Item = (Arc<str>, SocketAddr)> {
+        let all = self.listeners.values().chain(&self.admin);
+        all.map(|serving| (serving.listener.settings().name.clone(), serving.listener.local_addr()))
+    }
+
+    /// Listeners take what is in their backlog, close, and tell their connections to finish.
+    pub(super) fn stop_accepting(&self) {
+        for serving in self.listeners.values() {
+            serving.stop.send_replace(Stop::StopAccepting);
+        }
+    }
+
+    /// All connections have ended, and all work that outlived its connection.
+    pub(super) async fn finished(&mut self) {
+        for serving in self.listeners.values_mut().chain(&mut self.leaving) {
+            // A listener's task ends by returning; were it to panic, there would be nothing left to wait for.
+            let _ = (&mut serving.task).await;
+        }
+        self.door.quiet().await;
+    }
+
+    pub(super) async fn close(&mut self) {
+        for serving in self.listeners.values().chain(&self.leaving).chain(&self.admin) {
+            serving.stop.send_replace(Stop::Abort);
+        }
+        self.door.state.close().await;
+        self.door.audit.flush();
+    }
+}
+
+/// An inherited socket belongs to the listener of its name (FileDescriptorName=), or to the one with its address.
+fn take_inherited(inherited: &mut Inherited, settings: &server::Settings) -> Option<TcpListener> {
+    let by_name = |name: &Option<String>| name.as_deref().is_some_and(|name| name == &*settings.name);
+    let by_address = |socket: &TcpListener| socket.local_addr().is_ok_and(|address| address == settings.address);
+    let position = inherited
+        .iter()
+        .position(|(name, _)| by_name(name))
+        .or_else(|| inherited.iter().position(|(_, socket)| by_address(socket)))?;
+    Some(inherited.remove(position).1)
+}
+
+fn bind(
+    plan: ListenerPlan,
+    inherited: Option<TcpListener>,
+    metrics: &Metrics,
+    permits: &Arc<Permits>,
+) -> Result<(Arc<Listener>, SocketAddr), String> {
+    let configured = plan.settings.address;
+    let name = plan.settings.name.clone();
+    let meters = server::Meters {
+        connections: metrics.connections(&name),
+        handshakes_ok: metrics.handshakes(&name, "ok"),
+        handshakes_failed: metrics.handshakes(&name, "failed"),
+        handshakes_timed_out: metrics.handshakes(&name, "timeout"),
+        refused_connections: metrics.connections_refused(&name),
+        accept_errors: metrics.accept_errors(&name),
+        certificate_expiry: metrics.certificate_expiry(&name),
+    };
+    let listener = Listener::bind(plan.settings, inherited, meters, permits.clone())
+        .map_err(|error| format!("listeners.{name}: {error}"))?;
+    tracing::info!(listener = &*name, address = %listener.local_addr(), "listening");
+    Ok((listener, configured))
+}
+
+fn serve(listener: Arc<Listener>, configured: SocketAddr, door: &Arc<Door>) -> Serving {
+    let (stop, stopped) = watch::channel(Stop::Serve);
+    let door = door.clone();
+    let handler = move |request, peer| door.clone().receive(request, peer);
+    let task = tokio::spawn(listener.clone().serve(handler, stopped));
+    Serving { listener, configured, stop, task }
+}
+
+fn serve_admin(listener: Arc<Listener>, configured: SocketAddr, port: AdminPort) -> Serving {
+    let (stop, stopped) = watch::channel(Stop::Serve);
+    let port = Arc::new(port);
+    let handler = move |request, _peer| {
+        let port = port.clone();
+        async move { port.answer(&request) }
+    };
+    let task = tokio::spawn(listener.clone().serve(handler, stopped));
+    Serving { listener, configured, stop, task }
+}

@@ -1,0 +1,295 @@
+//! One TOML file (and what it includes) made into what the rooms work with, or all that is wrong with it at once.
+//!
+//! Invariant: everything is read, resolved, decoded and built here, before a port is bound or a running configuration
+//! is replaced. Whatever loads cannot fail later for what stands in the file.
+
+mod listeners;
+mod node;
+mod problem;
+mod providers;
+mod reader;
+mod secret_ref;
+mod sources;
+mod units;
+mod upstreams;
+mod verification;
+
+use crate::clock::Clock;
+use crate::gateway::{Limits, ListenerView, Plan};
+use crate::state::{self, SyncMode};
+use crate::telemetry::{Format, Level, Target};
+use node::{Kind, Node};
+use reader::{Ledger, Table};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub(crate) use listeners::{Admin, ListenerPlan};
+pub(crate) use problem::{Problem, Severity};
+pub(crate) use reader::Effective;
+
+/// Everything that `run` needs.
+pub(crate) struct Config {
+    pub(crate) listeners: Vec<ListenerPlan>,
+    pub(crate) admin: Option<Admin>,
+    pub(crate) max_connections: usize,
+    pub(crate) drain_delay: Duration,
+    pub(crate) drain_timeout: Duration,
+    pub(crate) state: state::Settings,
+    pub(crate) log: Log,
+    pub(crate) plan: Plan,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Log {
+    pub(crate) format: Format,
+    pub(crate) level: Level,
+    pub(crate) audit: Target,
+}
+
+pub(crate) struct Loaded {
+    /// Present where no problem is an error.
+    pub(crate) config: Option<Config>,
+    /// In the order of the files.
+    pub(crate) problems: Vec<Problem>,
+    pub(crate) effective: Vec<Effective>,
+}
+
+/// Where `{ env = "X" }` looks.
+pub(crate) type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// The process's own environment.
+pub(crate) fn process_environment(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
+}
+
+pub(crate) fn load(path: &Path, environment: Environment<'_>) -> Loaded {
+    let mut problems = Vec::new();
+    let root = node::read(path, &mut problems);
+    let base = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let Some(mut root) = root else { return Loaded { config: None, problems, effective: Vec::new() } };
+    let ledger = Ledger::new(base, problems, environment);
+    lay_presets(&mut root, &ledger);
+    let config = read(&root, &ledger);
+    let (mut problems, effective) = ledger.into_parts();
+    problems.sort_by(|a, b| (&a.at, &a.key, a.severity).cmp(&(&b.at, &b.key, b.severity)));
+    problems.dedup();
+    let broken = problems.iter().any(|problem| problem.severity == Severity::Error);
+    Loaded { config: config.filter(|_| !broken), problems, effective }
+}
+
+fn lay_presets(root: &mut Node, ledger: &Ledger) {
+    let Kind::Table(table) = &mut root.kind else { return };
+    let Some(Kind::Table(sources)) = table.get_mut("sources").map(|node| &mut node.kind) else { return };
+    for (name, source) in sources {
+        if let Err(provider) = providers::apply(source) {
+            let known: Vec<_> = providers::names().collect();
+            let (what, hint) = match &provider.kind {
+                Kind::Text(text) => {
+                    let near =
+                        units::nearest(text, providers::names()).map(|near| format!("did you mean \"{near}\"? "));
+                    (
+                        format!("there is no preset {text:?}"),
+                        format!("{}known: {}; or write a `verify` table", near.unwrap_or_default(), known.join(", ")),
+                    )
+                }
+                other => (format!("is {}, not a string", other.name()), format!("one of: {}", known.join(", "))),
+            };
+            ledger.add(Severity::Error, Some(provider.at), &format!("sources.{name}.provider"), what, &hint);
+        }
+    }
+}
+
+fn read(root: &Node, ledger: &Ledger) -> Option<Config> {
+    let file = Table::root(root, ledger);
+
+    let limits = file.table_or_empty("limits");
+    let second = Duration::from_secs(1);
+    let hour = Duration::from_secs(3600);
+    let max_body = limits.size("max_body", 1 << 20, 1..=(1 << 30));
+    let max_buffered = limits.size("max_buffered", 256 << 20, (1 << 20)..=(1 << 40));
+    let max_requests_per_client = count(limits.count("max_requests_per_client", 256, 1..=1_000_000));
+    let server_limits = listeners::ServerLimits {
+        max_header_bytes: count(limits.size("max_header_bytes", 32 << 10, (8 << 10)..=(1 << 20))),
+        header_timeout: limits.duration("header_timeout", 10 * second, (second / 10)..=hour),
+        handshake_timeout: limits.duration("handshake_timeout", 10 * second, (second / 10)..=hour),
+        idle_timeout: limits.duration("idle_timeout", 75 * second, (second / 10)..=hour),
+        max_connections_per_client: count(limits.count("max_connections_per_client", 256, 1..=1_000_000)),
+    };
+    let min_body_rate = limits.parsed("min_body_rate", byte_rate).unwrap_or(64 << 10);
+    let body_timeout = limits.duration("body_timeout", 480 * second, second..=hour);
+    let max_connections = count(limits.count("max_connections", 10_000, 1..=10_000_000));
+    let failed_auth = match limits.table("failed_auth") {
+        Some(table) => {
+            let quota = verification::quota(&table);
+            table.finish();
+            quota
+        }
+        None => {
+            limits.note_default("failed_auth", "{ rate = \"10/s\", burst = 50 }");
+            state::Quota::parse("10/s", Some(50)).ok()
+        }
+    };
+    let drain_delay = limits.duration("drain_delay", Duration::ZERO, Duration::ZERO..=hour);
+    let drain_timeout = limits.duration("drain_timeout", 30 * second, Duration::ZERO..=hour);
+    limits.finish();
+
+    let (state, max_claims, state_is_memory) = read_state(&file.table_or_empty("state"));
+    let log = read_log(&file.table_or_empty("log"));
+
+    let (listener_plans, listener_facts) = listeners::read(&file, &server_limits, Clock::default().now());
+    let admin = file.table("admin").and_then(|table| listeners::read_admin(table, &listener_plans));
+
+    let mut upstreams = BTreeMap::new();
+    let mut upstream_names = BTreeMap::new();
+    for (name, table) in file.named("upstreams") {
+        let upstream = upstreams::read(&name, table);
+        upstream_names.insert(name.clone(), upstream.as_ref().is_some_and(|upstream| upstream.signs.is_some()));
+        upstreams.extend(upstream.map(|upstream| (name, upstream)));
+    }
+
+    let around = sources::Around {
+        listeners: &listener_facts,
+        upstreams: &upstream_names,
+        max_body,
+        max_claims,
+        state_is_memory,
+        bytes_per_claim: state::BYTES_PER_CLAIM,
+    };
+    let mut read_sources = Vec::new();
+    let tables = file.named("sources");
+    if tables.is_empty() {
+        file.error(
+            "",
+            "there is no source: every request would be answered with 404",
+            "a table [sources.NAME]; see gateway.example.toml",
+        );
+    }
+    if listener_plans.is_empty() && !file.has("listeners") {
+        file.error("", "there is no listener", "[listeners.public] address = \"0.0.0.0:8443\"");
+    }
+    for (name, table) in tables {
+        let preset = table.peek_text("provider");
+        let at = table.at();
+        if let Some(source) = sources::read(&name, table, preset.as_deref(), &around) {
+            if source.max_body * 2 > max_buffered {
+                let what = format!(
+                    "a body of {} would be more than a source's half of `max_buffered`",
+                    units::show_size(source.max_body)
+                );
+                ledger.add(
+                    Severity::Error,
+                    at.clone(),
+                    &format!("sources.{name}.max_body"),
+                    what,
+                    "raise limits.max_buffered",
+                );
+            } else if source.max_body * 8 > max_buffered {
+                let what = format!(
+                    "a body of {} would be more than a client's eighth of `max_buffered`, and refused with 503",
+                    units::show_size(source.max_body)
+                );
+                ledger.add(
+                    Severity::Warning,
+                    at.clone(),
+                    &format!("sources.{name}.max_body"),
+                    what,
+                    &format!(
+                        "limits.max_buffered = {:?}",
+                        units::show_size((source.max_body * 8).next_multiple_of(1 << 20))
+                    ),
+                );
+            }
+            read_sources.push((source, at));
+        }
+    }
+    sources::refuse_twins(&read_sources, |source, at, what| {
+        ledger.add(
+            Severity::Error,
+            at,
+            &format!("sources.{}", source.name),
+            what,
+            "give one of them another `path` or `host`",
+        );
+    });
+    let used: BTreeSet<_> = read_sources.iter().map(|(source, _)| source.upstream.clone()).collect();
+    for name in upstream_names.keys().filter(|name| !used.contains(*name)) {
+        ledger.add(Severity::Warning, None, &format!("upstreams.{name}"), "no source forwards to it".to_owned(), "");
+    }
+    file.finish();
+
+    let views = listener_plans.iter().map(|plan| ListenerView {
+        name: plan.settings.name.clone(),
+        trusted_proxies: plan.settings.trusted_proxies.clone(),
+    });
+    let plan = Plan {
+        limits: Limits {
+            max_buffered,
+            max_requests_per_client,
+            min_body_rate,
+            body_timeout,
+            failed_auth: failed_auth?,
+        },
+        listeners: views.collect(),
+        upstreams,
+        sources: read_sources.into_iter().map(|(source, _)| source).collect(),
+    };
+    Some(Config { listeners: listener_plans, admin, max_connections, drain_delay, drain_timeout, state, log, plan })
+}
+
+fn read_state(table: &Table<'_>) -> (state::Settings, u64, bool) {
+    let on_disk = table.choice("kind", Some("memory"), &[("memory", false), ("disk", true)]).unwrap_or(false);
+    let max_claims = table.count("max_claims", state::DEFAULT_MAX_CLAIMS as u64, 1_000..=100_000_000);
+    let settings = if on_disk {
+        let path = table.text("path").unwrap_or_else(|| {
+            table.note_default("path", "\"hookward-state.db\"");
+            "hookward-state.db".to_owned()
+        });
+        let mut disk = state::DiskSettings::new(table.base().join(PathBuf::from(path)));
+        if let Some(sync) = table.choice("sync", Some("os"), &[("os", SyncMode::Os), ("power", SyncMode::Power)]) {
+            disk.sync = sync;
+        }
+        state::Settings::Disk(disk)
+    } else {
+        for key in ["path", "sync"] {
+            if table.has(key) {
+                table.error(key, "belongs to kind = \"disk\"", "kind = \"disk\"");
+            }
+        }
+        table.ignore(&["path", "sync"]);
+        state::Settings::Memory
+    };
+    table.check_unknown();
+    (settings, max_claims, !on_disk)
+}
+
+fn read_log(table: &Table<'_>) -> Log {
+    let format = table.choice("format", Some("text"), &[("text", Format::Text), ("json", Format::Json)]);
+    let levels = [("error", Level::Error), ("warn", Level::Warn), ("info", Level::Info), ("debug", Level::Debug)];
+    let level = table.choice("level", Some("info"), &levels);
+    let audit = match table.text("audit").as_deref() {
+        None => {
+            table.note_default("audit", "\"stderr\"");
+            Target::Stderr
+        }
+        Some("stderr") => Target::Stderr,
+        Some("off") => Target::Off,
+        Some(path) => Target::File(table.base().join(path)),
+    };
+    table.check_unknown();
+    Log { format: format.unwrap_or(Format::Text), level: level.unwrap_or(Level::Info), audit }
+}
+
+fn count(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+/// `64KiB/s`, in bytes a second.
+fn byte_rate(text: &str) -> Result<u64, String> {
+    let rate = text.strip_suffix("/s").and_then(units::size);
+    match rate {
+        Some(rate) if rate >= 1 => Ok(rate),
+        _ => Err(format!("{text:?} is not a rate like \"64KiB/s\"")),
+    }
+}

@@ -1,0 +1,407 @@
+//! `[sources.NAME]`: one sender's whole contract, and what of it fails open.
+
+use super::problem::At;
+use super::reader::Table;
+use super::verification::{self, Credentials, Resends};
+use crate::gateway::source::{
+    Acknowledge, ClientCertRule, OnDuplicate, OnReplay, PathRule, Per, RateLimit, Roots, Settings, UpstreamPath,
+};
+use crate::server::roots_verifier;
+use bytes::Bytes;
+use http::{HeaderValue, Method, StatusCode};
+use ipnet::IpNet;
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+const DAY: Duration = Duration::from_secs(86_400);
+const LONGEST_WINDOW: Duration = Duration::from_secs(90 * 86_400);
+
+/// What a source needs to know of the rest of the configuration.
+pub(super) struct Around<'a> {
+    pub(super) listeners: &'a BTreeMap<String, ListenerFacts>,
+    /// Names of upstreams, and whether each re-signs.
+    pub(super) upstreams: &'a BTreeMap<String, bool>,
+    pub(super) max_body: u64,
+    pub(super) max_claims: u64,
+    pub(super) state_is_memory: bool,
+    pub(super) bytes_per_claim: usize,
+}
+
+pub(super) struct ListenerFacts {
+    pub(super) has_tls: bool,
+    pub(super) asks_for_certificates: bool,
+    /// How many certificates the listener's `client_ca` holds.
+    pub(super) client_roots: usize,
+    pub(super) is_loopback: bool,
+}
+
+pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &Around<'_>) -> Option<Settings> {
+    // Read by whoever laid the preset under this table.
+    table.node("provider");
+    let credentials = verification::read(&table, preset);
+    let host = table.parsed("host", host);
+    let path = table.needed_text("path", r#"path = "/github""#).and_then(|text| match PathRule::parse(&text) {
+        Ok(path) => Some(path),
+        Err(what) => {
+            table.error("path", what, r#"path = "/github", or "/github/*" for a prefix"#);
+            None
+        }
+    });
+    let upstream = upstream(&table, around);
+    let upstream_path = table.parsed("upstream_path", |text| match PathRule::parse(text)? {
+        PathRule::Exact(path) => Ok(UpstreamPath::Whole(path)),
+        PathRule::Prefix(prefix) => Ok(UpstreamPath::Prefix(prefix)),
+    });
+    if let (Some(UpstreamPath::Prefix(_)), Some(PathRule::Exact(_))) = (&upstream_path, &path) {
+        table.error(
+            "upstream_path",
+            "ends in `/*`, and `path` is no prefix that it could replace",
+            r#"upstream_path = "/hooks""#,
+        );
+    }
+    let listeners = listeners(&table, around);
+    let allow_ips: Vec<IpNet> = table.all_parsed("allow_ips", network);
+    let client_cert = table.table("client_cert").and_then(|rule| read_client_cert(rule, &listeners, around));
+    let accept_unverified = table.flag("danger_accept_unverified", false);
+    let observe = table.choice("mode", Some("enforce"), &[("enforce", false), ("observe", true)]).unwrap_or(false);
+    if observe && upstream.as_deref().and_then(|name| around.upstreams.get(name)) == Some(&true) {
+        table.error(
+            "mode",
+            "observes, and the upstream re-signs: what is not proven must not carry our signature",
+            "another upstream without `sign`",
+        );
+    }
+    table.choice("delivery", Some("proxy"), &[("proxy", ())]);
+    let methods = methods(&table);
+    let content_types = table.all_parsed("content_types", |text| {
+        let lower = text.to_ascii_lowercase();
+        if lower.contains('/') && !lower.contains([';', ' ', ',']) {
+            Ok(lower)
+        } else {
+            Err(format!("{text:?} is no media type without parameters"))
+        }
+    });
+    let max_body = table.size("max_body", around.max_body, 1..=(1 << 30));
+    let max_claims = table.count("max_claims", around.max_claims, 1_000..=100_000_000);
+    let rate_limits: Vec<_> = table
+        .tables("rate_limit")
+        .into_iter()
+        .filter_map(|limit| {
+            let per = limit.choice("per", Some("source"), &[("source", Per::Source), ("client", Per::Client)]);
+            let quota = verification::quota(&limit);
+            limit.finish();
+            Some(RateLimit { quota: quota?, per: per? })
+        })
+        .collect();
+    let signs_time = credentials.as_ref().is_some_and(|found| found.signs_time);
+    let has_replay_key = credentials.as_ref().is_some_and(|found| found.has_replay_key);
+    let default_on_replay = match credentials.as_ref().map(|found| found.resends) {
+        Some(Resends::Resigned) => "reject",
+        Some(Resends::Unknown) if preset.is_none() && signs_time => "reject",
+        _ => "acknowledge",
+    };
+    let on_replay = table
+        .choice(
+            "on_replay",
+            Some(default_on_replay),
+            &[("reject", OnReplay::Reject), ("acknowledge", OnReplay::Acknowledge)],
+        )
+        .unwrap_or(OnReplay::Reject);
+    let duplicates =
+        [("acknowledge", OnDuplicate::Acknowledge), ("reject", OnDuplicate::Reject), ("forward", OnDuplicate::Forward)];
+    let on_duplicate =
+        table.choice("on_duplicate", Some("acknowledge"), &duplicates).unwrap_or(OnDuplicate::Acknowledge);
+    let replay_window = table.duration("replay_window", DAY, Duration::ZERO..=LONGEST_WINDOW);
+    let dedupe_window = table.duration("dedupe_window", DAY, Duration::ZERO..=LONGEST_WINDOW);
+    let acknowledge = acknowledge(&table);
+
+    if let Some(found) = &credentials {
+        say_what_is_not_protected(&table, found, around, &client_cert, &allow_ips, accept_unverified, replay_window);
+        guessable_in_the_clear(&table, found, &listeners, around);
+        if has_replay_key {
+            claims_for_the_rate(&table, &rate_limits, max_claims, replay_window, signs_time, around);
+        }
+    }
+    table.finish();
+    let credentials = credentials?;
+    Some(Settings {
+        name: name.into(),
+        host,
+        path: path?,
+        listeners,
+        methods,
+        content_types,
+        allow_ips,
+        client_cert,
+        verifier: credentials.verifier,
+        secret_names: distinct(credentials.secret_names),
+        max_body,
+        max_claims: usize::try_from(max_claims).unwrap_or(usize::MAX),
+        upstream: upstream?,
+        upstream_path,
+        acknowledge: acknowledge?,
+        rate_limits,
+        on_replay,
+        on_duplicate,
+        replay_window,
+        dedupe_window,
+        observe,
+        challenge: credentials.challenge,
+    })
+}
+
+/// Two secrets of one reference (two inline values, say) are told apart by their position.
+fn distinct(names: Vec<String>) -> Vec<String> {
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    for name in &names {
+        *seen.entry(name.clone()).or_default() += 1;
+    }
+    let numbered = names.into_iter().enumerate().map(|(position, name)| match seen.get(&name) {
+        Some(count) if *count > 1 => format!("{name}#{}", position + 1),
+        _ => name,
+    });
+    numbered.collect()
+}
+
+/// Two sources on one host and path are an error: which of the two is asked would depend on their order.
+pub(super) fn refuse_twins(sources: &[(Settings, Option<At>)], mut report: impl FnMut(&Settings, Option<At>, String)) {
+    let mut seen: HashMap<(Option<&str>, &PathRule), &str> = HashMap::new();
+    for (source, at) in sources {
+        let place = (source.host.as_deref(), &source.path);
+        match seen.get(&place) {
+            Some(other) => {
+                let host = source.host.as_deref().unwrap_or("any host");
+                report(
+                    source,
+                    at.clone(),
+                    format!("has the same host and path ({host}, {}) as sources.{other}", source.path),
+                );
+            }
+            None => {
+                seen.insert(place, &source.name);
+            }
+        }
+    }
+}
+
+fn say_what_is_not_protected(
+    table: &Table<'_>,
+    found: &Credentials,
+    around: &Around<'_>,
+    client_cert: &Option<ClientCertRule>,
+    allow_ips: &[IpNet],
+    accept_unverified: bool,
+    replay_window: Duration,
+) {
+    let by_certificate = client_cert.as_ref().is_some_and(|rule| rule.required);
+    if !found.proves_something && !by_certificate {
+        let hint = "`provider`, `verify`, `basic`, `bearer`, `token`, or `client_cert` with required = true; or say danger_accept_unverified = true";
+        match (accept_unverified, allow_ips.is_empty()) {
+            (true, _) => table.warn("danger_accept_unverified", "anyone can send to this source", ""),
+            (false, true) => table.error("", "proves nothing: anyone could send to it", hint),
+            (false, false) => table.error(
+                "allow_ips",
+                "stands alone, and an address proves little: providers share theirs with their customers",
+                hint,
+            ),
+        }
+        return;
+    }
+    if accept_unverified {
+        table.warn(
+            "danger_accept_unverified",
+            "has no effect: the source has credentials, and they are checked",
+            "remove it",
+        );
+    }
+    if found.has_replay_key && !found.signs_time {
+        if replay_window.is_zero() {
+            table.warn(
+                "replay_window",
+                "is zero and the signature holds no time: a captured delivery can be sent again for ever",
+                r#"replay_window = "24h""#,
+            );
+        } else {
+            if around.state_is_memory {
+                table.warn("", "the signature holds no time, and [state] is in memory: a restart forgets what was accepted, and captured deliveries pass again", r#"[state] kind = "disk""#);
+            }
+            table.remark(
+                "replay_window",
+                "the signature holds no time: a captured delivery passes again when `replay_window` is over",
+                "",
+            );
+        }
+    }
+    if !found.has_replay_key && found.proves_something && !found.has_id {
+        table.remark("", "nothing signed tells one delivery from another: whoever learns the credential, or captures a delivery, can send it again", "`id`, if the sender has one");
+    }
+}
+
+fn guessable_in_the_clear(table: &Table<'_>, found: &Credentials, listeners: &[String], around: &Around<'_>) {
+    if !found.verifier.is_guessable() {
+        return;
+    }
+    for (name, facts) in around.listeners {
+        let used = listeners.is_empty() || listeners.contains(name);
+        if used && !facts.has_tls && !facts.is_loopback {
+            let what = format!("a password or token would cross the network in the clear on listener {name}");
+            table.error("", what, "give that listener `tls`, bind it to 127.0.0.1, or name others with `listeners`");
+        }
+    }
+}
+
+/// Full means 503, so the table must hold what the rate lets in during a window.
+fn claims_for_the_rate(
+    table: &Table<'_>,
+    limits: &[RateLimit],
+    max_claims: u64,
+    replay_window: Duration,
+    signs_time: bool,
+    around: &Around<'_>,
+) {
+    let window = if signs_time { Duration::from_secs(660) } else { replay_window };
+    for limit in limits.iter().filter(|limit| limit.per == Per::Source) {
+        let needed = limit.quota.per_second() * window.as_secs_f64();
+        if needed > max_claims as f64 {
+            let mib = needed * around.bytes_per_claim as f64 / f64::from(1 << 20);
+            let what = format!(
+                "{max_claims} are fewer than `rate_limit` lets in during a window of {} s ({needed:.0}): the table would fill, and senders get 503",
+                window.as_secs()
+            );
+            table.warn(
+                "max_claims",
+                what,
+                &format!("max_claims = {needed:.0}, which takes some {mib:.0} MiB, or a lower rate"),
+            );
+        }
+    }
+}
+
+fn upstream(table: &Table<'_>, around: &Around<'_>) -> Option<String> {
+    let name = table.needed_text("upstream", r#"upstream = "app""#)?;
+    if around.upstreams.contains_key(&name) {
+        return Some(name);
+    }
+    let known: Vec<_> = around.upstreams.keys().map(String::as_str).collect();
+    table.error("upstream", format!("there is no [upstreams.{name}]"), &format!("one of: {}", known.join(", ")));
+    None
+}
+
+fn listeners(table: &Table<'_>, around: &Around<'_>) -> Vec<String> {
+    let names = table.texts("listeners");
+    if table.has("listeners") && names.is_empty() {
+        table.error("listeners", "is empty: nothing could reach the source", "leave it out for all listeners");
+    }
+    for name in &names {
+        if !around.listeners.contains_key(name) {
+            let known: Vec<_> = around.listeners.keys().map(String::as_str).collect();
+            table.error(
+                "listeners",
+                format!("there is no [listeners.{name}]"),
+                &format!("one of: {}", known.join(", ")),
+            );
+        }
+    }
+    names
+}
+
+fn methods(table: &Table<'_>) -> Vec<Method> {
+    if !table.has("methods") {
+        table.texts("methods");
+        return vec![Method::POST];
+    }
+    let methods = table.all_parsed("methods", |text| match text {
+        "CONNECT" | "TRACE" => Err(format!("{text} is never let in")),
+        _ if text.bytes().all(|b| b.is_ascii_uppercase()) => text.parse().map_err(|_| format!("{text:?} is no method")),
+        _ => Err(format!("{text:?} is no method; they are in upper case")),
+    });
+    if methods.is_empty() {
+        table.error("methods", "is empty: nothing could reach the source", r#"methods = ["POST"]"#);
+    }
+    methods
+}
+
+fn acknowledge(table: &Table<'_>) -> Option<Acknowledge> {
+    let status = |code: u64| u16::try_from(code).ok().and_then(|code| StatusCode::from_u16(code).ok());
+    if table.node("acknowledge").is_none_or(|node| node.is_integer()) {
+        let status = status(table.count("acknowledge", 202, 200..=299))?;
+        return Some(Acknowledge { status, body: Bytes::new(), content_type: None });
+    }
+    let of = table.table("acknowledge")?;
+    let status = status(of.count("status", 202, 200..=299));
+    let body = of.text("body").unwrap_or_default();
+    let content_type = of.parsed("content_type", verification::header_value);
+    of.finish();
+    let default = (!body.is_empty()).then_some(HeaderValue::from_static("text/plain; charset=utf-8"));
+    Some(Acknowledge { status: status?, body: Bytes::from(body), content_type: content_type.or(default) })
+}
+
+fn read_client_cert(rule: Table<'_>, listeners: &[String], around: &Around<'_>) -> Option<ClientCertRule> {
+    let required = rule.flag("required", true);
+    let roots = rule.file("ca").and_then(|(path, pem)| match roots_verifier(&pem) {
+        Ok(verifier) => Some(Roots::new(verifier)),
+        Err(error) => {
+            rule.error("ca", format!("{}: {error}", path.display()), "PEM certificates of the CA");
+            None
+        }
+    });
+    let names = rule
+        .texts("names")
+        .into_iter()
+        .map(|name| if name.contains("://") { name } else { name.to_ascii_lowercase() })
+        .collect::<Vec<_>>();
+    if names.iter().any(|name| name.contains('*')) {
+        rule.error("names", "holds a `*`: a name is compared whole", "");
+    }
+    let subject = rule.text("subject");
+    let fingerprints = rule.all_parsed("fingerprints", |text| {
+        let hex = text.strip_prefix("sha256:").ok_or_else(|| format!("{text:?} does not begin with `sha256:`"))?;
+        let bytes = hex::decode(hex.replace(':', "")).map_err(|_| format!("{text:?} is not hexadecimal"))?;
+        <[u8; 32]>::try_from(bytes).map_err(|_| format!("{text:?} is not 32 bytes"))
+    });
+    let used: Vec<_> =
+        around.listeners.iter().filter(|(name, _)| listeners.is_empty() || listeners.contains(name)).collect();
+    if required && used.iter().all(|(_, facts)| !facts.asks_for_certificates) {
+        rule.error(
+            "required",
+            "no listener of this source asks for a client certificate: nothing could pass",
+            "tls.client_ca on the listener",
+        );
+    }
+    if roots.is_none() && !rule.has("ca") && used.iter().any(|(_, facts)| facts.client_roots > 1) {
+        rule.error(
+            "",
+            "`ca` is missing: a listener of this source trusts several CAs, and any of them could issue these names",
+            r#"ca = "certs/github-ca.pem""#,
+        );
+    }
+    if roots.is_none() && names.is_empty() && subject.is_none() && fingerprints.is_empty() {
+        rule.remark("", "any certificate of the listener's CA will do", r#"names = ["hooks.example.com"]"#);
+    }
+    rule.finish();
+    Some(ClientCertRule { required, roots, names, subject, fingerprints })
+}
+
+pub(super) fn network(text: &str) -> Result<IpNet, String> {
+    let single = || text.parse::<std::net::IpAddr>().ok().map(IpNet::from);
+    let network: IpNet = text
+        .parse()
+        .ok()
+        .or_else(single)
+        .ok_or_else(|| format!("{text:?} is no address and no network (192.0.2.0/24)"))?;
+    if network.trunc() != network {
+        return Err(format!("{text:?} has bits behind its prefix; meant {}?", network.trunc()));
+    }
+    Ok(network)
+}
+
+fn host(text: &str) -> Result<String, String> {
+    let plain =
+        !text.is_empty() && text.len() <= 253 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+    let address = text.starts_with('[') && text.ends_with(']');
+    if plain || address {
+        Ok(text.trim_end_matches('.').to_ascii_lowercase())
+    } else {
+        Err(format!("{text:?} is no host name (no scheme, no port, no `*`)"))
+    }
+}

@@ -1,0 +1,131 @@
+//! `[upstreams.NAME]`: where parcels go.
+
+use super::reader::Table;
+use crate::deliver::{self, Balance, ClientIdentity, HealthCheck, Protocol, Settings, TlsSettings};
+use crate::gateway::UpstreamSettings;
+use crate::secret::Secret;
+use crate::verify::SigningKey;
+use http::Uri;
+use std::sync::Arc;
+use std::time::Duration;
+
+const MINUTES: Duration = Duration::from_secs(600);
+
+pub(super) fn read(name: &str, table: Table<'_>) -> Option<UpstreamSettings> {
+    let defaults = Settings::new(name.into(), Vec::new());
+    table.choice("kind", Some("http"), &[("http", ())]);
+    let urls = table.all_parsed("urls", url);
+    if urls.is_empty() {
+        table.error("", "`urls` is missing or empty", r#"urls = ["http://10.0.0.7:9000"]"#);
+    }
+    let millisecond = Duration::from_millis(1);
+    let timeout = table.duration("timeout", defaults.timeout, millisecond..=MINUTES);
+    let connect_timeout = table.duration("connect_timeout", defaults.connect_timeout, millisecond..=MINUTES);
+    let max_in_flight = count(table.count("max_in_flight", defaults.max_in_flight as u64, 1..=100_000));
+    let queue_timeout = table.duration("queue_timeout", defaults.queue_timeout, Duration::ZERO..=MINUTES);
+    let balance = table.choice(
+        "balance",
+        Some("least_requests"),
+        &[("least_requests", Balance::LeastRequests), ("round_robin", Balance::RoundRobin)],
+    );
+    let protocol = table.choice(
+        "protocol",
+        Some("auto"),
+        &[("auto", Protocol::Auto), ("http1", Protocol::Http1), ("http2", Protocol::Http2)],
+    );
+    let repeat_on_stale = table.flag("repeat_on_stale", true);
+    let max_idle_per_url = count(table.count("max_idle_per_url", defaults.max_idle_per_url as u64, 0..=10_000));
+    let idle_timeout = table.duration("idle_timeout", defaults.idle_timeout, Duration::from_millis(100)..=MINUTES);
+    let health = table.table("health").and_then(|health| {
+        let path = health.needed_text("path", r#"health = { path = "/healthz", interval = "5s" }"#);
+        if path.as_ref().is_some_and(|path| !path.starts_with('/') || path.parse::<http::uri::PathAndQuery>().is_err())
+        {
+            health.error("path", "is not a path that begins with `/`", "");
+        }
+        let interval = health.duration("interval", Duration::from_secs(5), Duration::from_millis(50)..=MINUTES);
+        let timeout = health.duration("timeout", deliver::DEFAULT_PROBE_TIMEOUT, Duration::from_millis(10)..=MINUTES);
+        health.finish();
+        Some(HealthCheck { path: path?, interval, timeout })
+    });
+    let tls = read_tls(&table, &urls);
+    let signs = table.table("sign").and_then(|sign| {
+        let secret = sign.secret("secret");
+        if !sign.has("secret") {
+            sign.error("", "`secret` is missing", r#"sign = { secret = { env = "INTERNAL_SECRET" } }"#);
+        }
+        let key = secret.and_then(|named| match SigningKey::standard_webhooks(&named.secret) {
+            Ok(key) => Some(key),
+            Err(error) => {
+                sign.error(
+                    "secret",
+                    error.to_string(),
+                    "whsec_ and the base64 of 24 to 64 random bytes: echo whsec_$(openssl rand -base64 32)",
+                );
+                None
+            }
+        });
+        sign.finish();
+        key.map(Arc::new)
+    });
+    let settings = Settings {
+        urls,
+        timeout,
+        connect_timeout,
+        max_in_flight,
+        queue_timeout,
+        balance: balance?,
+        health,
+        tls,
+        protocol: protocol?,
+        repeat_on_stale,
+        max_idle_per_url,
+        idle_timeout,
+        ..defaults
+    };
+    if !settings.urls.is_empty()
+        && let Err(error) = deliver::check(&settings)
+    {
+        table.error("", error.to_string(), "");
+    }
+    table.finish();
+    Some(UpstreamSettings { settings, signs })
+}
+
+fn count(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+fn url(text: &str) -> Result<Uri, String> {
+    // The text is not repeated: a user may have put a password into it.
+    let uri: Uri = text.parse().map_err(|_| "holds something that is no URL".to_owned())?;
+    match uri.scheme_str() {
+        Some("http" | "https") => {}
+        _ => return Err("holds a URL that does not begin with http:// or https://".to_owned()),
+    }
+    let authority = uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
+    if authority.contains('@') {
+        return Err("holds a URL with user information; upstreams take credentials from nowhere".to_owned());
+    }
+    if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+        return Err(format!("{text:?} holds a path; the path is the source's `upstream_path`"));
+    }
+    Ok(uri)
+}
+
+fn read_tls(table: &Table<'_>, urls: &[Uri]) -> TlsSettings {
+    let Some(tls) = table.table("tls") else { return TlsSettings::default() };
+    if urls.iter().all(|url| url.scheme_str() != Some("https")) {
+        tls.warn("", "has no effect: no url begins with https://", "");
+    }
+    let ca = tls.file("ca").map(|(_, pem)| pem);
+    let certificate = tls.file("certificate").map(|(_, pem)| pem);
+    let private_key = tls.file("private_key").map(|(_, pem)| Secret::new(pem));
+    if tls.has("certificate") != tls.has("private_key") {
+        tls.error("", "`certificate` and `private_key` go together", "");
+    }
+    let server_name = tls.text("server_name");
+    tls.finish();
+    let identity =
+        certificate.zip(private_key).map(|(certificate, private_key)| ClientIdentity { certificate, private_key });
+    TlsSettings { ca, identity, server_name }
+}

@@ -1,0 +1,417 @@
+//! One connection to one url: name, TCP, TLS, HTTP handshake.
+//!
+//! Invariant: the TLS provider and roots are the ones given here, never a process-wide default; a connection's tasks
+//! end when it is dropped; each connection knows how many bytes it has written and read, because whether a request may
+//! be repeated hangs on exactly that.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::{Authority, Scheme};
+use http_body_util::Full;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
+
+use super::failure::cause;
+use super::settings::BuildError;
+use crate::secret::Secret;
+
+/// Names of services resolve to a handful; a name with hundreds must not use up the time one address at a time.
+const MAX_ADDRESSES: usize = 8;
+/// hyper's floor for a connection's buffer.
+const LEAST_BUFFER: usize = 8 * 1024;
+const MAX_ANSWER_HEADERS: usize = 100;
+/// HTTP/2 asks a silent peer whether it lives while requests wait for it: all requests share the connection, and TCP
+/// alone would take a quarter of an hour to notice.
+const PING_EVERY: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Answers to webhooks are small; the window bounds what an upstream can make us hold.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Of unsent body, per stream; the body is in memory already.
+const SEND_BUFFER: usize = 64 * 1024;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// HTTP/1.1 in the clear; over TLS what the upstream prefers.
+    Auto,
+    Http1,
+    /// In the clear: prior knowledge. Over TLS: offered alone.
+    Http2,
+}
+
+/// All parts as they were read from files: PEM, not yet parsed.
+#[derive(Clone, Default)]
+pub(crate) struct TlsSettings {
+    /// None: the Mozilla roots.
+    pub(crate) ca: Option<Vec<u8>>,
+    pub(crate) identity: Option<ClientIdentity>,
+    /// The name to ask for and to find in the certificate, in place of the url's host.
+    pub(crate) server_name: Option<String>,
+}
+
+#[derive(Clone)]
+pub(crate) struct ClientIdentity {
+    pub(crate) certificate: Vec<u8>,
+    pub(crate) private_key: Secret,
+}
+
+impl TlsSettings {
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let same_identity = match (&self.identity, &other.identity) {
+            (None, None) => true,
+            (Some(one), Some(two)) => {
+                one.certificate == two.certificate && one.private_key.matches(two.private_key.expose())
+            }
+            _ => false,
+        };
+        self.ca == other.ca && self.server_name == other.server_name && same_identity
+    }
+}
+
+pub(super) struct Connector {
+    host: String,
+    port: u16,
+    protocol: Protocol,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+    http1: http1::Builder,
+    max_answer_head: usize,
+}
+
+pub(super) enum Opened {
+    Single(Single),
+    Shared(Shared),
+}
+
+pub(super) type Request = http::Request<Full<Bytes>>;
+
+/// HTTP/1: one request at a time.
+pub(super) struct Single {
+    pub(super) sender: http1::SendRequest<Full<Bytes>>,
+    pub(super) tally: Arc<Tally>,
+    /// It has brought an answer before this request.
+    pub(super) was_used: bool,
+    _task: EndOnDrop,
+}
+
+/// HTTP/2: many requests at once.
+pub(super) struct Shared {
+    pub(super) sender: http2::SendRequest<Full<Bytes>>,
+    /// How many streams the peer allows, as far as it is known.
+    pub(super) limit: Arc<AtomicUsize>,
+    /// It has brought an answer to some request.
+    pub(super) was_used: AtomicBool,
+    /// Closed when the connection has ended.
+    pub(super) ended: watch::Receiver<()>,
+    _tasks: watch::Sender<()>,
+}
+
+/// Bytes of HTTP (inside TLS), counted where they pass.
+#[derive(Default)]
+pub(super) struct Tally {
+    read: AtomicU64,
+    written: AtomicU64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Passed {
+    pub(super) read: u64,
+    pub(super) written: u64,
+}
+
+impl Connector {
+    pub(super) fn new(
+        url: &http::Uri,
+        tls: Option<&Arc<ClientConfig>>,
+        server_name: Option<&str>,
+        protocol: Protocol,
+        max_answer_head: usize,
+    ) -> Result<Self, BuildError> {
+        let invalid = |why: &'static str| BuildError::Url { url: without_user(url), why };
+        let authority = url.authority().ok_or_else(|| invalid("it has no host"))?;
+        if authority.as_str().contains('@') {
+            return Err(invalid("it carries a user or password"));
+        }
+        if !matches!(url.path(), "" | "/") || url.query().is_some() {
+            return Err(invalid("it has a path; use the source's upstream_path"));
+        }
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let is_tls = if url.scheme() == Some(&Scheme::HTTPS) {
+            true
+        } else if url.scheme() == Some(&Scheme::HTTP) {
+            false
+        } else {
+            return Err(invalid("its scheme is neither http nor https"));
+        };
+        let port = match (authority.port_u16(), is_tls) {
+            (Some(0), _) => return Err(invalid("its port is 0")),
+            (Some(port), _) => port,
+            (None, _) if authority.port().is_some() => {
+                return Err(invalid("its port is not a number below 65536"));
+            }
+            (None, true) => 443,
+            (None, false) => 80,
+        };
+        let tls = match tls {
+            Some(config) if is_tls => {
+                let name = server_name.unwrap_or(&host).to_owned();
+                let name = ServerName::try_from(name)
+                    .map_err(|_| invalid("its host or tls.server_name is no DNS name or address"))?;
+                Some((TlsConnector::from(Arc::clone(config)), name))
+            }
+            _ => None,
+        };
+        let mut http1 = http1::Builder::new();
+        http1
+            .max_buf_size(max_answer_head.max(LEAST_BUFFER))
+            .max_header_size(max_answer_head)
+            .max_headers(MAX_ANSWER_HEADERS);
+        Ok(Self { host, port, protocol, tls, http1, max_answer_head })
+    }
+
+    /// Whether several requests can be expected to share a connection, before there is one.
+    pub(super) fn expects_shared(&self) -> bool {
+        self.protocol == Protocol::Http2
+    }
+
+    /// The caller holds the deadline; `until` only lets each address have its share of the time.
+    pub(super) async fn open(&self, until: Instant) -> Result<Opened, String> {
+        let tcp = self.dial(until).await?;
+        // Heads and bodies are written whole; waiting for more would only add latency.
+        tcp.set_nodelay(true).map_err(|error| format!("connecting: {error}"))?;
+        let tally = Arc::new(Tally::default());
+        let Some((connector, name)) = &self.tls else {
+            let stream = Counted { inner: tcp, tally: Arc::clone(&tally) };
+            return match self.protocol {
+                Protocol::Auto | Protocol::Http1 => self.open_single(stream, tally).await,
+                Protocol::Http2 => self.open_shared(stream).await,
+            };
+        };
+        let tls =
+            connector.connect(name.clone(), tcp).await.map_err(|error| format!("TLS handshake: {}", cause(&error)))?;
+        let is_h2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+        let stream = Counted { inner: tls, tally: Arc::clone(&tally) };
+        match (is_h2, self.protocol) {
+            (true, _) => self.open_shared(stream).await,
+            (false, Protocol::Auto | Protocol::Http1) => self.open_single(stream, tally).await,
+            (false, Protocol::Http2) => Err("TLS handshake: the upstream does not offer HTTP/2".to_owned()),
+        }
+    }
+
+    async fn dial(&self, until: Instant) -> Result<TcpStream, String> {
+        let resolving = tokio::net::lookup_host((self.host.as_str(), self.port)).await;
+        let addresses: Vec<_> = resolving.map_err(|error| format!("resolving: {error}"))?.take(MAX_ADDRESSES).collect();
+        let mut last = "resolving: the name has no address".to_owned();
+        for (position, address) in addresses.iter().enumerate() {
+            let left = u32::try_from(addresses.len() - position).unwrap_or(1);
+            let share = until.saturating_duration_since(Instant::now()) / left;
+            last = match timeout(share, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => format!("connecting: {error}"),
+                Err(_) => "connecting: no answer in time".to_owned(),
+            };
+        }
+        Err(last)
+    }
+
+    async fn open_single<T>(&self, stream: Counted<T>, tally: Arc<Tally>) -> Result<Opened, String>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let shaken = self.http1.handshake(TokioIo::new(stream)).await;
+        let (sender, connection) = shaken.map_err(|error| format!("HTTP/1 handshake: {}", cause(&error)))?;
+        // How a connection ends is told to the request that was on it; one that ends idle concerns nobody.
+        let task = tokio::spawn(async move { drop(connection.await) });
+        Ok(Opened::Single(Single { sender, tally, was_used: false, _task: EndOnDrop(task.abort_handle()) }))
+    }
+
+    async fn open_shared<T>(&self, stream: Counted<T>) -> Result<Opened, String>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (tasks, stop) = watch::channel(());
+        let shaken = http2::Builder::new(UntilStopped(stop.clone()))
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(u32::try_from(self.max_answer_head).unwrap_or(u32::MAX))
+            .max_send_buf_size(SEND_BUFFER)
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .handshake(TokioIo::new(stream))
+            .await;
+        let (sender, connection) = shaken.map_err(|error| format!("HTTP/2 handshake: {}", cause(&error)))?;
+        let limit = Arc::new(AtomicUsize::new(connection.current_max_send_streams()));
+        let (lives, ended) = watch::channel(());
+        let known = Arc::clone(&limit);
+        hyper::rt::Executor::execute(&UntilStopped(stop), async move {
+            let mut connection = pin!(connection);
+            // The peer's limit is known only to the connection, which only this task can ask.
+            let outcome = poll_fn(|cx| {
+                let polled = connection.as_mut().poll(cx);
+                known.store(connection.current_max_send_streams(), Ordering::Relaxed);
+                polled
+            });
+            // As above: requests are told.
+            drop(outcome.await);
+            drop(lives);
+        });
+        Ok(Opened::Shared(Shared { sender, limit, was_used: AtomicBool::new(false), ended, _tasks: tasks }))
+    }
+}
+
+/// What all https urls of one upstream share: roots, identity, and what is offered.
+pub(super) fn client_config(settings: &TlsSettings, protocol: Protocol) -> Result<Arc<ClientConfig>, BuildError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| BuildError::Tls(error.to_string()))?
+        .with_root_certificates(roots(settings.ca.as_deref())?);
+    let mut config = match &settings.identity {
+        None => builder.with_no_client_auth(),
+        Some(identity) => {
+            let chain: Vec<_> = CertificateDer::pem_slice_iter(&identity.certificate)
+                .collect::<Result<_, _>>()
+                .map_err(|error| BuildError::Certificate(error.to_string()))?;
+            if chain.is_empty() {
+                return Err(BuildError::Certificate("no certificate in it".to_owned()));
+            }
+            // The parser's error could quote what it could not parse, and this is a key.
+            let key =
+                PrivateKeyDer::from_pem_slice(identity.private_key.expose()).map_err(|_| BuildError::PrivateKey)?;
+            builder.with_client_auth_cert(chain, key).map_err(|error| BuildError::Certificate(error.to_string()))?
+        }
+    };
+    config.alpn_protocols = match protocol {
+        Protocol::Auto => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+        Protocol::Http1 => vec![b"http/1.1".to_vec()],
+        Protocol::Http2 => vec![b"h2".to_vec()],
+    };
+    Ok(Arc::new(config))
+}
+
+fn roots(ca: Option<&[u8]>) -> Result<RootCertStore, BuildError> {
+    let mut roots = RootCertStore::empty();
+    let Some(pem) = ca else {
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+        return Ok(roots);
+    };
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(|error| BuildError::Ca(error.to_string()))?;
+        roots.add(certificate).map_err(|error| BuildError::Ca(error.to_string()))?;
+    }
+    if roots.is_empty() {
+        return Err(BuildError::Ca("no certificate in it".to_owned()));
+    }
+    Ok(roots)
+}
+
+fn without_user(url: &http::Uri) -> String {
+    let authority = url.authority().map_or("", Authority::as_str);
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    format!("{}://{host}", url.scheme_str().unwrap_or_default())
+}
+
+impl Tally {
+    pub(super) fn passed(&self) -> Passed {
+        Passed { read: self.read.load(Ordering::Acquire), written: self.written.load(Ordering::Acquire) }
+    }
+}
+
+struct EndOnDrop(AbortHandle);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Runs hyper's HTTP/2 tasks until the connection's owner drops the other end of the channel.
+#[derive(Clone)]
+struct UntilStopped(watch::Receiver<()>);
+
+impl<F> hyper::rt::Executor<F> for UntilStopped
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, task: F) {
+        let mut stop = self.0.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = task => {}
+                // Nothing is ever sent: this is the owner's drop.
+                _ = stop.changed() => {}
+            }
+        });
+    }
+}
+
+struct Counted<T> {
+    inner: T,
+    tally: Arc<Tally>,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut this.inner).poll_read(cx, buffer);
+        this.tally.read.fetch_add((buffer.filled().len() - before) as u64, Ordering::Release);
+        polled
+    }
+}
+
+impl<T: AsyncWrite + Unpin> Counted<T> {
+    fn count(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(written)) = polled {
+            self.tally.written.fetch_add(written as u64, Ordering::Release);
+        }
+        polled
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<T> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.inner).poll_write(cx, bytes);
+        this.count(polled)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.inner).poll_write_vectored(cx, slices);
+        this.count(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+    }
+}

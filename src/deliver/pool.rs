@@ -1,0 +1,361 @@
+//! The connections to one url: those at rest, and those that requests share.
+//!
+//! Own code, because two questions decide whether a delivery may be repeated: was anything written, and had the
+//! connection been used before. A general client answers neither with certainty.
+//!
+//! Invariant: an HTTP/1 connection rests here only after an answer was read to its clean end. Last in, first out: the
+//! warmest connection is the least likely to have been closed by the upstream, and the others may age and go. How many
+//! there are is bounded by the requests in flight plus `max_idle`.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::Response;
+use hyper::body::Incoming;
+use prometheus::IntGauge;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+
+use super::connect::{Connector, Opened, Request, Shared, Single};
+use super::failure::cause;
+
+/// A connection given back is ready again one turn of its task later. One that is not has an upstream that answered
+/// without reading the request to its end: not worth waiting for.
+const READY_WITHIN: Duration = Duration::from_millis(10);
+/// When a stream fails because its connection did, the connection's own task ends in the same breath.
+const END_SEEN_WITHIN: Duration = Duration::from_millis(50);
+
+pub(super) struct Pool {
+    connector: Connector,
+    connect_timeout: Duration,
+    max_idle: usize,
+    idle_timeout: Duration,
+    idle_gauge: IntGauge,
+    /// Learned from the last handshake: only then is it worth waiting for another request's connection.
+    shares: AtomicBool,
+    /// One at a time opens a connection that is to be shared, or a burst would open one each.
+    opening: tokio::sync::Mutex<()>,
+    /// Guards the two lists; never held across an await.
+    rest: Mutex<Rest>,
+}
+
+#[derive(Default)]
+struct Rest {
+    singles: VecDeque<Resting>,
+    shared: Vec<Arc<InUse>>,
+    is_swept: bool,
+}
+
+struct Resting {
+    single: Single,
+    since: Instant,
+    _counted: Counted,
+}
+
+struct InUse {
+    shared: Shared,
+    /// Raised under the pool's lock only, so that the peer's limit holds; lowered whenever a stream ends.
+    streams: AtomicUsize,
+    idle_since: Mutex<Instant>,
+}
+
+/// A connection for one request.
+pub(super) enum Lease {
+    Single(Single),
+    Shared(Stream),
+}
+
+pub(super) struct Stream {
+    connection: Arc<InUse>,
+    pool: Arc<Pool>,
+    was_used: bool,
+}
+
+/// Why there is no connection.
+pub(super) enum NoConnection {
+    Failed(String),
+    /// The whole exchange's time is over, not only the time for connecting.
+    TooLate,
+}
+
+/// Why there is no answer, and what the upstream can have seen of the request.
+pub(super) struct NoAnswer {
+    pub(super) nothing_written: bool,
+    /// The connection had served before, and ended without a byte of an answer to this request.
+    pub(super) was_stale: bool,
+    pub(super) detail: String,
+}
+
+impl Pool {
+    pub(super) fn new(
+        connector: Connector,
+        connect_timeout: Duration,
+        max_idle: usize,
+        idle_timeout: Duration,
+        idle_gauge: IntGauge,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            shares: AtomicBool::new(connector.expects_shared()),
+            connector,
+            connect_timeout,
+            max_idle,
+            idle_timeout,
+            idle_gauge,
+            opening: tokio::sync::Mutex::new(()),
+            rest: Mutex::default(),
+        })
+    }
+
+    /// `rested` says whether an HTTP/1 connection that has served before will do. A shared one always will: those
+    /// known to have failed are no longer in the list.
+    pub(super) async fn check_out(self: &Arc<Self>, rested: bool, deadline: Instant) -> Result<Lease, NoConnection> {
+        if rested && let Some(single) = self.wake_single(deadline).await {
+            return Ok(Lease::Single(single));
+        }
+        if let Some(stream) = self.join_shared() {
+            return Ok(Lease::Shared(stream));
+        }
+        let until = deadline.min(Instant::now() + self.connect_timeout);
+        match timeout_at(until, self.open(until)).await {
+            Ok(opened) => opened.map_err(NoConnection::Failed),
+            Err(_) if until == deadline => Err(NoConnection::TooLate),
+            Err(_) => Err(NoConnection::Failed(format!("connecting: not done after {:?}", self.connect_timeout))),
+        }
+    }
+
+    /// A connection of its own, past both lists: for health probes, which are to learn whether connecting works.
+    pub(super) async fn open_apart(self: &Arc<Self>, until: Instant) -> Result<Lease, String> {
+        Ok(match self.connector.open(until).await? {
+            Opened::Single(single) => Lease::Single(single),
+            Opened::Shared(shared) => Lease::Shared(Stream::new(InUse::new(shared), self)),
+        })
+    }
+
+    pub(super) fn give_back(self: &Arc<Self>, mut single: Single) {
+        if self.max_idle == 0 || single.sender.is_closed() {
+            return;
+        }
+        single.was_used = true;
+        let now = Instant::now();
+        let mut rest = self.lock();
+        if rest.singles.len() >= self.max_idle {
+            rest.singles.pop_front();
+        }
+        rest.singles.push_back(Resting { single, since: now, _counted: Counted::new(&self.idle_gauge) });
+        self.sweep_later(&mut rest, now);
+    }
+
+    async fn wake_single(&self, deadline: Instant) -> Option<Single> {
+        loop {
+            let mut single = {
+                let mut rest = self.lock();
+                let resting = rest.singles.pop_back()?;
+                if resting.since.elapsed() >= self.idle_timeout {
+                    // All others have rested longer.
+                    rest.singles.clear();
+                    return None;
+                }
+                resting.single
+            };
+            if single.sender.is_closed() {
+                continue;
+            }
+            let until = deadline.min(Instant::now() + READY_WITHIN);
+            if let Ok(Ok(())) = timeout_at(until, single.sender.ready()).await {
+                return Some(single);
+            }
+        }
+    }
+
+    fn join_shared(self: &Arc<Self>) -> Option<Stream> {
+        if !self.shares.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut rest = self.lock();
+        rest.shared.retain(|connection| !connection.is_over(self.idle_timeout));
+        let free = rest.shared.iter().filter(|connection| connection.has_room());
+        let least = free.min_by_key(|connection| connection.streams.load(Ordering::Relaxed))?;
+        Some(Stream::on(least, self))
+    }
+
+    async fn open(self: &Arc<Self>, until: Instant) -> Result<Lease, String> {
+        let turn = if self.shares.load(Ordering::Relaxed) {
+            let turn = self.opening.lock().await;
+            if let Some(stream) = self.join_shared() {
+                return Ok(Lease::Shared(stream));
+            }
+            Some(turn)
+        } else {
+            None
+        };
+        let opened = self.connector.open(until).await?;
+        let lease = match opened {
+            Opened::Single(single) => {
+                self.shares.store(false, Ordering::Relaxed);
+                Lease::Single(single)
+            }
+            Opened::Shared(shared) => {
+                self.shares.store(true, Ordering::Relaxed);
+                let stream = Stream::new(InUse::new(shared), self);
+                let mut rest = self.lock();
+                rest.shared.push(Arc::clone(&stream.connection));
+                self.sweep_later(&mut rest, Instant::now());
+                Lease::Shared(stream)
+            }
+        };
+        drop(turn);
+        Ok(lease)
+    }
+
+    /// No new request joins it; those that are on it go on.
+    fn retire(&self, connection: &Arc<InUse>) {
+        self.lock().shared.retain(|other| !Arc::ptr_eq(other, connection));
+    }
+
+    /// Connections at rest are closed on time although no request comes to look at them.
+    fn sweep_later(self: &Arc<Self>, rest: &mut Rest, now: Instant) {
+        if rest.is_swept {
+            return;
+        }
+        rest.is_swept = true;
+        let pool = Arc::downgrade(self);
+        let mut next = now + self.idle_timeout;
+        tokio::spawn(async move {
+            loop {
+                sleep_until(next).await;
+                let Some(pool) = pool.upgrade() else { return };
+                let Some(later) = pool.sweep() else { return };
+                next = later;
+            }
+        });
+    }
+
+    fn sweep(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let mut rest = self.lock();
+        rest.singles.retain(|resting| !resting.single.sender.is_closed() && now - resting.since < self.idle_timeout);
+        rest.shared.retain(|connection| !connection.is_over(self.idle_timeout));
+        rest.is_swept = !(rest.singles.is_empty() && rest.shared.is_empty());
+        let oldest = rest.singles.front().map_or(now, |resting| resting.since);
+        rest.is_swept.then_some(oldest + self.idle_timeout)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Rest> {
+        // The lists are whole between any two statements.
+        self.rest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl InUse {
+    fn new(shared: Shared) -> Arc<Self> {
+        Arc::new(Self { shared, streams: AtomicUsize::new(0), idle_since: Mutex::new(Instant::now()) })
+    }
+
+    fn is_over(&self, idle_timeout: Duration) -> bool {
+        let is_idle = self.streams.load(Ordering::Relaxed) == 0;
+        let idle_since = *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.sender.is_closed() || (is_idle && idle_since.elapsed() >= idle_timeout)
+    }
+
+    fn has_room(&self) -> bool {
+        // A peer that allows no stream for the moment (limit 0) must not make us open connection after connection.
+        self.streams.load(Ordering::Relaxed) < self.shared.limit.load(Ordering::Relaxed).max(1)
+    }
+}
+
+impl Lease {
+    pub(super) fn is_http2(&self) -> bool {
+        matches!(self, Self::Shared(_))
+    }
+
+    /// The caller holds the deadline. Dropping this half-way closes an HTTP/1 connection and resets an HTTP/2 stream.
+    pub(super) async fn send(&mut self, request: Request) -> Result<Response<Incoming>, NoAnswer> {
+        match self {
+            Self::Single(single) => {
+                let before = single.tally.passed();
+                single.sender.try_send_request(request).await.map_err(|mut error| {
+                    let after = single.tally.passed();
+                    NoAnswer {
+                        nothing_written: error.take_message().is_some() || after.written == before.written,
+                        was_stale: single.was_used && after.read == before.read,
+                        detail: cause(error.error()),
+                    }
+                })
+            }
+            Self::Shared(stream) => stream.send(request).await,
+        }
+    }
+
+    /// The time is over: whatever hangs there may hang the next request too.
+    pub(super) fn abandon(self) {
+        if let Self::Shared(stream) = self {
+            stream.pool.retire(&stream.connection);
+        }
+    }
+
+    /// The answer was read to its clean end.
+    pub(super) fn finish(self, pool: &Arc<Pool>) {
+        if let Self::Single(single) = self {
+            pool.give_back(single);
+        }
+    }
+}
+
+impl Stream {
+    fn new(connection: Arc<InUse>, pool: &Arc<Pool>) -> Self {
+        Self::on(&connection, pool)
+    }
+
+    fn on(connection: &Arc<InUse>, pool: &Arc<Pool>) -> Self {
+        connection.streams.fetch_add(1, Ordering::Relaxed);
+        let was_used = connection.shared.was_used.load(Ordering::Relaxed);
+        Self { connection: Arc::clone(connection), pool: Arc::clone(pool), was_used }
+    }
+
+    async fn send(&self, request: Request) -> Result<Response<Incoming>, NoAnswer> {
+        let shared = &self.connection.shared;
+        let mut error = match shared.sender.clone().try_send_request(request).await {
+            Ok(response) => {
+                shared.was_used.store(true, Ordering::Relaxed);
+                return Ok(response);
+            }
+            Err(error) => error,
+        };
+        // One stream can fail alone: that is an answer of a kind. Only the end of the whole connection is the
+        // keep-alive race. The sender of that channel never sends: a change is the connection's end.
+        let has_ended =
+            shared.sender.is_closed() || timeout(END_SEEN_WITHIN, shared.ended.clone().changed()).await.is_ok();
+        if has_ended {
+            self.pool.retire(&self.connection);
+        }
+        Err(NoAnswer {
+            nothing_written: error.take_message().is_some(),
+            was_stale: self.was_used && has_ended,
+            detail: cause(error.error()),
+        })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        *self.connection.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.connection.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One more on the gauge for as long as it lives.
+struct Counted(IntGauge);
+
+impl Counted {
+    fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -1,0 +1,191 @@
+//! The cheap refusals, before any byte of body: each looks at the head or at a table, and none spends anything of the
+//! source's budget.
+
+use super::source::{ClientCertRule, Source};
+use crate::client::ClientKey;
+use crate::clock::UnixMillis;
+use crate::refusal::Refusal;
+use crate::server::ClientCertificate;
+use http::request::Parts;
+use http::{HeaderMap, Version, header};
+use std::net::IpAddr;
+
+/// The authority that a request names: exactly one, and nothing but a host and perhaps a port.
+///
+/// RFC 9112 §3.2: a request with no `Host`, or more than one, or an invalid one, is answered with 400; an authority in
+/// the target wins over `Host`. In HTTP/2 it is `:authority` (RFC 9113 §8.3.1).
+pub(super) fn authority(parts: &Parts) -> Result<String, Refusal> {
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (_, Some(_)) => return Err(Refusal::Malformed),
+        (Some(value), None) => Some(value.to_str().map_err(|_| Refusal::Malformed)?),
+        (None, None) => None,
+    };
+    let named = match parts.uri.authority() {
+        Some(authority) => authority.as_str(),
+        None => host.ok_or(Refusal::Malformed)?,
+    };
+    if host.is_none() && parts.version == Version::HTTP_11 {
+        return Err(Refusal::Malformed);
+    }
+    let parsed: http::uri::Authority = named.parse().map_err(|_| Refusal::Malformed)?;
+    let plain = parsed.host().bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~[]:%".contains(&b));
+    if named.contains('@') || parsed.host().is_empty() || !plain {
+        return Err(Refusal::Malformed);
+    }
+    Ok(named.to_owned())
+}
+
+/// The host of an authority: lower case, without port and without a final dot.
+pub(super) fn host_of(authority: &str) -> String {
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !host.ends_with(':') => host,
+        _ => authority,
+    };
+    host.trim_end_matches('.').to_ascii_lowercase()
+}
+
+/// The framing that hyper accepts and we do not: a chunked body whose coding is not spelled exactly so, which another
+/// parser in the chain may read in another way.
+pub(super) fn framing(parts: &Parts) -> Result<(), Refusal> {
+    let mut codings = parts.headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(()),
+        (Some(one), None) if parts.version == Version::HTTP_11 && one.as_bytes().eq_ignore_ascii_case(b"chunked") => {
+            Ok(())
+        }
+        _ => Err(Refusal::TransferCoding),
+    }
+}
+
+pub(super) fn method(source: &Source, parts: &Parts) -> Result<(), Refusal> {
+    if source.settings.methods.contains(&parts.method) { Ok(()) } else { Err(Refusal::MethodNotAllowed) }
+}
+
+pub(super) fn content_type(source: &Source, headers: &HeaderMap) -> Result<(), Refusal> {
+    let allowed = &source.settings.content_types;
+    if allowed.is_empty() {
+        return Ok(());
+    }
+    let mut values = headers.get_all(header::CONTENT_TYPE).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return Err(Refusal::UnsupportedMediaType) };
+    let text = value.to_str().map_err(|_| Refusal::UnsupportedMediaType)?;
+    let essence = text.split(';').next().unwrap_or_default().trim();
+    let known = allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(essence));
+    if known { Ok(()) } else { Err(Refusal::UnsupportedMediaType) }
+}
+
+pub(super) fn address(source: &Source, client: IpAddr) -> Result<(), Refusal> {
+    let allowed = &source.settings.allow_ips;
+    if allowed.is_empty() || allowed.iter().any(|network| network.contains(&client)) {
+        Ok(())
+    } else {
+        Err(Refusal::AddressNotAllowed)
+    }
+}
+
+/// Whether the client certificate (if any) is one that the source takes. True: it was checked and passed.
+pub(super) fn certificate(
+    source: &Source,
+    presented: Option<&ClientCertificate>,
+    now: UnixMillis,
+) -> Result<bool, Refusal> {
+    let Some(rule) = &source.settings.client_cert else { return Ok(false) };
+    match presented {
+        Some(certificate) if rule.takes(certificate, now) => Ok(true),
+        Some(_) => Err(Refusal::ClientCertNotAllowed),
+        None if rule.required => Err(Refusal::ClientCertMissing),
+        None => Ok(false),
+    }
+}
+
+impl ClientCertRule {
+    /// The roots, if the source has its own, and then any one of the names, the subject or the fingerprints, if it
+    /// lists some. The names are SANs, exact, never the common name (RFC 9525 §2).
+    fn takes(&self, certificate: &ClientCertificate, now: UnixMillis) -> bool {
+        if let Some(roots) = &self.roots
+            && !roots.signed(certificate, now.as_secs())
+        {
+            return false;
+        }
+        if self.names.is_empty() && self.subject.is_none() && self.fingerprints.is_empty() {
+            return true;
+        }
+        let named = self.names.iter().any(|name| {
+            certificate.uris.contains(name) || certificate.dns_names.iter().any(|dns| dns.eq_ignore_ascii_case(name))
+        });
+        let subject = self.subject.as_deref().is_some_and(|subject| subject == certificate.subject);
+        named || subject || self.fingerprints.contains(&certificate.sha256)
+    }
+}
+
+/// A client that has failed too often, at a source whose proof can be guessed, is not listened to.
+pub(super) fn not_guessing(source: &Source, client: ClientKey) -> Result<(), Refusal> {
+    let verifier = &source.settings.verifier;
+    let guessing = verifier.is_guessable() && !verifier.has_signature() && source.budgets.failed_auth.is_spent(client);
+    if guessing { Err(Refusal::AuthThrottled) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Request;
+
+    fn parts(version: Version, uri: &str, headers: &[(&'static str, &'static str)]) -> Parts {
+        let mut request = Request::builder().version(version).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).expect("a request").into_parts().0
+    }
+
+    #[test]
+    fn a_request_names_exactly_one_valid_host() {
+        let h11 = |headers: &[(&'static str, &'static str)]| authority(&parts(Version::HTTP_11, "/x", headers));
+        assert_eq!(h11(&[("host", "Hooks.example.com:8443")]), Ok("Hooks.example.com:8443".to_owned()));
+        for wrong in [
+            &[][..],
+            &[("host", "")],
+            &[("host", "a"), ("host", "a")],
+            &[("host", "local host")],
+            &[("host", "a/x")],
+            &[("host", "u@a")],
+        ] {
+            assert_eq!(h11(wrong), Err(Refusal::Malformed), "{wrong:?}");
+        }
+        let absolute = parts(Version::HTTP_11, "http://right.test/x", &[("host", "wrong.test")]);
+        assert_eq!(authority(&absolute), Ok("right.test".to_owned()));
+        let h2 = parts(Version::HTTP_2, "https://right.test/x", &[]);
+        assert_eq!(authority(&h2), Ok("right.test".to_owned()));
+    }
+
+    #[test]
+    fn a_host_is_compared_without_case_port_and_final_dot() {
+        for text in ["Hooks.Example.com", "hooks.example.com:443", "hooks.example.com.", "hooks.example.com.:8443"] {
+            assert_eq!(host_of(text), "hooks.example.com");
+        }
+        assert_eq!(host_of("[2001:DB8::1]:8443"), "[2001:db8::1]");
+        assert_eq!(host_of("[2001:db8::1]"), "[2001:db8::1]");
+    }
+
+    #[test]
+    fn only_exactly_chunked_is_a_transfer_coding() {
+        let te = |values: &[&'static str]| {
+            let headers: Vec<_> = values.iter().map(|value| ("transfer-encoding", *value)).collect();
+            framing(&parts(Version::HTTP_11, "/x", &headers))
+        };
+        assert_eq!(te(&[]), Ok(()));
+        assert_eq!(te(&["chunked"]), Ok(()));
+        assert_eq!(te(&["Chunked"]), Ok(()));
+        for wrong in [
+            &["gzip, chunked"][..],
+            &["chunked, chunked"],
+            &[",chunked"],
+            &["identity"],
+            &["chunked", "chunked"],
+            &[""],
+        ] {
+            assert_eq!(te(wrong), Err(Refusal::TransferCoding), "{wrong:?}");
+        }
+    }
+}

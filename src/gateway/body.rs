@@ -1,0 +1,93 @@
+//! Reading the whole body under a cap, a deadline and a budget.
+//!
+//! Invariant: nothing is allocated for what was only declared; what has come is counted before it is kept; and a body
+//! always ends, because its deadline follows from its length: ten seconds and what `min_body_rate` needs, at most
+//! `body_timeout`.
+
+use super::budget::Share;
+use crate::refusal::Refusal;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// What a body of any length gets before its rate counts: a slow link's handshake, a cold sender.
+const GRACE: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    /// Bytes a second.
+    pub(crate) min_rate: u64,
+    pub(crate) longest: Duration,
+}
+
+impl Pace {
+    fn allowed(self, length: u64) -> Duration {
+        let needed = Duration::from_secs_f64(length as f64 / self.min_rate.max(1) as f64);
+        (GRACE + needed).min(self.longest)
+    }
+}
+
+/// What the head says of the body's length: more than `most` is refused before a byte is read.
+pub(crate) fn declared_too_large(body: &Incoming, most: u64) -> bool {
+    body.size_hint().lower() > most
+}
+
+pub(crate) async fn read(mut body: Incoming, most: u64, pace: Pace, share: &Share) -> Result<Bytes, Refusal> {
+    let started = Instant::now();
+    let declared = body.size_hint().exact();
+    let mut first = Bytes::new();
+    let mut rest: Option<BytesMut> = None;
+    let mut length = 0_u64;
+    loop {
+        let deadline = started + pace.allowed(declared.unwrap_or(length));
+        let frame = tokio::select! {
+            frame = timeout_at(deadline, body.frame()) => frame,
+            () = share.cut() => return Err(Refusal::BufferFull),
+        };
+        let data = match frame {
+            Err(_) => return Err(Refusal::BodyTimeout),
+            Ok(None) => break,
+            Ok(Some(Err(error))) => {
+                tracing::debug!(%error, "the body ended early");
+                return Err(Refusal::ClientGone);
+            }
+            // Trailers are dropped: nothing that comes behind the body is part of what was signed.
+            Ok(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => data,
+                Err(_) => continue,
+            },
+        };
+        length += data.len() as u64;
+        if length > most {
+            return Err(Refusal::TooLarge);
+        }
+        share.grow(data.len()).map_err(|_| Refusal::BufferFull)?;
+        match &mut rest {
+            None if first.is_empty() => first = data,
+            None => {
+                let mut joined = BytesMut::with_capacity(first.len() + data.len());
+                joined.extend_from_slice(&first);
+                joined.extend_from_slice(&data);
+                rest = Some(joined);
+            }
+            Some(joined) => joined.extend_from_slice(&data),
+        }
+    }
+    share.finish();
+    Ok(rest.map_or(first, BytesMut::freeze))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bodys_deadline_follows_from_its_length() {
+        let pace = Pace { min_rate: 64 * 1024, longest: Duration::from_secs(480) };
+        assert_eq!(pace.allowed(0), Duration::from_secs(10));
+        assert_eq!(pace.allowed(1024 * 1024), Duration::from_secs(26));
+        assert_eq!(pace.allowed(u64::MAX), Duration::from_secs(480));
+    }
+}

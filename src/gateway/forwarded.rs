@@ -1,0 +1,204 @@
+//! Whose request is it, when a proxy of ours brings it? And what do we tell the upstream of that?
+//!
+//! Invariant: only listed proxies are believed, hop by hop from the right: the first address that is not one of ours is
+//! the client. What stands left of it was written by a stranger. Nothing here affects routing or verification.
+
+use http::header::HeaderName;
+use http::{HeaderMap, HeaderValue};
+use ipnet::IpNet;
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+
+/// Hops that are read; a chain of more proxies of one's own is not a chain, it is an attack.
+const MOST_HOPS: usize = 32;
+
+/// The client's address, given who the connection is from and what that peer says.
+pub(crate) fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    let peer = peer.to_canonical();
+    if !is_trusted(peer, trusted) {
+        return peer;
+    }
+    let by_list = headers.contains_key("x-forwarded-for").then(|| walk(peer, list(headers), trusted));
+    let by_rfc7239 = headers.contains_key("forwarded").then(|| walk(peer, elements(headers), trusted));
+    match (by_list, by_rfc7239) {
+        (Some(client), None) | (None, Some(client)) => client,
+        (Some(one), Some(other)) if one == other => one,
+        // A proxy writes one of the two and may pass the other on as the sender wrote it. We cannot know which, so
+        // neither is believed, and the request counts as the proxy's own.
+        (Some(_), Some(_)) | (None, None) => peer,
+    }
+}
+
+fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
+    trusted.iter().any(|network| network.contains(&address))
+}
+
+/// From right to left: the first that is not ours, or the last that could be read.
+fn walk(peer: IpAddr, hops: Vec<Option<IpAddr>>, trusted: &[IpNet]) -> IpAddr {
+    let mut client = peer;
+    for hop in hops.into_iter().rev().take(MOST_HOPS) {
+        let Some(address) = hop else { break };
+        client = address;
+        if !is_trusted(address, trusted) {
+            break;
+        }
+    }
+    client
+}
+
+fn list(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
+    let values = headers.get_all("x-forwarded-for").iter();
+    values.flat_map(|value| value.to_str().unwrap_or("?").split(',')).map(|hop| node(hop.trim())).collect()
+}
+
+/// RFC 7239 §4: elements parted by commas, each a list of pairs parted by semicolons. Quoted commas and semicolons do
+/// not occur in the `for` of an honest proxy; an element that cannot be read ends the walk.
+fn elements(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
+    let values = headers.get_all("forwarded").iter();
+    let elements = values.flat_map(|value| value.to_str().unwrap_or("?").split(','));
+    elements
+        .map(|element| {
+            element.split(';').find_map(|pair| {
+                let (name, value) = pair.split_once('=')?;
+                if !name.trim().eq_ignore_ascii_case("for") {
+                    return None;
+                }
+                node(value.trim().trim_matches('"'))
+            })
+        })
+        .collect()
+}
+
+/// `192.0.2.1`, `192.0.2.1:8080`, `2001:db8::1`, `[2001:db8::1]` or `[2001:db8::1]:8080`.
+fn node(text: &str) -> Option<IpAddr> {
+    let bare = text.parse().ok();
+    let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
+    let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
+    bare.or_else(bracketed).or_else(with_port).map(|address: IpAddr| address.to_canonical())
+}
+
+/// How a request reached us.
+pub(crate) struct Arrival<'a> {
+    /// Of the connection (behind PROXY protocol).
+    pub(crate) peer: IpAddr,
+    pub(crate) scheme: &'static str,
+    pub(crate) authority: &'a str,
+    pub(crate) port: u16,
+}
+
+/// The forwarding headers for the upstream: a trusted proxy's are extended, anybody else's begin anew.
+pub(crate) fn headers(arrival: &Arrival<'_>, sent: &HeaderMap, trusted: &[IpNet]) -> Vec<(HeaderName, HeaderValue)> {
+    let peer = arrival.peer.to_canonical();
+    let believed = is_trusted(peer, trusted);
+    let kept = |name: &str| -> String {
+        if !believed {
+            return String::new();
+        }
+        let values = sent.get_all(name).iter().filter_map(|value| value.to_str().ok());
+        values.collect::<Vec<_>>().join(", ")
+    };
+    let appended = |chain: String, hop: String| if chain.is_empty() { hop } else { format!("{chain}, {hop}") };
+    let or = |kept: String, own: String| if kept.is_empty() { own } else { kept };
+
+    let mut hop = match peer {
+        IpAddr::V4(v4) => format!("for={v4}"),
+        IpAddr::V6(v6) => format!("for=\"[{v6}]\""),
+    };
+    // Writing to a String cannot fail. The authority was checked to be one, so it holds no quote.
+    let _ = write!(hop, ";host=\"{}\";proto={}", arrival.authority, arrival.scheme);
+    [
+        ("x-forwarded-for", appended(kept("x-forwarded-for"), peer.to_string())),
+        ("x-forwarded-proto", or(kept("x-forwarded-proto"), arrival.scheme.to_owned())),
+        ("x-forwarded-host", or(kept("x-forwarded-host"), arrival.authority.to_owned())),
+        ("x-forwarded-port", or(kept("x-forwarded-port"), arrival.port.to_string())),
+        ("forwarded", appended(kept("forwarded"), hop)),
+    ]
+    .into_iter()
+    .filter_map(|(name, value)| Some((HeaderName::from_static(name), HeaderValue::from_str(&value).ok()?)))
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trusted() -> Vec<IpNet> {
+        vec!["10.0.0.0/8".parse().expect("a network"), "fd00::/8".parse().expect("a network")]
+    }
+
+    fn client_of(peer: &str, sent: &[(&'static str, &'static str)]) -> String {
+        let mut headers = HeaderMap::new();
+        for (name, value) in sent {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        client(peer.parse().expect("an address"), &headers, &trusted()).to_string()
+    }
+
+    #[test]
+    fn a_stranger_is_who_the_connection_is_from() {
+        assert_eq!(client_of("192.0.2.1", &[("x-forwarded-for", "10.0.0.1")]), "192.0.2.1");
+    }
+
+    #[test]
+    fn a_listed_proxy_is_believed_from_the_right() {
+        assert_eq!(client_of("10.0.0.1", &[("x-forwarded-for", "1.1.1.1, 192.0.2.7")]), "192.0.2.7");
+        assert_eq!(client_of("10.0.0.1", &[("x-forwarded-for", "1.1.1.1, 192.0.2.7, 10.0.0.2")]), "192.0.2.7");
+        assert_eq!(
+            client_of("10.0.0.1", &[("x-forwarded-for", "1.1.1.1"), ("x-forwarded-for", "192.0.2.7")]),
+            "192.0.2.7"
+        );
+        assert_eq!(client_of("::ffff:10.0.0.1", &[("x-forwarded-for", "192.0.2.7:4711")]), "192.0.2.7");
+        assert_eq!(
+            client_of("fd00::1", &[("forwarded", "for=1.1.1.1, for=\"[2001:db8::7]:1\";proto=https")]),
+            "2001:db8::7"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_read_ends_the_walk() {
+        assert_eq!(client_of("10.0.0.1", &[("x-forwarded-for", "192.0.2.7, unknown")]), "10.0.0.1");
+        assert_eq!(client_of("10.0.0.1", &[("x-forwarded-for", "192.0.2.7, junk, 10.0.0.2")]), "10.0.0.2");
+        assert_eq!(client_of("10.0.0.1", &[("x-forwarded-for", "")]), "10.0.0.1");
+    }
+
+    #[test]
+    fn a_header_that_the_proxy_did_not_write_is_not_believed() {
+        let sent = [("x-forwarded-for", "192.0.2.7"), ("forwarded", "for=10.9.9.9")];
+        assert_eq!(client_of("10.0.0.1", &sent), "10.0.0.1");
+        let agreeing = [("x-forwarded-for", "192.0.2.7"), ("forwarded", "for=192.0.2.7")];
+        assert_eq!(client_of("10.0.0.1", &agreeing), "192.0.2.7");
+    }
+
+    #[test]
+    fn the_upstream_hears_a_trusted_proxys_chain_and_nobody_elses() {
+        let mut sent = HeaderMap::new();
+        sent.insert("x-forwarded-for", HeaderValue::from_static("192.0.2.7"));
+        sent.insert("x-forwarded-proto", HeaderValue::from_static("https"));
+        let told = |peer: &str| {
+            let arrival =
+                Arrival { peer: peer.parse().expect("an address"), scheme: "http", authority: "hooks.test", port: 80 };
+            let all = headers(&arrival, &sent, &trusted());
+            all.into_iter().map(|(n, v)| format!("{n}: {}", v.to_str().expect("text"))).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            told("10.0.0.1"),
+            [
+                "x-forwarded-for: 192.0.2.7, 10.0.0.1",
+                "x-forwarded-proto: https",
+                "x-forwarded-host: hooks.test",
+                "x-forwarded-port: 80",
+                "forwarded: for=10.0.0.1;host=\"hooks.test\";proto=http",
+            ]
+        );
+        assert_eq!(
+            told("198.51.100.9"),
+            [
+                "x-forwarded-for: 198.51.100.9",
+                "x-forwarded-proto: http",
+                "x-forwarded-host: hooks.test",
+                "x-forwarded-port: 80",
+                "forwarded: for=198.51.100.9;host=\"hooks.test\";proto=http",
+            ]
+        );
+    }
+}

@@ -1,0 +1,306 @@
+//! From the claim on: the part of the way that is detached from the connection.
+//!
+//! Invariant: a claim that was taken is committed on the upstream's 2xx and released on everything else, 4xx included:
+//! the provider will try again, and its retry must get through.
+
+use super::budget::{Place, Share};
+use super::receive::{Judged, Reply, refuse, refuse_after};
+use super::source::{OnDuplicate, OnReplay, PathRule, Source, UpstreamPath};
+use super::visit::Visit;
+use super::{Door, respond};
+use crate::client::ClientKey;
+use crate::clock::UnixMillis;
+use crate::deliver::{Answer, Fault, SendError};
+use crate::delivery::Delivery;
+use crate::parcel::{Parcel, Statement};
+use crate::refusal::Refusal;
+use crate::state::{Ask, Claim, Committed, Reservation, StateError};
+use crate::telemetry::Outcome;
+use crate::verify::Verified;
+use http::HeaderValue;
+use http::header::HeaderName;
+use sha2::{Digest, Sha256};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A claim outlives its signed time's tolerance by this much: clocks and slow bodies.
+const CLAIM_MARGIN: Duration = Duration::from_secs(60);
+
+/// A reservation outlives the longest that forwarding can take by this much.
+const LEASE_MARGIN: Duration = Duration::from_secs(10);
+
+/// How often a commit that failed after the upstream's 2xx is tried again, until its lease ends.
+const COMMIT_RETRY: Duration = Duration::from_millis(250);
+
+/// One delivery on its way.
+pub(super) struct Journey {
+    pub(super) door: Arc<Door>,
+    pub(super) source: Arc<Source>,
+    pub(super) key: ClientKey,
+    pub(super) forwarding: Vec<(HeaderName, HeaderValue)>,
+    pub(super) traceparent: HeaderValue,
+}
+
+/// What the claim says.
+enum Step {
+    Go(Option<Reservation>),
+    Stop(Refusal),
+    /// Answered as accepted, and not forwarded.
+    Acknowledge(Refusal),
+}
+
+impl Journey {
+    /// Steps 8 to 10. The permits are held until the upstream has answered.
+    pub(super) async fn conclude(self, judged: Judged, mut visit: Visit, _permits: (Share, Place)) -> Reply {
+        let observes = self.source.settings.observe;
+        let mut reservation = None;
+        if let Judged::Proven(verified) = &judged {
+            match self.claim(verified).await {
+                Step::Go(claimed) => reservation = claimed,
+                Step::Stop(refusal) | Step::Acknowledge(refusal) if observes => visit.would_refuse = Some(refusal),
+                Step::Stop(refusal) => return refuse(visit, refusal),
+                Step::Acknowledge(refusal) => {
+                    let reply = respond::acknowledge(&self.source.settings.acknowledge, &visit.request_id);
+                    visit.record(Outcome::Refused(refusal), reply.status());
+                    return reply;
+                }
+            }
+            // First deliveries alone spend the source's rate: neither a forgery nor a replay gets here.
+            if visit.would_refuse.is_none()
+                && let Err(wait) = self.source.budgets.spend(self.key)
+            {
+                if let Some(reservation) = reservation.take() {
+                    reservation.release();
+                }
+                if !observes {
+                    return refuse_after(visit, Refusal::RateLimited, Some(wait));
+                }
+                visit.would_refuse = Some(Refusal::RateLimited);
+            }
+        }
+        self.forward(judged, reservation, visit).await
+    }
+
+    async fn claim(&self, verified: &Verified) -> Step {
+        let now = self.door.clock.now();
+        let Some(ask) = self.ask(verified, now) else { return Step::Go(None) };
+        let settings = &self.source.settings;
+        let repeat = |refusal: Refusal, acknowledged: bool| match self.source.budgets.repeats.take(self.key) {
+            Err(_) => Step::Stop(Refusal::RateLimited),
+            Ok(()) if acknowledged => Step::Acknowledge(refusal),
+            Ok(()) => Step::Stop(refusal),
+        };
+        match self.source.ledger.reserve(ask, now).await {
+            Ok(Claim::First(reservation)) => Step::Go(Some(reservation)),
+            Ok(Claim::InFlight) => Step::Stop(Refusal::InFlight),
+            Ok(Claim::Replay) => repeat(Refusal::Replay, settings.on_replay == OnReplay::Acknowledge),
+            Ok(Claim::Duplicate(reservation)) => match settings.on_duplicate {
+                OnDuplicate::Forward => Step::Go(Some(reservation)),
+                OnDuplicate::Acknowledge | OnDuplicate::Reject => {
+                    reservation.release();
+                    repeat(Refusal::Duplicate, settings.on_duplicate == OnDuplicate::Acknowledge)
+                }
+            },
+            Err(StateError::Full) => Step::Stop(Refusal::ClaimsFull),
+            Err(StateError::Store(what)) => {
+                tracing::error!(source = &*settings.name, what, "the state store cannot reserve");
+                Step::Stop(Refusal::StateError)
+            }
+        }
+    }
+
+    /// What to claim, and for how long; None: this source has nothing to tell one delivery from another.
+    fn ask(&self, verified: &Verified, now: UnixMillis) -> Option<Ask> {
+        let settings = &self.source.settings;
+        let event = verified.event_id().map(|id| digest(b"event", id));
+        let keep_until = match (verified.signed_at(), verified.tolerance()) {
+            (Some(signed), Some(tolerance)) => signed.after(tolerance).after(CLAIM_MARGIN),
+            _ => now.after(settings.replay_window),
+        };
+        let (mut replay, mut event) = match (verified.replay_keys(), event) {
+            // Password, token or certificate alone: the id, where the configuration names one, stands for the delivery.
+            ([], Some(id)) if !settings.verifier.has_signature() => (vec![id], None),
+            (keys, event) => (keys.to_vec(), event),
+        };
+        if keep_until <= now {
+            replay.clear();
+        }
+        if settings.dedupe_window.is_zero() {
+            event = None;
+        }
+        if replay.is_empty() && event.is_none() {
+            return None;
+        }
+        let lease = self.lease();
+        Some(Ask { replay, keep_until, event, event_keep_until: now.after(settings.dedupe_window), lease })
+    }
+
+    /// Step 9: forward, relay the answer; commit on 2xx, release on everything else.
+    async fn forward(self, judged: Judged, reservation: Option<Reservation>, mut visit: Visit) -> Reply {
+        let parcel = self.pack(judged, &visit);
+        let begun = Instant::now();
+        visit.forwarded = true;
+        let sent = self.send(&parcel, reservation.as_ref()).await;
+        visit.forwarding = begun.elapsed();
+        let refusal = match sent {
+            Ok(answer) if answer.status.is_success() => {
+                if let Some(reservation) = reservation {
+                    self.commit(reservation).await;
+                }
+                visit.record(Outcome::Accepted, answer.status);
+                return respond::relay(answer, &visit.request_id);
+            }
+            Ok(answer) => {
+                if let Some(reservation) = reservation {
+                    reservation.release();
+                }
+                let outcome = if answer.status.is_server_error() {
+                    Outcome::Refused(Refusal::UpstreamError)
+                } else {
+                    Outcome::UpstreamRefused
+                };
+                visit.record(outcome, answer.status);
+                return respond::relay(answer, &visit.request_id);
+            }
+            Err(error) => {
+                let upstream: &str = &self.source.settings.upstream;
+                tracing::warn!(upstream, request_id = visit.request_id, "not forwarded: {error}");
+                match error.fault {
+                    Fault::Busy => Refusal::UpstreamBusy,
+                    Fault::Unavailable => Refusal::UpstreamUnavailable,
+                    Fault::TimedOut => Refusal::UpstreamTimeout,
+                    Fault::Broken => Refusal::UpstreamError,
+                }
+            }
+        };
+        if let Some(reservation) = reservation {
+            reservation.release();
+        }
+        refuse(visit, refusal)
+    }
+
+    /// Sends, and renews the lease while that takes its time: the lease is longer than any sending, but it is counted
+    /// by the wall clock, and that may be set forward meanwhile.
+    async fn send(&self, parcel: &Parcel, reservation: Option<&Reservation>) -> Result<Answer, SendError> {
+        let lease = self.lease();
+        let mut sending = pin!(self.source.destination.send(parcel));
+        loop {
+            if let Ok(sent) = tokio::time::timeout(lease / 4, &mut sending).await {
+                return sent;
+            }
+            if let Some(reservation) = reservation {
+                reservation.renew(self.door.clock.now(), lease);
+            }
+        }
+    }
+
+    /// Longer than forwarding can take.
+    fn lease(&self) -> Duration {
+        self.source.destination.longest() + LEASE_MARGIN
+    }
+
+    fn pack(&self, judged: Judged, visit: &Visit) -> Parcel {
+        let delivery = match &judged {
+            Judged::Proven(verified) => verified.delivery(),
+            Judged::Unproven(delivery, _) => delivery,
+        };
+        let path_and_query = self.upstream_path(delivery);
+        let added = match (&judged, &self.source.signs) {
+            (Judged::Proven(verified), Some(key)) => {
+                key.sign(&self.delivery_id(verified, visit), self.door.clock.now(), &delivery.body)
+            }
+            _ => Vec::new(),
+        };
+        let statement = Statement {
+            source: &self.source.settings.name,
+            request_id: &visit.request_id,
+            client_certificate: visit.certificate.as_ref().map(|certificate| certificate.subject.as_str()),
+            forwarding: self.forwarding.clone(),
+            traceparent: self.traceparent.clone(),
+            added,
+        };
+        match (judged, visit.would_refuse) {
+            (Judged::Proven(verified), None) => Parcel::pack(*verified, path_and_query, &visit.checks, statement),
+            (Judged::Proven(verified), Some(would)) => {
+                Parcel::pack_unproven(verified.into_delivery(), path_and_query, would.label(), statement)
+            }
+            (Judged::Unproven(delivery, would), _) => {
+                Parcel::pack_unproven(*delivery, path_and_query, would.label(), statement)
+            }
+        }
+    }
+
+    fn upstream_path(&self, delivery: &Delivery) -> String {
+        let settings = &self.source.settings;
+        let mut path = match (&settings.upstream_path, &settings.path) {
+            (None, _) => delivery.path.clone(),
+            (Some(UpstreamPath::Whole(path)), _) => path.clone(),
+            (Some(UpstreamPath::Prefix(new)), PathRule::Prefix(old)) => {
+                format!("{new}{}", delivery.path.strip_prefix(old.as_str()).unwrap_or_default())
+            }
+            (Some(UpstreamPath::Prefix(new)), PathRule::Exact(_)) => new.clone(),
+        };
+        if let Some(query) = &delivery.query {
+            path.push('?');
+            path.push_str(query);
+        }
+        path
+    }
+
+    /// One name for a delivery, the same for every retry of it: the id if the signature covers it, else the digest of
+    /// what was signed, else this request's own.
+    fn delivery_id(&self, verified: &Verified, visit: &Visit) -> String {
+        match (verified.event_id(), verified.replay_keys()) {
+            (Some(id), _) if verified.event_id_is_signed() && id.len() <= 128 => id.to_owned(),
+            (_, [key, ..]) => hex::encode(key),
+            _ => visit.request_id.clone(),
+        }
+    }
+
+    /// Makes the claim lasting. Where the store fails the upstream's 2xx stands; the store is tried again until the
+    /// lease ends, and copies that come meanwhile are told that one is in flight.
+    async fn commit(&self, mut reservation: Reservation) {
+        let now = self.door.clock.now();
+        match reservation.commit(now).await {
+            Ok(Committed::Yes) => return,
+            Ok(Committed::Lost) => {
+                tracing::warn!(
+                    source = &*self.source.settings.name,
+                    "the claim's lease ended before the upstream answered; a copy may have passed"
+                );
+                self.door.metrics.commit_failures.inc();
+                return;
+            }
+            Err(error) => {
+                tracing::error!(source = &*self.source.settings.name, %error, "the claim could not be committed; trying on")
+            }
+        }
+        let door = self.door.clone();
+        let until = now.after(self.lease());
+        let work = door.detached.clone().try_acquire_owned();
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(COMMIT_RETRY).await;
+                let now = door.clock.now();
+                if reservation.commit(now).await.is_ok() {
+                    break;
+                }
+                if now >= until {
+                    door.metrics.commit_failures.inc();
+                    tracing::error!("a claim was given up after its lease: a copy of its delivery would pass");
+                    break;
+                }
+            }
+            drop(work);
+        });
+    }
+}
+
+fn digest(kind: &[u8], text: &str) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(kind);
+    hash.update([0]);
+    hash.update(text.as_bytes());
+    hash.finalize().into()
+}

@@ -1,0 +1,253 @@
+//! The request path: one immutable snapshot of the configuration at work, and what outlives it.
+//!
+//! Invariant: a request takes one `Arc<Gateway>` and is judged by it to its end. Claims, counters, pools, rates and the
+//! clock outlive snapshots, so that a reload neither forgets a delivery nor refills a budget.
+
+mod admit;
+mod body;
+mod budget;
+mod forwarded;
+mod journey;
+mod receive;
+mod respond;
+pub(crate) mod source;
+mod visit;
+
+use crate::clock::Clock;
+use crate::deliver::{self, Destination};
+use crate::state::{Quota, State};
+use crate::telemetry::{Audit, Metrics};
+use crate::verify::SigningKey;
+use arc_swap::ArcSwap;
+use body::Pace;
+use budget::{Buffer, InFlight};
+use ipnet::IpNet;
+use source::{Budgets, Source, Sources};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Clients that failed too often still have their signatures verified, so many at a time: genuine senders share
+/// addresses with forgers, but forgers may not have the processor.
+const THROTTLED_VERIFICATIONS: usize = 4;
+
+/// The part of `[limits]` that the request path keeps.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    pub(crate) max_buffered: u64,
+    pub(crate) max_requests_per_client: usize,
+    pub(crate) min_body_rate: u64,
+    pub(crate) body_timeout: Duration,
+    pub(crate) failed_auth: Quota,
+}
+
+/// What the request path knows of a listener.
+#[derive(Clone, Debug)]
+pub(crate) struct ListenerView {
+    pub(crate) name: Arc<str>,
+    pub(crate) trusted_proxies: Arc<[IpNet]>,
+}
+
+pub(crate) struct UpstreamSettings {
+    pub(crate) settings: deliver::Settings,
+    pub(crate) signs: Option<Arc<SigningKey>>,
+}
+
+/// Everything that a snapshot is made of.
+pub(crate) struct Plan {
+    pub(crate) limits: Limits,
+    pub(crate) listeners: Vec<ListenerView>,
+    pub(crate) upstreams: BTreeMap<String, UpstreamSettings>,
+    pub(crate) sources: Vec<source::Settings>,
+}
+
+/// A snapshot.
+pub(crate) struct Gateway {
+    pace: Pace,
+    listeners: HashMap<Arc<str>, ListenerView>,
+    pub(crate) upstreams: BTreeMap<String, Arc<Destination>>,
+    pub(crate) sources: Sources,
+}
+
+/// The process's side of the request path: the snapshot in force and what outlives it.
+pub(crate) struct Door {
+    current: ArcSwap<Gateway>,
+    pub(crate) clock: Arc<Clock>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) audit: Audit,
+    pub(crate) state: Arc<State>,
+    buffer: Arc<Buffer>,
+    in_flight: Arc<InFlight>,
+    throttled: Arc<Semaphore>,
+    draining: AtomicBool,
+    /// One permit per detached piece of work, so that a drain can wait for them.
+    detached: Arc<Semaphore>,
+}
+
+/// As many pieces of detached work as there can be requests; the semaphore only counts.
+const MOST_DETACHED: u32 = 1 << 24;
+
+impl Door {
+    pub(crate) fn open(
+        plan: Plan,
+        clock: Arc<Clock>,
+        metrics: Arc<Metrics>,
+        audit: Audit,
+        state: Arc<State>,
+    ) -> Result<Arc<Self>, deliver::BuildError> {
+        let buffer = Buffer::new(plan.limits.max_buffered, metrics.buffered_bytes.clone());
+        let in_flight = InFlight::new(plan.limits.max_requests_per_client);
+        let gateway = Gateway::build(plan, None, &metrics, &state)?;
+        Ok(Arc::new(Self {
+            current: ArcSwap::from_pointee(gateway),
+            clock,
+            metrics,
+            audit,
+            state,
+            buffer,
+            in_flight,
+            throttled: Arc::new(Semaphore::new(THROTTLED_VERIFICATIONS)),
+            draining: AtomicBool::new(false),
+            detached: Arc::new(Semaphore::new(MOST_DETACHED as usize)),
+        }))
+    }
+
+    pub(crate) fn snapshot(&self) -> Arc<Gateway> {
+        self.current.load_full()
+    }
+
+    /// Swaps the configuration whole. Requests under way finish on the old one.
+    pub(crate) fn swap(&self, plan: Plan) -> Result<(), deliver::BuildError> {
+        let limits = plan.limits.clone();
+        let old = self.current.load_full();
+        let new = Gateway::build(plan, Some(&old), &self.metrics, &self.state)?;
+        self.buffer.resize(limits.max_buffered);
+        self.in_flight.resize(limits.max_requests_per_client);
+        for source in old.sources.all() {
+            let kept = new.sources.all().iter().any(|new| new.settings.name == source.settings.name);
+            if !kept {
+                self.metrics.forget_source(&source.settings.name, &source.settings.secret_names);
+            }
+        }
+        self.current.store(Arc::new(new));
+        Ok(())
+    }
+
+    pub(crate) fn start_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Why nothing should be sent here now; None: ready.
+    pub(crate) fn unready(&self) -> Option<&'static str> {
+        let gateway = self.current.load();
+        if self.draining.load(Ordering::Relaxed) {
+            Some("draining")
+        } else if !self.state.is_healthy() {
+            Some("the state store does not work")
+        } else if !gateway.upstreams.is_empty() && !gateway.upstreams.values().any(|upstream| upstream.can_forward()) {
+            Some("no upstream can be reached")
+        } else {
+            None
+        }
+    }
+
+    /// Waits until all detached work has ended. Call it when nothing new can begin.
+    pub(crate) async fn quiet(&self) {
+        // The semaphore is never closed; were it, there would be nothing to wait for.
+        let _ = self.detached.acquire_many(MOST_DETACHED).await;
+    }
+
+    /// Gauges that are read, not kept: called before the metrics are written out.
+    pub(crate) fn refresh_gauges(&self) {
+        for source in self.current.load().sources.all() {
+            source.meters.claims.set(i64::try_from(source.ledger.len()).unwrap_or(i64::MAX));
+            source.meters.claims_limit.set(i64::try_from(source.ledger.capacity()).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Lets go of expired claims of sources that are quiet; busy ones do it as they go.
+    pub(crate) fn sweep(&self) {
+        let now = self.clock.now();
+        for source in self.current.load().sources.all() {
+            source.ledger.sweep(now);
+            let (held, most) = (source.ledger.len(), source.ledger.capacity());
+            if held * 5 >= most * 4 {
+                let name: &str = &source.settings.name;
+                tracing::warn!(
+                    source = name,
+                    held,
+                    most,
+                    "the claim table is over 80 % full; at 100 % senders get 503: raise max_claims"
+                );
+            }
+        }
+    }
+}
+
+impl Gateway {
+    fn build(
+        plan: Plan,
+        previous: Option<&Self>,
+        metrics: &Metrics,
+        state: &State,
+    ) -> Result<Self, deliver::BuildError> {
+        let mut upstreams = BTreeMap::new();
+        let mut signing = HashMap::new();
+        for (name, upstream) in plan.upstreams {
+            // An upstream whose settings did not change keeps its connections, its health and its places.
+            let kept =
+                previous.and_then(|gateway| gateway.upstreams.get(&name)).filter(|old| old.has(&upstream.settings));
+            let destination = match kept {
+                Some(old) => old.clone(),
+                None => {
+                    let meters = upstream_meters(metrics, &upstream.settings);
+                    Destination::start(upstream.settings, meters)?
+                }
+            };
+            signing.insert(name.clone(), upstream.signs);
+            upstreams.insert(name, destination);
+        }
+        let mut sources = Vec::new();
+        for settings in plan.sources {
+            let Some(destination) = upstreams.get(&settings.upstream).cloned() else { continue };
+            let before = previous
+                .and_then(|gateway| gateway.sources.all().iter().find(|old| old.settings.name == settings.name));
+            let budgets = match before {
+                Some(old) if old.budgets.are_for(&settings.rate_limits, plan.limits.failed_auth) => old.budgets.clone(),
+                _ => Arc::new(Budgets::new(&settings.rate_limits, plan.limits.failed_auth)),
+            };
+            sources.push(Arc::new(Source {
+                ledger: state.ledger(&settings.name, settings.max_claims),
+                meters: metrics.source(&settings.name, &settings.secret_names, settings.observe),
+                signs: signing.get(&settings.upstream).cloned().flatten(),
+                destination,
+                budgets,
+                settings,
+            }));
+        }
+        Ok(Self {
+            pace: Pace { min_rate: plan.limits.min_body_rate, longest: plan.limits.body_timeout },
+            listeners: plan.listeners.into_iter().map(|view| (view.name.clone(), view)).collect(),
+            upstreams,
+            sources: Sources::new(sources),
+        })
+    }
+
+    fn trusted(&self, listener: &str) -> &[IpNet] {
+        self.listeners.get(listener).map_or(&[], |view| &view.trusted_proxies)
+    }
+}
+
+fn upstream_meters(metrics: &Metrics, settings: &deliver::Settings) -> deliver::Meters {
+    let name = &settings.name;
+    deliver::Meters {
+        requests: deliver::Ending::ALL.map(|ending| metrics.upstream_requests(name, ending.label())),
+        duration: metrics.upstream_seconds(name),
+        healthy: settings.urls.iter().map(|url| metrics.upstream_healthy(name, &url.to_string())).collect(),
+        in_flight: metrics.upstream_in_flight(name),
+        idle_connections: metrics.upstream_idle_connections(name),
+        repeats: metrics.upstream_repeats(name),
+    }
+}

@@ -1,0 +1,273 @@
+//! The way of a request, one step a line: its order is the security argument (README, "The way of a request").
+//!
+//! Invariant: nothing is claimed before it is proven, nothing is forwarded before it is claimed, and from the claim on
+//! the work is detached from the connection: hyper drops the handler when a sender hangs up, and that must not strand a
+//! claim or leave a request without a record.
+
+use super::budget::Place;
+use super::journey::Journey;
+use super::source::Source;
+use super::visit::Visit;
+use super::{Door, Gateway, admit, body, forwarded, respond};
+use crate::client::ClientKey;
+use crate::delivery::Delivery;
+use crate::refusal::Refusal;
+use crate::server::Peer;
+use crate::telemetry::Outcome;
+use crate::verify::{Refused, Verified};
+use http::header;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Request, Response, Version};
+use hyper::body::Incoming;
+use respond::{Details, ReplyBody};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Judging more than this is work for a thread of its own: hashing it takes longer than a task may hold its worker.
+const LARGE_BODY: usize = 256 * 1024;
+
+pub(super) type Reply = Response<ReplyBody>;
+
+/// Judged: proven, or (in observe mode alone) known to be one that enforcing would refuse.
+pub(super) enum Judged {
+    Proven(Box<Verified>),
+    Unproven(Box<Delivery>, Refusal),
+}
+
+impl Door {
+    pub(crate) async fn receive(self: Arc<Self>, request: Request<Incoming>, peer: Arc<Peer>) -> Reply {
+        let gateway = self.snapshot();
+        let (parts, incoming) = request.into_parts();
+        let client = forwarded::client(peer.address.ip(), &parts.headers, gateway.trusted(&peer.listener));
+        let path = parts.uri.path().to_owned();
+        let mut visit = Visit::begin(self.clone(), peer.listener.clone(), parts.method.clone(), path, client);
+        visit.certificate = peer.tls.as_ref().and_then(|tls| tls.certificate.clone());
+        // Bytes behind a chunked body could be another parser's idea of where it ended: that connection ends with it.
+        let close = parts.version == Version::HTTP_11 && parts.headers.contains_key(header::TRANSFER_ENCODING);
+        let mut reply = self.pass(&gateway, parts, incoming, &peer, visit).await;
+        if close {
+            reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        reply
+    }
+
+    async fn pass(
+        self: &Arc<Self>,
+        gateway: &Arc<Gateway>,
+        parts: Parts,
+        incoming: Incoming,
+        peer: &Peer,
+        mut visit: Visit,
+    ) -> Reply {
+        let key = ClientKey::of(visit.client);
+
+        let authority = match find(gateway, &parts, peer, &mut visit) {
+            Ok(authority) => authority,
+            Err(refusal) => return refuse(visit, refusal),
+        };
+        let Some(source) = visit.source.clone() else { return refuse(visit, Refusal::NoSource) };
+        let (place, with_certificate) = match self.admit(&source, &parts, &incoming, key, &visit) {
+            Ok(admitted) => admitted,
+            Err(refusal) => return refuse(visit, refusal),
+        };
+
+        let share = self.buffer.share(key, source.settings.name.clone(), visit.started);
+        let body = match body::read(incoming, source.settings.max_body, gateway.pace, &share).await {
+            Ok(body) => body,
+            Err(refusal) => return refuse(visit, refusal),
+        };
+        visit.body_bytes = body.len();
+        let arrival = forwarded::Arrival {
+            peer: peer.address.ip(),
+            scheme: if peer.tls.is_some() { "https" } else { "http" },
+            authority: &authority,
+            port: peer.local.port(),
+        };
+        let trusted = gateway.trusted(&peer.listener);
+        let forwarding = forwarded::headers(&arrival, &parts.headers, trusted);
+        let traceparent =
+            traceparent(&parts.headers, trusted.iter().any(|net| net.contains(&arrival.peer.to_canonical())));
+        let delivery = Delivery {
+            method: parts.method,
+            scheme: arrival.scheme,
+            query: parts.uri.query().map(str::to_owned),
+            path: visit.path.clone(),
+            authority,
+            headers: parts.headers,
+            body,
+        };
+
+        let judged = match self.judge(&source, delivery, key, with_certificate, &mut visit).await {
+            Ok(judged) => judged,
+            Err(refusal) => return refuse(visit, refusal),
+        };
+        if let Judged::Proven(verified) = &judged
+            && let Some(answer) = verified.challenge()
+        {
+            if source.budgets.handshakes.take().is_err() {
+                return refuse(visit, Refusal::ChallengeLimited);
+            }
+            let reply = respond::challenge(answer, &visit.request_id);
+            visit.record(Outcome::Challenge, reply.status());
+            return reply;
+        }
+
+        let Ok(work) = self.detached.clone().try_acquire_owned() else { return refuse(visit, Refusal::ClientBusy) };
+        let journey = Journey { door: self.clone(), source, key, forwarding, traceparent };
+        let task = tokio::spawn(async move {
+            let reply = journey.conclude(judged, visit, (share, place)).await;
+            drop(work);
+            reply
+        });
+        // A panic in there was recorded by the visit's Drop; this request is lost, the process goes on.
+        task.await.unwrap_or_else(|_| respond::refuse(Refusal::Internal, "", &Details::default()))
+    }
+
+    fn admit(
+        &self,
+        source: &Source,
+        parts: &Parts,
+        incoming: &Incoming,
+        key: ClientKey,
+        visit: &Visit,
+    ) -> Result<(Place, bool), Refusal> {
+        admit::method(source, parts)?;
+        admit::content_type(source, &parts.headers)?;
+        if body::declared_too_large(incoming, source.settings.max_body) {
+            return Err(Refusal::TooLarge);
+        }
+        admit::address(source, visit.client)?;
+        let with_certificate = admit::certificate(source, visit.certificate.as_deref(), self.clock.now())?;
+        admit::not_guessing(source, key)?;
+        let place = self.in_flight.enter(key).ok_or(Refusal::ClientBusy)?;
+        if source.destination.is_saturated() {
+            return Err(Refusal::UpstreamBusy);
+        }
+        Ok((place, with_certificate))
+    }
+
+    /// Step 6. In observe mode a refusal is only noted.
+    async fn judge(
+        &self,
+        source: &Arc<Source>,
+        delivery: Delivery,
+        key: ClientKey,
+        with_certificate: bool,
+        visit: &mut Visit,
+    ) -> Result<Judged, Refusal> {
+        let throttled = source.budgets.failed_auth.is_spent(key) && !source.settings.observe;
+        let _turn = match throttled {
+            true => Some(self.throttled.try_acquire().map_err(|_| Refusal::AuthThrottled)?),
+            false => None,
+        };
+        let begun = Instant::now();
+        let now = self.clock.now();
+        let judged = if delivery.body.len() > LARGE_BODY {
+            let source = source.clone();
+            let judging = tokio::task::spawn_blocking(move || source.settings.verifier.judge(delivery, now));
+            judging.await.map_err(|_| Refusal::Internal)?
+        } else {
+            source.settings.verifier.judge(delivery, now)
+        };
+        visit.verifying = begun.elapsed();
+        source.meters.verify.observe(visit.verifying.as_secs_f64());
+        match judged {
+            Ok(verified) => {
+                visit.proven(&verified);
+                visit.checks = verified.checks().join(", ");
+                if with_certificate {
+                    let comma = if visit.checks.is_empty() { "" } else { ", " };
+                    visit.checks.push_str(comma);
+                    visit.checks.push_str("client_cert");
+                }
+                for gauge in verified.secrets_used().filter_map(|index| source.meters.secrets_last_used.get(index)) {
+                    gauge.set(now.as_secs() as f64);
+                }
+                Ok(Judged::Proven(Box::new(verified)))
+            }
+            Err(Refused { delivery, refusal, note }) if source.settings.observe => {
+                visit.note = note;
+                visit.would_refuse = Some(refusal);
+                Ok(Judged::Unproven(delivery, refusal))
+            }
+            Err(Refused { refusal, note, .. }) => {
+                visit.note = note;
+                let over = refusal.is_unproven() && source.budgets.failed_auth.take(key).is_err();
+                Err(if over { Refusal::AuthThrottled } else { refusal })
+            }
+        }
+    }
+}
+
+/// Steps 2 and 3: which source is meant, on this listener and under this name.
+fn find(gateway: &Gateway, parts: &Parts, peer: &Peer, visit: &mut Visit) -> Result<String, Refusal> {
+    admit::framing(parts)?;
+    let authority = admit::authority(parts)?;
+    let host = admit::host_of(&authority);
+    if let Some(tls) = &peer.tls
+        && let Some(asked) = &tls.server_name
+        && !asked.eq_ignore_ascii_case(&host)
+        && !tls.served.serves(&host)
+    {
+        return Err(Refusal::Misdirected);
+    }
+    let source = gateway.sources.find(&host, parts.uri.path(), &peer.listener).ok_or(Refusal::NoSource)?;
+    visit.source = Some(source.clone());
+    Ok(authority)
+}
+
+pub(super) fn refuse(visit: Visit, refusal: Refusal) -> Reply {
+    refuse_after(visit, refusal, None)
+}
+
+pub(super) fn refuse_after(mut visit: Visit, refusal: Refusal, wait: Option<Duration>) -> Reply {
+    let details = Details {
+        source: visit.source.as_deref(),
+        wait,
+        // What is left of a body that was not read is of no use to anybody.
+        close: visit.body_bytes == 0
+            && matches!(
+                refusal,
+                Refusal::TooLarge | Refusal::BodyTimeout | Refusal::TransferCoding | Refusal::Malformed
+            ),
+    };
+    let reply = respond::refuse(refusal, &visit.request_id, &details);
+    visit.record(Outcome::Refused(refusal), reply.status());
+    reply
+}
+
+/// W3C Trace Context: a trusted proxy's trace goes on with a new parent id; anybody else's begins here.
+fn traceparent(headers: &HeaderMap, believed: bool) -> HeaderValue {
+    let parent: [u8; 8] = rand::random();
+    let kept =
+        headers.get("traceparent").filter(|_| believed).and_then(|value| value.to_str().ok()).and_then(|value| {
+            let mut parts = value.split('-');
+            let (version, trace, _, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+            let lower_hex = |text: &str, length: usize| {
+                text.len() == length && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+            };
+            let valid =
+                version == "00" && lower_hex(trace, 32) && lower_hex(flags, 2) && trace.bytes().any(|b| b != b'0');
+            valid.then(|| format!("00-{trace}-{}-{flags}", hex::encode(parent)))
+        });
+    let text =
+        kept.unwrap_or_else(|| format!("00-{}-{}-01", hex::encode(rand::random::<[u8; 16]>()), hex::encode(parent)));
+    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trusted_proxys_trace_goes_on_and_a_strangers_does_not() {
+        let mut headers = HeaderMap::new();
+        let sent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
+        headers.insert("traceparent", HeaderValue::from_static(sent));
+        let text = |believed| traceparent(&headers, believed).to_str().expect("text").to_owned();
+        assert!(text(true).starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-"));
+        assert!(text(true).ends_with("-00") && text(true) != sent);
+        assert!(!text(false).contains("4bf92f3577b34da6a3ce929d0e0e4736"));
+        assert_eq!(text(false).len(), sent.len());
+    }
+}

@@ -1,0 +1,337 @@
+//! One sender's whole contract, and finding it.
+//!
+//! Invariant: a source is found by host and path alone, compared as sent: nothing is decoded or folded, and no header
+//! or body can lead a request to another source.
+
+use crate::client::ClientKey;
+use crate::deliver::Destination;
+use crate::state::{KeyedRate, Ledger, Quota, Rate};
+use crate::telemetry::SourceMeters;
+use crate::verify::{SigningKey, Verifier};
+use bytes::Bytes;
+use http::{HeaderValue, Method, StatusCode};
+use ipnet::IpNet;
+use rustls::server::danger::ClientCertVerifier;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// What the configuration says of a source. Everything in it has been checked.
+pub(crate) struct Settings {
+    pub(crate) name: Arc<str>,
+    pub(crate) host: Option<String>,
+    pub(crate) path: PathRule,
+    /// Empty: all.
+    pub(crate) listeners: Vec<String>,
+    pub(crate) methods: Vec<Method>,
+    /// Lower case, without parameters; empty: any.
+    pub(crate) content_types: Vec<String>,
+    /// Empty: any.
+    pub(crate) allow_ips: Vec<IpNet>,
+    pub(crate) client_cert: Option<ClientCertRule>,
+    pub(crate) verifier: Arc<Verifier>,
+    /// The references of the secrets, in the order listed; never their values.
+    pub(crate) secret_names: Vec<String>,
+    pub(crate) max_body: u64,
+    pub(crate) max_claims: usize,
+    pub(crate) upstream: String,
+    pub(crate) upstream_path: Option<UpstreamPath>,
+    pub(crate) acknowledge: Acknowledge,
+    pub(crate) rate_limits: Vec<RateLimit>,
+    pub(crate) on_replay: OnReplay,
+    pub(crate) on_duplicate: OnDuplicate,
+    pub(crate) replay_window: Duration,
+    pub(crate) dedupe_window: Duration,
+    pub(crate) observe: bool,
+    /// The 401's `WWW-Authenticate`: the same for every cause.
+    pub(crate) challenge: HeaderValue,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum PathRule {
+    Exact(String),
+    /// `/x/*`, kept as `/x/`.
+    Prefix(String),
+}
+
+impl PathRule {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        if !text.starts_with('/') {
+            return Err(format!("{text:?} does not begin with `/`"));
+        }
+        if let Some(c) = text.chars().find(|c| !c.is_ascii_graphic() || matches!(c, '?' | '#' | '\\')) {
+            return Err(format!("{text:?} holds {c:?}; write the path as senders send it, percent-encoded"));
+        }
+        match text.strip_suffix('*') {
+            Some(prefix) if prefix.ends_with('/') && !prefix.contains('*') => Ok(Self::Prefix(prefix.to_owned())),
+            None if !text.contains('*') => Ok(Self::Exact(text.to_owned())),
+            _ => Err(format!("{text:?}: a `*` stands alone at the end, behind a `/`: \"/github/*\"")),
+        }
+    }
+}
+
+impl std::fmt::Display for PathRule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exact(path) => f.write_str(path),
+            Self::Prefix(prefix) => write!(f, "{prefix}*"),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum UpstreamPath {
+    Whole(String),
+    /// Stands in for the source's own prefix; ends in `/`.
+    Prefix(String),
+}
+
+#[derive(Debug)]
+pub(crate) struct ClientCertRule {
+    pub(crate) required: bool,
+    /// This source's own roots, where it has some.
+    pub(crate) roots: Option<Roots>,
+    /// dNSName (lower case) or URI, exact.
+    pub(crate) names: Vec<String>,
+    pub(crate) subject: Option<String>,
+    pub(crate) fingerprints: Vec<[u8; 32]>,
+}
+
+/// A source's own roots, and which leaf certificates they were found to sign.
+pub(crate) struct Roots {
+    pub(crate) verifier: Arc<dyn ClientCertVerifier>,
+    /// Leaf fingerprint to the unix second until which the answer is good: building a chain costs as much as a
+    /// handshake. Guards only this map; held for a look-up.
+    known: Mutex<HashMap<[u8; 32], (bool, u64)>>,
+}
+
+/// A sender has a handful of certificates; a client with its own CA could make any number.
+const MOST_KNOWN_LEAVES: usize = 1024;
+
+/// How long a chain that was found good counts as good: an expiry shows within this time.
+const CHAIN_GOOD_FOR_SECS: u64 = 60;
+
+impl Roots {
+    pub(crate) fn new(verifier: Arc<dyn ClientCertVerifier>) -> Self {
+        Self { verifier, known: Mutex::default() }
+    }
+
+    pub(crate) fn signed(&self, certificate: &crate::server::ClientCertificate, now_secs: u64) -> bool {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((good, until)) = known.get(&certificate.sha256)
+            && *until > now_secs
+        {
+            return *good;
+        }
+        let now = rustls_pki_types::UnixTime::since_unix_epoch(Duration::from_secs(now_secs));
+        let good = self.verifier.verify_client_cert(&certificate.der, &certificate.intermediates, now).is_ok();
+        if known.len() >= MOST_KNOWN_LEAVES {
+            known.clear();
+        }
+        known.insert(certificate.sha256, (good, now_secs + CHAIN_GOOD_FOR_SECS));
+        good
+    }
+}
+
+impl std::fmt::Debug for Roots {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Roots")
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Acknowledge {
+    pub(crate) status: StatusCode,
+    pub(crate) body: Bytes,
+    pub(crate) content_type: Option<HeaderValue>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Per {
+    Source,
+    Client,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct RateLimit {
+    pub(crate) quota: Quota,
+    pub(crate) per: Per,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnReplay {
+    Reject,
+    Acknowledge,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnDuplicate {
+    Acknowledge,
+    Reject,
+    Forward,
+}
+
+/// A source at work.
+pub(crate) struct Source {
+    pub(crate) settings: Settings,
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) meters: Arc<SourceMeters>,
+    pub(crate) destination: Arc<Destination>,
+    /// Signs what leaves, where the upstream asks for it.
+    pub(crate) signs: Option<Arc<SigningKey>>,
+    pub(crate) budgets: Arc<Budgets>,
+}
+
+/// A source's counters; they outlive reloads that do not change their quotas.
+pub(crate) struct Budgets {
+    limits: Vec<RateLimit>,
+    failed_auth_quota: Quota,
+    buckets: Vec<Bucket>,
+    /// Failed proofs, per client.
+    pub(crate) failed_auth: KeyedRate,
+    /// Answering replays and duplicates, per client: they spend nothing of the source's rate.
+    pub(crate) repeats: KeyedRate,
+    /// Handshakes, whoever sends them.
+    pub(crate) handshakes: Rate,
+}
+
+enum Bucket {
+    Source(Rate),
+    Client(KeyedRate),
+}
+
+impl Budgets {
+    pub(crate) fn new(limits: &[RateLimit], failed_auth: Quota) -> Self {
+        let bucket = |limit: &RateLimit| match limit.per {
+            Per::Source => Bucket::Source(Rate::new(limit.quota)),
+            Per::Client => Bucket::Client(KeyedRate::new(limit.quota, KeyedRate::DEFAULT_MAX_CLIENTS)),
+        };
+        Self {
+            limits: limits.to_vec(),
+            failed_auth_quota: failed_auth,
+            buckets: limits.iter().map(bucket).collect(),
+            failed_auth: KeyedRate::new(failed_auth, KeyedRate::DEFAULT_MAX_CLIENTS),
+            repeats: KeyedRate::new(constant("20/s", 100), KeyedRate::DEFAULT_MAX_CLIENTS),
+            handshakes: Rate::new(constant("5/s", 5)),
+        }
+    }
+
+    pub(crate) fn are_for(&self, limits: &[RateLimit], failed_auth: Quota) -> bool {
+        self.limits == limits && self.failed_auth_quota == failed_auth
+    }
+
+    /// One delivery's worth of every limit. Err: how long to wait.
+    pub(crate) fn spend(&self, client: ClientKey) -> Result<(), Duration> {
+        for bucket in &self.buckets {
+            match bucket {
+                Bucket::Source(rate) => rate.take()?,
+                Bucket::Client(rate) => rate.take(client)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn constant(rate: &str, burst: u32) -> Quota {
+    Quota::parse(rate, Some(burst)).expect("the constants above are rates")
+}
+
+/// All sources, ready to be looked up.
+#[derive(Default)]
+pub(crate) struct Sources {
+    by_host: HashMap<String, Paths>,
+    hostless: Paths,
+    all: Vec<Arc<Source>>,
+}
+
+#[derive(Default)]
+struct Paths {
+    exact: HashMap<String, Arc<Source>>,
+    /// Longest first.
+    prefixes: Vec<(String, Arc<Source>)>,
+}
+
+impl Sources {
+    pub(crate) fn new(all: Vec<Arc<Source>>) -> Self {
+        let mut sources = Self { all, ..Self::default() };
+        for source in &sources.all {
+            let paths = match &source.settings.host {
+                Some(host) => sources.by_host.entry(host.clone()).or_default(),
+                None => &mut sources.hostless,
+            };
+            match &source.settings.path {
+                PathRule::Exact(path) => {
+                    paths.exact.insert(path.clone(), source.clone());
+                }
+                PathRule::Prefix(prefix) => paths.prefixes.push((prefix.clone(), source.clone())),
+            }
+        }
+        for paths in sources.by_host.values_mut().chain([&mut sources.hostless]) {
+            paths.prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
+        }
+        sources
+    }
+
+    /// `host` in lower case and without a port; `path` as sent.
+    pub(crate) fn find(&self, host: &str, path: &str, listener: &str) -> Option<&Arc<Source>> {
+        let named = if self.by_host.is_empty() { None } else { self.by_host.get(host) };
+        let mut tables = named.into_iter().chain([&self.hostless]);
+        tables.find_map(|paths| paths.find(path)).filter(|source| {
+            let listeners = &source.settings.listeners;
+            listeners.is_empty() || listeners.iter().any(|name| name == listener)
+        })
+    }
+
+    pub(crate) fn all(&self) -> &[Arc<Source>] {
+        &self.all
+    }
+}
+
+impl Paths {
+    fn find(&self, path: &str) -> Option<&Arc<Source>> {
+        if let Some(source) = self.exact.get(path) {
+            return Some(source);
+        }
+        if self.prefixes.is_empty() || could_mean_another_path(path) {
+            return None;
+        }
+        self.prefixes.iter().find(|(prefix, _)| path.starts_with(prefix.as_str())).map(|(_, source)| source)
+    }
+}
+
+/// Behind a prefix the rest of the path goes to the upstream, which may decode and fold it; what folds could leave the
+/// prefix, so it never enters.
+fn could_mean_another_path(path: &str) -> bool {
+    let lower = path.to_ascii_lowercase();
+    lower.contains("//")
+        || lower.contains('\\')
+        || ["%2e", "%2f", "%5c", "%00"].iter().any(|coded| lower.contains(coded))
+        || lower.split('/').any(|segment| matches!(segment, "." | ".."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_exact_or_a_prefix_and_nothing_else() {
+        assert_eq!(PathRule::parse("/github"), Ok(PathRule::Exact("/github".to_owned())));
+        assert_eq!(PathRule::parse("/github/*"), Ok(PathRule::Prefix("/github/".to_owned())));
+        assert_eq!(PathRule::parse("/*"), Ok(PathRule::Prefix("/".to_owned())));
+        for wrong in ["", "github", "/a*", "/a/*/b", "/a b", "/a?x=1", "/a#b", "/a\\b", "/é", "/**"] {
+            assert!(PathRule::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn paths_that_an_upstream_could_fold_are_seen() {
+        for wrong in
+            ["/x/../y", "/x/.", "/x//y", "/x/%2e%2E/y", "/x/a%2Fb", "/x/a\\b", "/x/%5cb", "/x/%00", "/x/a%2f..b"]
+        {
+            assert!(could_mean_another_path(wrong), "{wrong}");
+        }
+        for right in ["/x/y", "/x/y.z", "/x/..y", "/x/%20y", "/x/a.b..c/"] {
+            assert!(!could_mean_another_path(right), "{right}");
+        }
+    }
+}

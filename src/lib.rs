@@ -1,0 +1,35 @@
+//! hookward: the guarded door through which other people's webhooks enter your network.
+//!
+//! The house, from the top floor down; `use crate::…` goes downwards only, and a test holds every file to that.
+//!
+//! | room | its one reason to be |
+//! | --- | --- |
+//! | `cli` | what a person types; the only place that prints or sets exit codes |
+//! | `admin` | the operator's port: metrics, health, readiness |
+//! | `config` | the TOML file made into what the rooms work with, or all that is wrong with it |
+//! | `gateway` | the way of a request, from its head to its record |
+//! | `deliver` | getting a parcel to where it goes |
+//! | `parcel` | what leaves |
+//! | `telemetry` | one outcome in; counters, an audit line and the log out |
+//! | `verify` | does this request prove itself? Pure: no clock, no socket |
+//! | `state` | what was accepted, and how much of every budget is spent |
+//! | `server` | listeners, TLS, connections; knows no webhook |
+//! | `delivery`, `refusal`, `secret`, `client`, `clock` | the ground floor: words that everybody uses |
+
+mod admin;
+mod cli;
+mod client;
+mod clock;
+mod config;
+mod deliver;
+mod delivery;
+mod gateway;
+mod parcel;
+mod refusal;
+mod secret;
+mod server;
+mod state;
+mod telemetry;
+mod verify;
+
+pub use cli::main;

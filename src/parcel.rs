@@ -1,0 +1,206 @@
+//! What leaves: the body byte for byte, and the headers that go with it.
+//!
+//! Invariant: a parcel is packed from a `Verified`, or (in observe mode only, and marked) from a delivery that was not
+//! proven. What the sender wrote into the gateway's own header names never gets through.
+
+use crate::delivery::Delivery;
+use crate::verify::Verified;
+use bytes::Bytes;
+use http::header::{self, HeaderName};
+use http::{HeaderMap, HeaderValue, Method};
+
+#[derive(Debug)]
+pub(crate) struct Parcel {
+    pub(crate) method: Method,
+    /// Begins with `/`; the query included.
+    pub(crate) path_and_query: String,
+    /// Complete but for `Host` and `Content-Length`, which the sender of the parcel writes; no hop-by-hop headers.
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+/// What the gateway says of a delivery, in headers.
+#[derive(Debug)]
+pub(crate) struct Statement<'a> {
+    pub(crate) source: &'a str,
+    pub(crate) request_id: &'a str,
+    /// The subject of the client's certificate, where it presented one.
+    pub(crate) client_certificate: Option<&'a str>,
+    /// `X-Forwarded-*` and `Forwarded`, extended or made anew.
+    pub(crate) forwarding: Vec<(HeaderName, HeaderValue)>,
+    pub(crate) traceparent: HeaderValue,
+    /// Further headers (a signature of our own) that replace what the sender wrote there.
+    pub(crate) added: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Parcel {
+    pub(crate) fn pack(verified: Verified, path_and_query: String, checks: &str, statement: Statement<'_>) -> Self {
+        let event_id = verified.event_id().map(str::to_owned);
+        let event_type = verified.event_type().map(str::to_owned);
+        let mut parcel = Self::wrap(verified.into_delivery(), path_and_query, statement);
+        parcel.say("x-hookward-verified", checks);
+        parcel.say("x-hookward-event-id", event_id.as_deref().unwrap_or_default());
+        parcel.say("x-hookward-event-type", event_type.as_deref().unwrap_or_default());
+        parcel
+    }
+
+    /// Observe mode: not proven, or one that would have been refused. Says so, and claims nothing else of it.
+    pub(crate) fn pack_unproven(
+        delivery: Delivery,
+        path_and_query: String,
+        would_refuse: &str,
+        statement: Statement<'_>,
+    ) -> Self {
+        let mut parcel = Self::wrap(delivery, path_and_query, statement);
+        parcel.say("x-hookward-would-refuse", would_refuse);
+        parcel
+    }
+
+    fn wrap(delivery: Delivery, path_and_query: String, statement: Statement<'_>) -> Self {
+        let mut headers = delivery.headers;
+        strip(&mut headers);
+        for (name, value) in statement.forwarding.into_iter().chain(statement.added) {
+            headers.insert(name, value);
+        }
+        headers.insert("traceparent", statement.traceparent);
+        let mut parcel = Self { method: delivery.method, path_and_query, headers, body: delivery.body };
+        parcel.say("x-hookward-source", statement.source);
+        parcel.say("x-request-id", statement.request_id);
+        parcel.say("x-hookward-client-cert", statement.client_certificate.unwrap_or_default());
+        parcel
+    }
+
+    /// A header of the gateway's own; one that would be empty or that no header can hold is left out.
+    fn say(&mut self, name: &'static str, value: &str) {
+        if let Ok(value) = HeaderValue::from_str(value)
+            && !value.is_empty()
+        {
+            self.headers.insert(HeaderName::from_static(name), value);
+        }
+    }
+}
+
+/// Hop-by-hop fields (RFC 9110 §7.6.1), framing and what names the host we were reached by.
+const NOT_FORWARDED: [&str; 13] = [
+    "connection",
+    "content-length",
+    "expect",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+fn strip(headers: &mut HeaderMap) {
+    // What `Connection` names goes first, while it is still there; what we add ourselves comes after all of this, so
+    // that `Connection: X-Hookward-Verified` can take nothing of ours away.
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in NOT_FORWARDED {
+        headers.remove(name);
+    }
+    let ours: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name.as_str())).cloned().collect();
+    for name in ours {
+        headers.remove(name);
+    }
+}
+
+/// Names that only the gateway may write, in any spelling that a CGI-like receiver would fold into ours (`_` for `-`).
+fn is_ours(name: &str) -> bool {
+    let folded = name.replace('_', "-");
+    folded.starts_with("x-hookward-")
+        || folded.starts_with("x-forwarded-")
+        || matches!(folded.as_str(), "x-request-id" | "forwarded" | "traceparent" | "tracestate" | "x-real-ip")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn statement() -> Statement<'static> {
+        Statement {
+            source: "github",
+            request_id: "r1",
+            client_certificate: None,
+            forwarding: vec![(HeaderName::from_static("x-forwarded-for"), HeaderValue::from_static("192.0.2.1"))],
+            traceparent: HeaderValue::from_static("00-1-1-00"),
+            added: Vec::new(),
+        }
+    }
+
+    fn delivery(headers: &[(&'static str, &'static str)]) -> Delivery {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        Delivery {
+            method: Method::POST,
+            scheme: "https",
+            authority: "a".to_owned(),
+            path: "/x".to_owned(),
+            query: None,
+            headers: map,
+            body: Bytes::from_static(b"body"),
+        }
+    }
+
+    #[test]
+    fn a_sender_cannot_speak_in_the_gateways_name() {
+        let sent = delivery(&[
+            ("x-hookward-verified", "github"),
+            ("x_hookward_source", "stripe"),
+            ("x-request-id", "mine"),
+            ("x-forwarded-for", "10.0.0.1"),
+            ("x_forwarded_host", "evil"),
+            ("forwarded", "for=10.0.0.1"),
+            ("traceparent", "00-2-2-01"),
+            ("x-github-event", "push"),
+        ]);
+        let parcel = Parcel::pack_unproven(sent, "/x".to_owned(), "bad_signature", statement());
+        let mut names: Vec<_> =
+            parcel.headers.iter().map(|(n, v)| format!("{n}: {}", v.to_str().expect("text"))).collect();
+        names.sort();
+        assert_eq!(
+            names,
+            [
+                "traceparent: 00-1-1-00",
+                "x-forwarded-for: 192.0.2.1",
+                "x-github-event: push",
+                "x-hookward-source: github",
+                "x-hookward-would-refuse: bad_signature",
+                "x-request-id: r1",
+            ]
+        );
+    }
+
+    #[test]
+    fn connection_takes_away_what_it_names_and_nothing_of_ours() {
+        let sent = delivery(&[
+            ("connection", "X-Hookward-Source, x-secret-hop, close"),
+            ("x-secret-hop", "1"),
+            ("te", "trailers"),
+            ("upgrade", "h2c"),
+            ("accept", "*/*"),
+            ("accept", "text/html"),
+        ]);
+        let parcel = Parcel::pack_unproven(sent, "/x".to_owned(), "stale", statement());
+        assert!(!parcel.headers.contains_key("x-secret-hop") && !parcel.headers.contains_key("upgrade"));
+        assert!(!parcel.headers.contains_key("te") && !parcel.headers.contains_key("connection"));
+        assert_eq!(parcel.headers.get("x-hookward-source").map(HeaderValue::as_bytes), Some(&b"github"[..]));
+        assert_eq!(parcel.headers.get_all("accept").iter().count(), 2);
+    }
+}

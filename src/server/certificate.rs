@@ -1,0 +1,205 @@
+//! What certificates say: ours, about the names we serve; a client's, about who it is.
+//!
+//! Invariant: a name is one of the subject's alternative names, never the common name: a CA that checks the former may
+//! not have looked at the latter (RFC 9525). Nothing here is a proof; rustls has verified the chain before.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use rustls_pki_types::CertificateDer;
+use sha2::{Digest, Sha256};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use x509_parser::public_key::PublicKey;
+
+/// The certificate a client proved to hold the key of: the leaf, the first of its chain.
+pub(crate) struct ClientCertificate {
+    pub(crate) der: CertificateDer<'static>,
+    pub(crate) intermediates: Vec<CertificateDer<'static>>,
+    pub(crate) sha256: [u8; 32],
+    /// In lower case.
+    pub(crate) dns_names: Vec<String>,
+    pub(crate) uris: Vec<String>,
+    /// `CN=client, O=Example`: the parts in the order of the certificate.
+    pub(crate) subject: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the certificate cannot be read as X.509")]
+pub(crate) struct Unreadable;
+
+impl ClientCertificate {
+    pub(super) fn parse(chain: &[CertificateDer<'_>]) -> Result<Self, Unreadable> {
+        let (leaf, intermediates) = chain.split_first().ok_or(Unreadable)?;
+        let parsed = parse(leaf)?;
+        let mut dns_names = Vec::new();
+        let mut uris = Vec::new();
+        for name in alternative_names(&parsed)? {
+            match name {
+                GeneralName::DNSName(name) => dns_names.push(name.to_ascii_lowercase()),
+                GeneralName::URI(uri) => uris.push((*uri).to_owned()),
+                _ => {}
+            }
+        }
+        let subject = parsed.subject().to_string();
+        Ok(Self {
+            sha256: Sha256::digest(leaf).into(),
+            der: leaf.clone().into_owned(),
+            intermediates: intermediates.iter().map(|one| one.clone().into_owned()).collect(),
+            dns_names,
+            uris,
+            subject,
+        })
+    }
+}
+
+/// The names a server certificate is good for.
+#[derive(Clone)]
+pub(crate) struct ServedNames {
+    exact: Vec<String>,
+    /// `example.com` for `*.example.com`.
+    parents: Vec<String>,
+    addresses: Vec<IpAddr>,
+}
+
+impl ServedNames {
+    /// `host` as a request or SNI names it, without a port; IPv6 with or without its brackets.
+    pub(crate) fn serves(&self, host: &str) -> bool {
+        let bare = host.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(host);
+        if let Ok(address) = bare.parse::<IpAddr>() {
+            return self.addresses.contains(&address);
+        }
+        self.serves_exactly(host) || self.serves_by_wildcard(host)
+    }
+
+    pub(super) fn serves_exactly(&self, host: &str) -> bool {
+        let host = without_root(host);
+        self.exact.iter().any(|name| name.eq_ignore_ascii_case(host))
+    }
+
+    /// A wildcard stands for one whole label, the left-most.
+    pub(super) fn serves_by_wildcard(&self, host: &str) -> bool {
+        let Some((label, parent)) = without_root(host).split_once('.') else { return false };
+        !label.is_empty() && self.parents.iter().any(|name| name.eq_ignore_ascii_case(parent))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.exact.is_empty() && self.parents.is_empty() && self.addresses.is_empty()
+    }
+}
+
+fn without_root(host: &str) -> &str {
+    host.strip_suffix('.').unwrap_or(host)
+}
+
+/// What an operator wants to know of one of our own certificates, or of a CA.
+pub(super) struct Facts {
+    pub(super) served: ServedNames,
+    /// Unix seconds.
+    pub(super) not_after: i64,
+    pub(super) subject: String,
+    pub(super) subject_der: Vec<u8>,
+    pub(super) rsa_bits: Option<usize>,
+}
+
+impl Facts {
+    pub(super) fn of(certificate: &CertificateDer<'_>) -> Result<Self, Unreadable> {
+        let parsed = parse(certificate)?;
+        let mut served = ServedNames { exact: Vec::new(), parents: Vec::new(), addresses: Vec::new() };
+        for name in alternative_names(&parsed)? {
+            match name {
+                GeneralName::DNSName(name) => match name.strip_prefix("*.") {
+                    Some(parent) => served.parents.push(parent.to_ascii_lowercase()),
+                    None => served.exact.push(name.to_ascii_lowercase()),
+                },
+                GeneralName::IPAddress(bytes) => served.addresses.extend(address(bytes)),
+                _ => {}
+            }
+        }
+        let rsa_bits = match parsed.public_key().parsed() {
+            Ok(PublicKey::RSA(key)) => Some(key.key_size()),
+            _ => None,
+        };
+        Ok(Self {
+            served,
+            not_after: parsed.validity().not_after.timestamp(),
+            subject: parsed.subject().to_string(),
+            subject_der: parsed.subject().as_raw().to_vec(),
+            rsa_bits,
+        })
+    }
+}
+
+fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Unreadable> {
+    let (rest, parsed) = X509Certificate::from_der(certificate).map_err(|_| Unreadable)?;
+    if rest.is_empty() { Ok(parsed) } else { Err(Unreadable) }
+}
+
+fn alternative_names<'a>(parsed: &'a X509Certificate<'_>) -> Result<&'a [GeneralName<'a>], Unreadable> {
+    let extension = parsed.subject_alternative_name().map_err(|_| Unreadable)?;
+    Ok(extension.map_or(&[], |extension| extension.value.general_names.as_slice()))
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    if let Ok(octets) = <[u8; 4]>::try_from(bytes) {
+        return Some(IpAddr::V4(Ipv4Addr::from(octets)));
+    }
+    <[u8; 16]>::try_from(bytes).ok().map(|octets| IpAddr::V6(Ipv6Addr::from(octets)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+
+    fn certificate(names: &[&str]) -> CertificateDer<'static> {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.distinguished_name.push(DnType::CommonName, "common.example");
+        params.distinguished_name.push(DnType::OrganizationName, "Example");
+        params.subject_alt_names.push(SanType::URI("spiffe://example/Sender".try_into().unwrap()));
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone()
+    }
+
+    #[test]
+    fn serves_its_exact_names_one_label_under_a_wildcard_and_its_addresses() {
+        let served = Facts::of(&certificate(&["Hooks.Example.com", "*.example.org", "192.0.2.1", "2001:db8::1"]))
+            .unwrap()
+            .served;
+        for host in
+            ["hooks.example.com", "HOOKS.example.COM.", "a.example.org", "192.0.2.1", "[2001:db8::1]", "2001:db8::1"]
+        {
+            assert!(served.serves(host), "{host}");
+        }
+        for host in [
+            "example.com",
+            "x.hooks.example.com",
+            "example.org",
+            "a.b.example.org",
+            ".example.org",
+            "common.example",
+            "192.0.2.2",
+            "",
+        ] {
+            assert!(!served.serves(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_client_is_known_by_its_alternative_names_its_subject_and_its_fingerprint() {
+        let der = certificate(&["Sender.Example.com"]);
+        let client = ClientCertificate::parse(std::slice::from_ref(&der)).unwrap();
+        assert_eq!(client.dns_names, ["sender.example.com"]);
+        assert_eq!(client.uris, ["spiffe://example/Sender"]);
+        assert_eq!(client.subject, "CN=common.example, O=Example");
+        assert_eq!(client.sha256, <[u8; 32]>::from(Sha256::digest(&der)));
+        assert!(client.intermediates.is_empty());
+    }
+
+    #[test]
+    fn refuses_bytes_that_are_no_certificate() {
+        assert!(ClientCertificate::parse(&[]).is_err());
+        assert!(ClientCertificate::parse(&[CertificateDer::from(vec![0x30, 0x00])]).is_err());
+        let mut longer = certificate(&["a.example"]).to_vec();
+        longer.push(0);
+        assert!(ClientCertificate::parse(&[CertificateDer::from(longer)]).is_err());
+    }
+}

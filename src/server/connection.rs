@@ -1,0 +1,469 @@
+//! One connection, from its first byte to its last: who is it, what does it speak, and is it still worth keeping?
+//!
+//! One task, one future and one timer for each connection. Invariants: every state has a deadline (the PROXY header and
+//! the TLS handshake, the first byte, a request's head, idleness, an answer that nobody reads, closing), and what is only
+//! needed to begin (handshake state) is boxed and gone before the connection can be idle.
+//!
+//! The watchdog stands beside hyper and not within: hyper's `header_read_timeout` also counts the time between two
+//! requests, so it can only be as generous as the idle time-out; and HTTP/2 in hyper has neither.
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, HeaderValue};
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::Service;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use prometheus::IntGauge;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+
+use super::activity::{Activity, Answer, Verdict};
+use super::permits::{ClientPermit, Permit, Permits};
+use super::proxy_protocol::{self, Header};
+use super::transport::{LINGER, Protocol, Socket, Transport, Watched};
+use super::{Limits, Meters, Peer, Settings, Stop};
+use crate::client::ClientKey;
+
+/// hyper refuses a smaller read buffer.
+const LEAST_HTTP1_BUFFER: usize = 8192;
+/// More than any provider sends, by a factor of three.
+const MAX_HEADERS: usize = 100;
+/// One request's body in flight may fill its window before the handler reads; bodies are small.
+const STREAM_WINDOW: u32 = 64 * 1024;
+/// And all of a connection's together, no more than this.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// hyper's default, 400 KiB a stream, is 40 MiB a connection. Answers to webhooks are a few bytes.
+const MAX_SEND_BUFFER: usize = 64 * 1024;
+/// Streams reset before we accepted them (CVE-2023-44487), and streams that we reset for an error (CVE-2025-8671).
+const MAX_PENDING_RESETS: usize = 20;
+const MAX_ERROR_RESETS: usize = 256;
+/// A ping finds the peer that vanished without a FIN, while requests of its are in flight.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(15);
+/// For how long, while we stop, a connection may be open before its first request begins: it was taken from the backlog,
+/// and its request is on the way.
+const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
+
+const REQUEST_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+
+/// A socket that has been let in.
+pub(super) struct Accepted {
+    pub(super) tcp: TcpStream,
+    pub(super) address: SocketAddr,
+    pub(super) settings: Arc<Settings>,
+    pub(super) permits: Arc<Permits>,
+    pub(super) permit: Permit,
+    /// `None` for trusted proxies; with PROXY protocol the client is counted once it is known.
+    pub(super) client: Option<ClientPermit>,
+}
+
+pub(super) async fn run<H, F, B>(accepted: Accepted, meters: Arc<Meters>, handler: H, stop: watch::Receiver<Stop>)
+where
+    H: Fn(Request<Incoming>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let Accepted { tcp, address, settings, permits, permit, client } = accepted;
+    let _open = Open::count(&meters.connections);
+    let _permit = permit;
+    let limits = settings.limits;
+    // Boxed: a handshake's state is far larger than what an idle connection needs.
+    let established = Box::pin(establish(tcp, address, &settings, &permits, &meters, stop.clone())).await;
+    drop((settings, permits, meters));
+    let Some(Established { io, protocol, peer, activity, client_behind_proxy }) = established else { return };
+    let _client = client.or(client_behind_proxy);
+    let service = Requests { handler, peer, activity: Arc::clone(&activity), protocol };
+    let mut http = Http::start(io, protocol, service, &limits);
+    let end = watch(&mut http, &activity, &limits, stop).await;
+    Box::pin(http.close(end, &activity, address)).await;
+}
+
+struct Open(IntGauge);
+
+impl Open {
+    fn count(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+struct Established {
+    io: Watched,
+    protocol: Protocol,
+    peer: Arc<Peer>,
+    activity: Arc<Activity>,
+    client_behind_proxy: Option<ClientPermit>,
+}
+
+/// From a socket to a peer that is known and a protocol that is chosen.
+async fn establish(
+    tcp: TcpStream,
+    socket_address: SocketAddr,
+    settings: &Settings,
+    permits: &Arc<Permits>,
+    meters: &Meters,
+    mut stop: watch::Receiver<Stop>,
+) -> Option<Established> {
+    let limits = &settings.limits;
+    let deadline = Instant::now() + limits.handshake_timeout;
+    let mut address = socket_address;
+    let mut local = canonical(tcp.local_addr().ok()?);
+    let mut socket = Socket::new(tcp);
+    let mut client_behind_proxy = None;
+    if settings.proxy_protocol {
+        match timeout_at(deadline, proxy_protocol::read(&mut socket)).await {
+            Ok(Ok(Header::NoClient)) => {}
+            Ok(Ok(Header::Client { source, destination })) => {
+                address = canonical(source);
+                local = canonical(destination);
+                let key = ClientKey::of(address.ip());
+                client_behind_proxy = permits.acquire_client(key, limits.max_connections_per_client);
+                if client_behind_proxy.is_none() {
+                    meters.refused_connections.inc();
+                    tracing::debug!(%address, "refused: the client has its share of connections");
+                    return None;
+                }
+            }
+            Ok(Err(error)) => {
+                meters.refused_connections.inc();
+                tracing::debug!(proxy = %socket_address, %error, "refused: no usable PROXY header");
+                return None;
+            }
+            Err(_) => {
+                meters.refused_connections.inc();
+                tracing::debug!(proxy = %socket_address, "refused: the PROXY header did not come in time");
+                return None;
+            }
+        }
+    }
+
+    let mut peer = Peer { listener: Arc::clone(&settings.name), address, local, tls: None };
+    let (transport, protocol, head_since) = if let Some(tls) = &settings.tls {
+        let (stream, tls_peer, protocol) = match timeout_at(deadline, tls.handshake(socket)).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(error)) => {
+                meters.handshakes_failed.inc();
+                tracing::debug!(%address, %error, "the TLS handshake failed");
+                return None;
+            }
+            Err(_) => {
+                meters.handshakes_timed_out.inc();
+                tracing::debug!(%address, "the TLS handshake did not end in time");
+                return None;
+            }
+        };
+        meters.handshakes_ok.inc();
+        peer.tls = Some(tls_peer);
+        // An HTTP/2 client owes its preface from now on; an HTTP/1 client may have connected ahead of need.
+        let head_since = (protocol == Protocol::Http2).then(Instant::now);
+        (Transport::Tls(stream), protocol, head_since)
+    } else {
+        let grace_is_over = async {
+            stopped(&mut stop).await;
+            sleep(FIRST_REQUEST_GRACE).await;
+        };
+        tokio::select! {
+            came = timeout(limits.header_timeout, socket.first_byte()) => match came {
+                Ok(Ok(true)) => {}
+                // Nothing came, so there is nothing to answer.
+                Ok(Ok(false) | Err(_)) | Err(_) => return None,
+            },
+            () = grace_is_over => return None,
+        }
+        let first_byte = Instant::now();
+        let protocol = match timeout_at(first_byte + limits.header_timeout, socket.protocol()).await {
+            Ok(protocol) => protocol.ok()?,
+            // Half a preface: as HTTP/1 it is an unfinished head, and its time is over.
+            Err(_) => Protocol::Http1,
+        };
+        (Transport::Plain(socket), protocol, Some(first_byte))
+    };
+    let activity = Activity::new(head_since);
+    let io = Watched::new(transport, protocol, Arc::clone(&activity));
+    Some(Established { io, protocol, peer: Arc::new(peer), activity, client_behind_proxy })
+}
+
+/// IPv4 clients of an IPv6 socket are IPv4 clients.
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Hands requests to the handler.
+struct Requests<H> {
+    handler: H,
+    peer: Arc<Peer>,
+    activity: Arc<Activity>,
+    protocol: Protocol,
+}
+
+impl<H, F, B> Service<Request<Incoming>> for Requests<H>
+where
+    H: Fn(Request<Incoming>, Arc<Peer>) -> F,
+    F: Future<Output = Response<B>> + Send + 'static,
+{
+    type Response = Response<Answer<B>>;
+    type Error = Infallible;
+    // Boxed, because hyper keeps room for one such future as long as an HTTP/1 connection lives, idle or not.
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let has_body = !request.body().is_end_stream();
+        let is_http1 = self.protocol == Protocol::Http1;
+        let handling = self.activity.request_begins(is_http1, has_body);
+        let answer = (self.handler)(request, Arc::clone(&self.peer));
+        let activity = Arc::clone(&self.activity);
+        Box::pin(async move {
+            let mut answer = answer.await.map(|body| handling.answered_with(body));
+            // hyper's graceful shutdown says this too, but cannot be called before a request has come, and a request may
+            // come and be answered in one turn. Without this word a client may send the next one into the closing.
+            if is_http1 && activity.is_stopping() {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(answer)
+        })
+    }
+}
+
+type Http1<H> = http1::Connection<TokioIo<Watched>, Requests<H>>;
+type Http2<H> = http2::Connection<TokioIo<Watched>, Requests<H>, TokioExecutor>;
+
+enum Http<H, F, B>
+where
+    H: Fn(Request<Incoming>, Arc<Peer>) -> F,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    One(Box<Http1<H>>),
+    Two(Pin<Box<Http2<H>>>),
+}
+
+/// Why a connection is over.
+enum End {
+    /// hyper says so.
+    Done(hyper::Result<()>),
+    /// We say so, and the peer may be told.
+    Closed,
+    /// We say so, and the peer would not hear.
+    Dropped,
+}
+
+impl<H, F, B> Http<H, F, B>
+where
+    H: Fn(Request<Incoming>, Arc<Peer>) -> F,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn start(io: Watched, protocol: Protocol, service: Requests<H>, limits: &Limits) -> Self {
+        let io = TokioIo::new(io);
+        match protocol {
+            Protocol::Http1 => {
+                let connection = http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    // The watchdog's work, see the head of this file.
+                    .header_read_timeout(None)
+                    .half_close(false)
+                    .max_buf_size(limits.max_header_bytes.max(LEAST_HTTP1_BUFFER))
+                    .max_header_size(limits.max_header_bytes)
+                    .max_headers(MAX_HEADERS)
+                    .serve_connection(io, service);
+                Self::One(Box::new(connection))
+            }
+            Protocol::Http2 => {
+                let connection = http2::Builder::new(TokioExecutor::new())
+                    .timer(TokioTimer::new())
+                    .max_concurrent_streams(limits.max_concurrent_streams)
+                    .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
+                    .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+                    .max_local_error_reset_streams(MAX_ERROR_RESETS)
+                    .max_send_buf_size(MAX_SEND_BUFFER)
+                    .adaptive_window(false)
+                    .initial_stream_window_size(STREAM_WINDOW)
+                    .initial_connection_window_size(CONNECTION_WINDOW)
+                    .keep_alive_interval(PING_INTERVAL)
+                    .keep_alive_timeout(PING_TIMEOUT)
+                    .serve_connection(io, service);
+                Self::Two(Box::pin(connection))
+            }
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        match self {
+            Self::One(connection) => Pin::new(&mut **connection).poll(cx),
+            Self::Two(connection) => connection.as_mut().poll(cx),
+        }
+    }
+
+    /// HTTP/1: close behind the answer in flight. HTTP/2: GOAWAY, and finish the streams.
+    fn graceful_shutdown(&mut self) {
+        match self {
+            Self::One(connection) => Pin::new(&mut **connection).graceful_shutdown(),
+            Self::Two(connection) => connection.as_mut().graceful_shutdown(),
+        }
+    }
+
+    fn is_http1(&self) -> bool {
+        matches!(self, Self::One(_))
+    }
+
+    async fn close(self, end: End, activity: &Activity, address: SocketAddr) {
+        match (self, end) {
+            (_, End::Done(Ok(()))) => {}
+            (_, End::Done(Err(error))) => tracing::debug!(%address, %error, "the connection ended early"),
+            (Self::One(connection), End::Closed) => {
+                let parts = connection.into_parts();
+                // To a client that has not begun to ask, a 408 would be the answer to its next request.
+                let asked = parts.read_buf.iter().any(|byte| !matches!(byte, b'\r' | b'\n'));
+                let mut io = parts.io.into_inner();
+                // A failure here means that the peer left before us.
+                let _ = timeout(LINGER, async {
+                    if asked && !activity.is_busy() && !activity.is_stalled() {
+                        io.write_all(REQUEST_TIMEOUT).await?;
+                    }
+                    io.shutdown().await
+                })
+                .await;
+            }
+            (Self::Two(_), End::Closed) | (_, End::Dropped) => {
+                tracing::debug!(%address, "closed a connection that made no progress");
+            }
+        }
+    }
+}
+
+/// Drives a connection until it ends or its time is over.
+async fn watch<H, F, B>(
+    http: &mut Http<H, F, B>,
+    activity: &Activity,
+    limits: &Limits,
+    mut stop: watch::Receiver<Stop>,
+) -> End
+where
+    H: Fn(Request<Incoming>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let mut stopping = pin!(stopped(&mut stop));
+    let mut alarm = pin!(sleep_until(Instant::now() + limits.idle_timeout));
+    let mut stopped_at = None;
+    let mut was_told = false;
+    let mut closes_at = None;
+    poll_fn(move |cx| {
+        loop {
+            if stopped_at.is_none() && stopping.as_mut().poll(cx).is_ready() {
+                stopped_at = Some(Instant::now());
+                activity.stop();
+            }
+            activity.turn_begins();
+            if let Poll::Ready(result) = http.poll(cx) {
+                return Poll::Ready(End::Done(result));
+            }
+            let now = Instant::now();
+            let mut look_again = match activity.verdict(now, limits) {
+                Verdict::LookAgain(at) => at,
+                Verdict::Stalled => return Poll::Ready(End::Dropped),
+                Verdict::HeadTimedOut | Verdict::Idle if http.is_http1() => return Poll::Ready(End::Closed),
+                Verdict::HeadTimedOut | Verdict::Idle => match closes_at {
+                    Some(at) => at,
+                    None => {
+                        http.graceful_shutdown();
+                        was_told = true;
+                        closes_at = Some(now + LINGER);
+                        continue;
+                    }
+                },
+            };
+            if let (Some(since), false) = (stopped_at, was_told) {
+                match on_stop(activity, since, now) {
+                    OnStop::Wait(None) => {}
+                    OnStop::Wait(Some(until)) => look_again = look_again.min(until),
+                    OnStop::Close if http.is_http1() => return Poll::Ready(End::Closed),
+                    OnStop::Close => {
+                        http.graceful_shutdown();
+                        was_told = true;
+                        closes_at = Some(now + LINGER);
+                        continue;
+                    }
+                    OnStop::Finish => {
+                        http.graceful_shutdown();
+                        was_told = true;
+                        continue;
+                    }
+                }
+            }
+            if activity.is_busy() || activity.is_stalled() {
+                // A request may have come in the same instant: then it is no longer idle, and is finished.
+                closes_at = None;
+            } else if was_told && closes_at.is_none() && !http.is_http1() {
+                // All streams have ended; what is left is the peer's answer to our GOAWAY. HTTP/1 just closes.
+                closes_at = Some(now + LINGER);
+            }
+            if let Some(at) = closes_at {
+                if at <= now {
+                    return Poll::Ready(End::Dropped);
+                }
+                look_again = look_again.min(at);
+            }
+            // Moving the alarm costs; one that rings early is looked at and set again.
+            if look_again < alarm.deadline() || alarm.is_elapsed() {
+                alarm.as_mut().reset(look_again);
+            }
+            if alarm.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await
+}
+
+enum OnStop {
+    Wait(Option<Instant>),
+    /// Let the request in flight end.
+    Finish,
+    Close,
+}
+
+/// hyper's own graceful shutdown closes a connection that has not been read from yet, and one with half a head: but
+/// those have a request on the way, and its sender has been let in.
+fn on_stop(activity: &Activity, stopped_at: Instant, now: Instant) -> OnStop {
+    if activity.is_busy() {
+        return OnStop::Finish;
+    }
+    // A head that has begun has its own deadline, and so has an answer that is still being written.
+    if activity.is_in_head() || activity.is_stalled() {
+        return OnStop::Wait(None);
+    }
+    let until = stopped_at.max(activity.began()) + FIRST_REQUEST_GRACE;
+    if activity.is_fresh() && until > now {
+        return OnStop::Wait(Some(until));
+    }
+    OnStop::Close
+}
+
+/// Ends when the process stops accepting, or its owner is gone.
+async fn stopped(stop: &mut watch::Receiver<Stop>) {
+    // An error means that nobody is left to say anything else.
+    let _ = stop.wait_for(|stop| *stop != Stop::Serve).await;
+}

@@ -1,0 +1,206 @@
+//! One source's memory as the request path sees it: reserve, then commit or let go.
+//!
+//! Invariant: a reservation that its holder drops is released, except while its commit is in the hands of the disk
+//! writer: then the writer decides. A written commit stands though nobody waits for it any more; one that failed
+//! keeps its keys reserved until the lease ends, since whoever held it cannot be asked.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use tokio::sync::oneshot;
+
+use super::disk::Disk;
+use super::shelf::Print;
+use super::table::{Full, Judgement, Record, SharedTable, Table, Token, lock};
+use super::{Ask, Claim, Key, StateError};
+use crate::clock::UnixMillis;
+
+pub(crate) struct Ledger {
+    table: SharedTable,
+    store: Store,
+    /// Why what the store has for this source could not be read. While it is set nothing is reserved: an empty memory
+    /// would take every replay for new.
+    unread: Mutex<Option<String>>,
+}
+
+#[derive(Clone)]
+enum Store {
+    Memory,
+    Disk { disk: Arc<Disk>, source: Arc<str> },
+}
+
+impl Ledger {
+    pub(super) fn in_memory(max_claims: usize) -> Self {
+        let table = Arc::new(Mutex::new(Table::new(max_claims)));
+        Self { table, store: Store::Memory, unread: Mutex::new(None) }
+    }
+
+    pub(super) fn on_disk(source: &str, max_claims: usize, disk: Arc<Disk>) -> Self {
+        let table = Arc::new(Mutex::new(Table::new(max_claims)));
+        let store = Store::Disk { disk, source: source.into() };
+        let ledger = Self { table, store, unread: Mutex::new(Some("it was not read yet".into())) };
+        ledger.read_store();
+        ledger
+    }
+
+    /// The name was asked for again.
+    pub(super) fn adopt(&self, max_claims: usize) {
+        lock(&self.table).resize(max_claims);
+        self.read_store();
+    }
+
+    pub(crate) async fn reserve(&self, ask: Ask, now: UnixMillis) -> Result<Claim, StateError> {
+        if let Some(why) = &*self.unread.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Err(StateError::Store(why.clone()));
+        }
+        if let Store::Disk { disk, .. } = &self.store {
+            disk.saw(now);
+        }
+        let mut prints: Vec<Print> = ask.replay.iter().map(print).collect();
+        // Two secrets with one value make one MAC twice.
+        prints.sort_unstable();
+        prints.dedup();
+        let record = Record {
+            prints,
+            keep_until: ask.keep_until,
+            event: ask.event.as_ref().map(print),
+            event_keep_until: ask.event_keep_until,
+        };
+        match lock(&self.table).reserve(record, now, now.after(ask.lease)) {
+            Ok(Judgement::First(token)) => Ok(Claim::First(self.reservation(token))),
+            Ok(Judgement::Duplicate(token)) => Ok(Claim::Duplicate(self.reservation(token))),
+            Ok(Judgement::InFlight) => Ok(Claim::InFlight),
+            Ok(Judgement::Replay) => Ok(Claim::Replay),
+            Err(Full) => Err(StateError::Full),
+        }
+    }
+
+    /// Replay keys reserved and remembered, against `capacity`.
+    pub(crate) fn len(&self) -> usize {
+        lock(&self.table).len()
+    }
+
+    pub(crate) fn capacity(&self) -> usize {
+        lock(&self.table).max_claims()
+    }
+
+    /// Gives up all that has expired. `reserve` does so in small steps anyway; this is for a source that went quiet.
+    pub(crate) fn sweep(&self, now: UnixMillis) {
+        if let Store::Disk { disk, .. } = &self.store {
+            disk.saw(now);
+        }
+        // In slices of well under a millisecond, so that no request waits behind the whole of it.
+        const SLICE: usize = 1024;
+        while lock(&self.table).reclaim(now, SLICE) {}
+    }
+
+    fn read_store(&self) {
+        let Store::Disk { disk, source } = &self.store else {
+            return;
+        };
+        let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
+        if unread.is_some() {
+            // Reading it a second time after half of it came in is harmless: the later time of each entry stands.
+            *unread = disk.load(source, &mut lock(&self.table)).err();
+        }
+    }
+
+    fn reservation(&self, token: Token) -> Reservation {
+        let (table, store) = (Arc::clone(&self.table), self.store.clone());
+        Reservation { table, store, token, settled: None, pending: None }
+    }
+}
+
+/// Room for a claim that was made and has not been decided. Dropping it is letting go.
+#[must_use = "dropping a reservation releases it"]
+pub(crate) struct Reservation {
+    table: SharedTable,
+    store: Store,
+    token: Token,
+    settled: Option<Committed>,
+    /// The writer's answer to come. Kept here, not in the future of `commit`: a caller that gave up on that future may
+    /// ask again and must hear about the same commit.
+    pending: Option<oneshot::Receiver<Result<(), String>>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Committed {
+    Yes,
+    /// The lease ran out before, so somebody else may hold these keys: nothing was recorded.
+    Lost,
+}
+
+impl Reservation {
+    /// On disk the record is written when this returns `Ok(Yes)`. After an error the reservation stands until its
+    /// lease ends, and commit may be called again; once decided it only repeats its answer.
+    pub(crate) async fn commit(&mut self, now: UnixMillis) -> Result<Committed, StateError> {
+        if let Some(settled) = self.settled {
+            return Ok(settled);
+        }
+        let settled = match &self.store {
+            Store::Memory => {
+                let mut table = lock(&self.table);
+                match table.begin_commit(self.token, now) {
+                    Some(_) => {
+                        table.finish_commit(self.token);
+                        Committed::Yes
+                    }
+                    None => Committed::Lost,
+                }
+            }
+            Store::Disk { disk, source } => {
+                if self.pending.is_none() {
+                    self.pending = disk.commit(&self.table, source, self.token, now).await?;
+                }
+                match &mut self.pending {
+                    None => Committed::Lost,
+                    Some(pending) => {
+                        let answer = pending.await.unwrap_or_else(|_gone| Err("the writer has stopped".into()));
+                        self.pending = None;
+                        answer.map_err(StateError::Store)?;
+                        Committed::Yes
+                    }
+                }
+            }
+        };
+        self.settled = Some(settled);
+        Ok(settled)
+    }
+
+    /// Frees the keys at once: the next copy is first.
+    pub(crate) fn release(self) {
+        drop(self);
+    }
+
+    /// The lease lasts until `now + lease` from here. False: it had run out, and renewing cannot bring it back.
+    pub(crate) fn renew(&self, now: UnixMillis, lease: Duration) -> bool {
+        lock(&self.table).renew(self.token, now, now.after(lease))
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.settled.is_none() && self.pending.is_none() {
+            lock(&self.table).release(self.token);
+        }
+    }
+}
+
+impl std::fmt::Debug for Reservation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reservation")
+            .field("token", &self.token)
+            .field("settled", &self.settled)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Hashed and not merely cut: a caller's key may be a short MAC padded with zeros on whichever side.
+fn print(key: &Key) -> Print {
+    let digest = Sha256::digest(key);
+    let mut print = Print::default();
+    print.copy_from_slice(&digest[..16]);
+    print
+}

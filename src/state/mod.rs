@@ -1,0 +1,166 @@
+//! What was accepted, so that it is not accepted twice, and the counters behind rate limits.
+//!
+//! This room knows keys, times and clients; it knows no webhook. The contract, which `contract.rs` runs against every
+//! kind of store:
+//! - a claim has two phases. A *reservation* is a lease held by one caller: of any number of identical asks at one
+//!   moment exactly one is first, the others are told that it is in flight. It ends in a commit, a release (dropping it
+//!   is one) or the end of its lease.
+//! - what was *committed* is refused as a replay until its `keep_until`, not one millisecond less: nothing else ever
+//!   removes it, neither a full table (that answers [`StateError::Full`]) nor a reload of the configuration.
+//! - event ids are convenience, not defence: when there are too many, those that would have expired first go.
+//! - sources do not see each other.
+//!
+//! Time is an argument. It is the wall clock, and must not run backwards (`clock.rs` sees to that).
+
+mod disk;
+mod ledger;
+mod rate;
+mod shelf;
+mod table;
+
+#[cfg(test)]
+mod contract;
+#[cfg(test)]
+mod survival;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus::IntCounter;
+
+use crate::clock::UnixMillis;
+
+pub(crate) use disk::{OpenError, Settings as DiskSettings, SyncMode};
+pub(crate) use ledger::{Committed, Ledger, Reservation};
+pub(crate) use rate::{KeyedRate, Quota, Rate};
+
+/// A MAC or a SHA-256 digest, padded with zeros where it is shorter.
+pub(crate) type Key = [u8; 32];
+
+/// Per source. About an hour of 500 deliveries a second; 80 MB when full, twice that when all carry event ids.
+pub(crate) const DEFAULT_MAX_CLAIMS: usize = 2_000_000;
+
+/// What one remembered key costs in memory at worst, for the operator who is told what `max_claims` means. An event id
+/// is one more key.
+pub(crate) const BYTES_PER_CLAIM: usize = 40;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Settings {
+    #[default]
+    Memory,
+    Disk(DiskSettings),
+}
+
+/// One delivery asks to be the first of its kind.
+#[derive(Clone, Debug)]
+pub(crate) struct Ask {
+    /// Claimed together; any one known means replay. Empty for proofs that have no replay key.
+    pub(crate) replay: Vec<Key>,
+    pub(crate) keep_until: UnixMillis,
+    pub(crate) event: Option<Key>,
+    pub(crate) event_keep_until: UnixMillis,
+    /// How long the reservation holds unless it is renewed.
+    pub(crate) lease: Duration,
+}
+
+/// The answer, judged in this order: replay, in flight, duplicate, first.
+#[derive(Debug)]
+pub(crate) enum Claim {
+    First(Reservation),
+    /// A copy holds one of these keys and may yet fail.
+    InFlight,
+    /// One of the replay keys was committed.
+    Replay,
+    /// The event id was committed, the replay keys are new. Both are reserved now: the caller commits as with `First`
+    /// or lets go.
+    Duplicate(Reservation),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum StateError {
+    #[error("as many claims are remembered as max_claims allows; raise it, or shorten the window they are kept for")]
+    Full,
+    #[error("the state store failed: {0}")]
+    Store(String),
+}
+
+pub(crate) struct Meters {
+    /// `hookward_state_errors_total`: commits, loads and syncs that failed.
+    pub(crate) errors: IntCounter,
+}
+
+impl Meters {
+    #[cfg(test)]
+    pub(crate) fn unregistered() -> Self {
+        let errors = IntCounter::new("errors", "errors").expect("a constant name is a valid name");
+        Self { errors }
+    }
+}
+
+/// Outlives every configuration snapshot: a reload that dropped it would open the door to replays.
+pub(crate) enum State {
+    Memory(Ledgers),
+    Disk(Ledgers, Arc<disk::Disk>),
+}
+
+impl State {
+    pub(crate) fn open(settings: &Settings, now: UnixMillis, meters: Meters) -> Result<Self, OpenError> {
+        Ok(match settings {
+            Settings::Memory => Self::Memory(Ledgers::default()),
+            Settings::Disk(settings) => {
+                Self::Disk(Ledgers::default(), Arc::new(disk::Disk::open(settings, now, meters)?))
+            }
+        })
+    }
+
+    /// One source's memory: for one name always the same ledger, with `max_claims` as given last. With a store on disk
+    /// the first call for a name reads what the file has for it, blocking (about a second for a million claims). When
+    /// that fails the ledger refuses every ask rather than forget, and the next call tries again.
+    pub(crate) fn ledger(&self, source: &str, max_claims: usize) -> Arc<Ledger> {
+        match self {
+            Self::Memory(ledgers) => ledgers.ledger(source, max_claims, || Ledger::in_memory(max_claims)),
+            Self::Disk(ledgers, disk) => {
+                ledgers.ledger(source, max_claims, || Ledger::on_disk(source, max_claims, Arc::clone(disk)))
+            }
+        }
+    }
+
+    /// Can a claim be committed, as far as is known? Becomes true again by itself when writing works again.
+    pub(crate) fn is_healthy(&self) -> bool {
+        match self {
+            Self::Memory(_) => true,
+            Self::Disk(_, disk) => disk.is_healthy(),
+        }
+    }
+
+    /// Finishes the commits that were handed over, makes them durable and lets go of the file. Commits fail from then
+    /// on. A process that ends without it loses nothing either; the next start only has more of the log to read.
+    pub(crate) async fn close(&self) {
+        match self {
+            Self::Memory(_) => {}
+            Self::Disk(_, disk) => disk.close().await,
+        }
+    }
+}
+
+/// Ledgers by source name. They are never removed: a source that goes and comes back must find what it accepted. Names
+/// come from the operator's configuration, so their number is bounded by what was ever configured in this process.
+#[derive(Default)]
+pub(crate) struct Ledgers {
+    // Guards the map alone; held while a new ledger is read from disk so that two callers cannot both make it.
+    by_source: Mutex<HashMap<Box<str>, Arc<Ledger>>>,
+}
+
+impl Ledgers {
+    fn ledger(&self, source: &str, max_claims: usize, make: impl FnOnce() -> Ledger) -> Arc<Ledger> {
+        let mut by_source = self.by_source.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(ledger) = by_source.get(source) {
+            ledger.adopt(max_claims);
+            return Arc::clone(ledger);
+        }
+        let ledger = Arc::new(make());
+        by_source.insert(source.into(), Arc::clone(&ledger));
+        ledger
+    }
+}

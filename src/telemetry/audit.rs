@@ -1,0 +1,318 @@
+//! One line for each request, whatever became of it: who, what, how it ended and how long it took.
+//!
+//! Invariant: no header value but the ids that the source is configured to read, no body, no credential, no query
+//! string. Text that a stranger chose is escaped, so that nobody can write a line of their own. The request path never
+//! waits for the log: lines go through a bounded queue to one thread, and what does not fit is counted as lost.
+
+use super::metrics::Metrics;
+use super::outcome::Outcome;
+use crate::clock::UnixMillis;
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// Lines waiting for the writer: at 300 bytes a line some 2.5 MB, and half a second of the busiest gateway.
+const QUEUE: usize = 8192;
+
+/// Text of a stranger's choosing (event ids, names in certificates) is cut at this many bytes.
+const LONGEST_FIELD: usize = 256;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    Off,
+    Stderr,
+    File(PathBuf),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    Text,
+    Json,
+}
+
+/// What is said of one request. Empty where it is not known.
+#[derive(Debug)]
+pub(crate) struct Record<'a> {
+    pub(crate) at: UnixMillis,
+    pub(crate) request_id: &'a str,
+    pub(crate) listener: &'a str,
+    pub(crate) source: &'a str,
+    pub(crate) outcome: Outcome,
+    /// In observe mode: what enforcing would have said.
+    pub(crate) would_refuse: Option<Outcome>,
+    pub(crate) status: u16,
+    pub(crate) method: &'a str,
+    pub(crate) path: &'a str,
+    pub(crate) client: IpAddr,
+    pub(crate) certificate: &'a str,
+    pub(crate) verified: &'a str,
+    pub(crate) event_id: &'a str,
+    pub(crate) event_type: &'a str,
+    pub(crate) upstream: &'a str,
+    pub(crate) body_bytes: usize,
+    pub(crate) whole: Duration,
+    pub(crate) verify: Duration,
+    pub(crate) forward: Duration,
+}
+
+enum Job {
+    Line(String),
+    Reopen(Target),
+    Flush(SyncSender<()>),
+}
+
+pub(crate) struct Audit {
+    jobs: SyncSender<Job>,
+    format: Format,
+    metrics: Arc<Metrics>,
+    off: bool,
+}
+
+impl Audit {
+    /// Fails where the file cannot be opened for appending: an audit log that is asked for and silently absent is worse than no start.
+    pub(crate) fn start(target: &Target, format: Format, metrics: Arc<Metrics>) -> std::io::Result<Self> {
+        let sink = Sink::open(target)?;
+        let (jobs, queue) = sync_channel(QUEUE);
+        std::thread::Builder::new().name("audit".to_owned()).spawn(move || write_lines(&queue, sink))?;
+        Ok(Self { jobs, format, metrics, off: *target == Target::Off })
+    }
+
+    pub(crate) fn write(&self, record: &Record<'_>) {
+        if self.off {
+            return;
+        }
+        let line = match self.format {
+            Format::Text => text(record),
+            Format::Json => json(record),
+        };
+        if self.jobs.try_send(Job::Line(line)).is_err() {
+            self.metrics.audit_dropped.inc();
+        }
+    }
+
+    /// Opens the file anew, as log rotation asks with SIGHUP.
+    pub(crate) fn reopen(&self, target: &Target) {
+        if self.jobs.send(Job::Reopen(target.clone())).is_err() {
+            tracing::error!("the audit log's writer is gone");
+        }
+    }
+
+    /// Waits, with a bound, until what has been said is written.
+    pub(crate) fn flush(&self) {
+        let (done, written) = sync_channel(1);
+        if self.jobs.send(Job::Flush(done)).is_ok() {
+            // A log that hangs must not hold up the end of the process.
+            let _ = written.recv_timeout(Duration::from_secs(2));
+        }
+    }
+}
+
+enum Sink {
+    Off,
+    Stderr,
+    File(File),
+}
+
+impl Sink {
+    fn open(target: &Target) -> std::io::Result<Self> {
+        Ok(match target {
+            Target::Off => Self::Off,
+            Target::Stderr => Self::Stderr,
+            Target::File(path) => Self::File(OpenOptions::new().create(true).append(true).open(path)?),
+        })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        match self {
+            Self::Off => Ok(()),
+            Self::Stderr => std::io::stderr().lock().write_all(bytes),
+            Self::File(file) => file.write_all(bytes),
+        }
+    }
+}
+
+fn write_lines(queue: &Receiver<Job>, mut sink: Sink) {
+    let mut batch = Vec::with_capacity(16 * 1024);
+    let mut failing = false;
+    loop {
+        let mut next = match queue.recv_timeout(Duration::from_secs(3600)) {
+            Ok(job) => Some(job),
+            Err(RecvTimeoutError::Timeout) => continue,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        let mut flushed = None;
+        while let Some(job) = next {
+            match job {
+                Job::Line(line) => batch.extend_from_slice(line.as_bytes()),
+                Job::Flush(done) => flushed = Some(done),
+                Job::Reopen(target) => {
+                    put(&mut sink, &mut batch, &mut failing);
+                    match Sink::open(&target) {
+                        Ok(opened) => sink = opened,
+                        Err(error) => {
+                            tracing::error!(%error, ?target, "the audit log cannot be reopened; the old one is written on")
+                        }
+                    }
+                }
+            }
+            next = if batch.len() < 64 * 1024 { queue.try_recv().ok() } else { None };
+        }
+        put(&mut sink, &mut batch, &mut failing);
+        if let Some(done) = flushed {
+            // Whoever asked may have stopped waiting.
+            let _ = done.send(());
+        }
+    }
+}
+
+fn put(sink: &mut Sink, batch: &mut Vec<u8>, failing: &mut bool) {
+    if batch.is_empty() {
+        return;
+    }
+    match sink.write(batch) {
+        Ok(()) => *failing = false,
+        Err(error) if !*failing => {
+            *failing = true;
+            tracing::error!(%error, "the audit log cannot be written; its lines are lost until it can");
+        }
+        Err(_) => {}
+    }
+    batch.clear();
+}
+
+fn timestamp(at: UnixMillis) -> String {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.0) * 1_000_000)
+        .ok()
+        .and_then(|time| time.format(&Rfc3339).ok())
+        .unwrap_or_default()
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn cut(text: &str) -> &str {
+    match text.char_indices().find(|(position, c)| position + c.len_utf8() > LONGEST_FIELD) {
+        Some((position, _)) => text.get(..position).unwrap_or_default(),
+        None => text,
+    }
+}
+
+/// The fields in order, those that are empty left out.
+fn fields<'a>(record: &'a Record<'a>) -> impl Iterator<Item = (&'static str, &'a str)> {
+    [
+        ("request_id", record.request_id),
+        ("listener", record.listener),
+        ("source", record.source),
+        ("outcome", record.outcome.label()),
+        ("would_refuse", record.would_refuse.map_or("", Outcome::label)),
+        ("method", record.method),
+        ("path", record.path),
+        ("certificate", record.certificate),
+        ("verified", record.verified),
+        ("event_id", record.event_id),
+        ("event_type", record.event_type),
+        ("upstream", record.upstream),
+    ]
+    .into_iter()
+    .filter(|(_, value)| !value.is_empty())
+    .map(|(name, value)| (name, cut(value)))
+}
+
+fn numbers(record: &Record<'_>) -> [(&'static str, u64); 5] {
+    [
+        ("status", u64::from(record.status)),
+        ("body_bytes", record.body_bytes as u64),
+        ("duration_us", micros(record.whole)),
+        ("verify_us", micros(record.verify)),
+        ("forward_us", micros(record.forward)),
+    ]
+}
+
+fn text(record: &Record<'_>) -> String {
+    let mut line = format!("{} audit client={}", timestamp(record.at), record.client);
+    for (name, value) in fields(record) {
+        let plain = value.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'=' && b != b'\\');
+        // Writing to a String cannot fail.
+        let _ = if plain { write!(line, " {name}={value}") } else { write!(line, " {name}={value:?}") };
+    }
+    for (name, value) in numbers(record) {
+        let _ = write!(line, " {name}={value}");
+    }
+    line.push('\n');
+    line
+}
+
+fn json(record: &Record<'_>) -> String {
+    let mut object = serde_json::Map::new();
+    object.insert("time".to_owned(), timestamp(record.at).into());
+    object.insert("type".to_owned(), "audit".into());
+    object.insert("client".to_owned(), record.client.to_string().into());
+    for (name, value) in fields(record) {
+        object.insert(name.to_owned(), value.into());
+    }
+    for (name, value) in numbers(record) {
+        object.insert(name.to_owned(), value.into());
+    }
+    let mut line = serde_json::Value::Object(object).to_string();
+    line.push('\n');
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::refusal::Refusal;
+
+    fn record(event_id: &str) -> Record<'_> {
+        Record {
+            at: UnixMillis(1_760_000_000_123),
+            request_id: "r1",
+            listener: "public",
+            source: "github",
+            outcome: Outcome::Refused(Refusal::Replay),
+            would_refuse: None,
+            status: 409,
+            method: "POST",
+            path: "/github",
+            client: IpAddr::from([192, 0, 2, 1]),
+            certificate: "",
+            verified: "github",
+            event_id,
+            event_type: "push",
+            upstream: "",
+            body_bytes: 12,
+            whole: Duration::from_micros(480),
+            verify: Duration::from_micros(4),
+            forward: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn a_line_says_who_what_and_how_it_ended() {
+        assert_eq!(
+            text(&record("e1")),
+            "2025-10-09T08:53:20.123Z audit client=192.0.2.1 request_id=r1 listener=public source=github outcome=replay \
+             method=POST path=/github verified=github event_id=e1 event_type=push status=409 body_bytes=12 duration_us=480 \
+             verify_us=4 forward_us=0\n"
+        );
+    }
+
+    #[test]
+    fn a_stranger_cannot_write_a_line_of_their_own() {
+        let hostile = "x\n2026-01-01T00:00:00Z audit outcome=accepted \u{2028}\u{1b}[31m";
+        for line in [text(&record(hostile)), json(&record(hostile))] {
+            assert_eq!(line.matches('\n').count(), 1, "{line:?}");
+            assert!(!line.contains('\u{1b}'), "{line:?}");
+        }
+        let long = "é".repeat(1000);
+        assert!(text(&record(&long)).len() < 1000);
+    }
+}

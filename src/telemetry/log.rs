@@ -1,0 +1,36 @@
+//! The process's own log, on stderr: what an operator should know, never what a sender sent.
+//!
+//! Invariant: the HTTP and TLS libraries stay at `warn` whatever level is configured. At `trace` they print whole
+//! request heads, credentials included; and no environment variable changes the level behind the configuration's back.
+
+use super::audit::Format;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, fmt};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Level {
+    Error,
+    Warn,
+    Info,
+    Debug,
+}
+
+pub(crate) fn start_log(format: Format, level: Level) {
+    let ours = match level {
+        Level::Error => LevelFilter::ERROR,
+        Level::Warn => LevelFilter::WARN,
+        Level::Info => LevelFilter::INFO,
+        Level::Debug => LevelFilter::DEBUG,
+    };
+    let filter = Targets::new().with_default(LevelFilter::WARN).with_target("hookward", ours);
+    let lines = fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let layer = match format {
+        Format::Text => lines.with_ansi(false).boxed(),
+        Format::Json => lines.json().flatten_event(true).boxed(),
+    };
+    // A second start (tests in one process) keeps the first log.
+    let _ = Registry::default().with(layer.with_filter(filter)).try_init();
+}

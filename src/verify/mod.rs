@@ -1,0 +1,293 @@
+//! Does this request prove itself?
+//!
+//! Pure: the request, the configuration and the time go in; `Verified` or a refusal comes out. Invariant: a `Verified` is
+//! made in one place, `Verifier::judge`, after every configured proof was judged; nothing that the signature does not
+//! cover is called signed. All proofs are judged before the first failure is told, so that the time taken does not say
+//! which of them failed.
+
+mod credential;
+mod fields;
+mod freshness;
+mod handshake;
+mod hmac;
+mod key;
+mod presented;
+mod prover;
+mod public_key;
+mod resign;
+mod sign;
+mod template;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod vectors;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::clock::UnixMillis;
+use crate::delivery::Delivery;
+use crate::refusal::Refusal;
+use crate::secret::Secret;
+
+use credential::Credentials;
+use fields::{Json, Pointers};
+use prover::Prover;
+
+pub(crate) use credential::{Basic, Token};
+pub(crate) use freshness::{Timestamp, Unit};
+pub(crate) use handshake::{Answer, AnswerBody, Handshake, Reply};
+pub(crate) use key::{Key, KeyEncoding, KeyFormat};
+pub(crate) use presented::{Encoding, Layout, Locator, Place, SignatureAt, TimestampPlace};
+pub(crate) use prover::{Algorithm, Scheme};
+pub(crate) use resign::SigningKey;
+pub(crate) use template::Template;
+
+/// How the requests of one source prove themselves, as `config` assembles it.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// The name of the scheme among the checks that passed: `github`, `hmac-sha256`.
+    pub(crate) label: Arc<str>,
+    pub(crate) scheme: Option<Scheme>,
+    pub(crate) basic: Option<Basic>,
+    pub(crate) bearer: Option<Vec<Secret>>,
+    pub(crate) token: Option<Token>,
+    /// Where the event's id stands: alternatives, the first that is present counts.
+    pub(crate) id: Vec<Locator>,
+    /// Where the event's type stands, likewise.
+    pub(crate) event: Vec<Locator>,
+    pub(crate) public_url: Option<String>,
+}
+
+/// Settings that would refuse everything, or worse, accept what proves nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub(crate) enum BuildError {
+    #[error("the scheme has no key; set `secrets`")]
+    NoKeys,
+    #[error("key {index} has {length} bytes, a public key of Ed25519 has 32; check its encoding")]
+    KeyLength { index: usize, length: usize },
+    #[error("key {index} is not a public key of Ed25519; was it copied whole?")]
+    NotAPublicKey { index: usize },
+    #[error("key {index} is a weak key, under which anybody can make signatures")]
+    WeakKey { index: usize },
+    #[error("no header is named for the signature; set `signature.header`")]
+    NoSignatureHeader,
+    #[error("the prefix, key or separator of the signature cannot work: {0}")]
+    Layout(&'static str),
+    #[error("the timestamp is to be among the signature's {expected}, and the signature is not laid out so")]
+    TimestampLayout { expected: &'static str },
+    #[error("the message needs {{timestamp}} and no timestamp is configured; add `timestamp`")]
+    NoTimestamp,
+    #[error("the message needs {{pair:…}} and the signature is not laid out in pairs")]
+    NoPairs,
+    #[error("`{0}` is not a JSON pointer; begin it with `/`")]
+    NotAPointer(String),
+    #[error("a handshake without marks would be recognised in every delivery; say what it matches")]
+    HandshakeMatchesEverything,
+    #[error("a handshake matches strings, whole numbers, booleans and null; `{0}` is compared with something else")]
+    HandshakeNotScalar(String),
+    #[error("a handshake in a body that the signature does not cover would answer anybody; sign `{{body}}`")]
+    HandshakeNotSigned,
+    #[error("`{credential}` has no secret; set one")]
+    NoSecrets { credential: &'static str },
+    #[error("`{credential}` has an empty secret; set it")]
+    EmptySecret { credential: &'static str },
+    #[error("a username of Basic credentials cannot hold `:`")]
+    ColonInUsername,
+    #[error("two credentials want the one Authorization header; keep one of basic, bearer and token")]
+    AuthorizationTwice,
+}
+
+/// All proofs of one source that live in the request; keys scheduled and templates parsed.
+pub(crate) struct Verifier {
+    prover: Option<Prover>,
+    credentials: Credentials,
+    id: Vec<Locator>,
+    event: Vec<Locator>,
+    public_url: Option<String>,
+    /// Everything that is ever looked up in a body, so that one walk finds it.
+    pointers: Pointers,
+    checks: Arc<[Arc<str>]>,
+}
+
+/// A refusal, with a note that is fit for a log: it names a form, never a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fault {
+    refusal: Refusal,
+    note: &'static str,
+}
+
+/// Proven genuine and fresh. The only way to one is `Verifier::judge`.
+#[derive(Debug)]
+pub(crate) struct Verified {
+    delivery: Delivery,
+    checks: Arc<[Arc<str>]>,
+    findings: Findings,
+}
+
+#[derive(Debug, Default)]
+struct Findings {
+    signed_at: Option<UnixMillis>,
+    tolerance: Option<Duration>,
+    replay_keys: Vec<[u8; 32]>,
+    secrets_used: [Option<usize>; 4],
+    event_id: Option<String>,
+    event_id_is_signed: bool,
+    event_type: Option<String>,
+    challenge: Option<Reply>,
+}
+
+/// Not proven. Gives the delivery back, for a source in observe mode.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) delivery: Box<Delivery>,
+    pub(crate) refusal: Refusal,
+    pub(crate) note: &'static str,
+}
+
+impl Verifier {
+    pub(crate) fn build(settings: Settings) -> Result<Self, BuildError> {
+        let Settings { label, scheme, basic, bearer, token, id, event, public_url } = settings;
+        let credentials = Credentials::build(basic, bearer, token)?;
+        let prover = scheme.map(Prover::build).transpose()?;
+
+        let mut pointers = Pointers::default();
+        let locators = id.iter().chain(&event).filter_map(|locator| match locator {
+            Locator::Json(pointer) => Some(pointer.as_str()),
+            Locator::Header(_) | Locator::Query(_) | Locator::Form(_) => None,
+        });
+        let proving = prover.iter().flat_map(|prover| prover.scheme.all_pointers());
+        for pointer in locators.chain(proving) {
+            pointers.add(pointer).map_err(|_| BuildError::NotAPointer(pointer.to_owned()))?;
+        }
+        let checks = prover.iter().map(|_| label.clone()).chain(credentials.names().map(Arc::from)).collect();
+        Ok(Self { prover, credentials, id, event, public_url, pointers, checks })
+    }
+
+    pub(crate) fn judge(&self, delivery: Delivery, now: UnixMillis) -> Result<Verified, Refused> {
+        match self.examine(&delivery, now) {
+            Ok(findings) => Ok(Verified { delivery, checks: self.checks.clone(), findings }),
+            Err(Fault { refusal, note }) => Err(Refused { delivery: Box::new(delivery), refusal, note }),
+        }
+    }
+
+    /// Passwords and tokens can be guessed, so that failures must be throttled before they are judged.
+    pub(crate) fn is_guessable(&self) -> bool {
+        !self.credentials.is_empty()
+    }
+
+    pub(crate) fn has_signature(&self) -> bool {
+        self.prover.is_some()
+    }
+
+    /// Does a signature stand for the time? One that does not proves nothing, and `check` says so.
+    pub(crate) fn signs_time(&self) -> bool {
+        self.prover.as_ref().is_some_and(|prover| prover.time_is_signed)
+    }
+
+    /// Can a replay be told? Only where the signature stands for the whole body, or no proof is made twice.
+    pub(crate) fn has_replay_keys(&self) -> bool {
+        self.prover.as_ref().is_some_and(|prover| prover.has_replay_key)
+    }
+
+    fn examine(&self, delivery: &Delivery, now: UnixMillis) -> Result<Findings, Fault> {
+        let early = self.prover.as_ref().is_some_and(|prover| prover.needs_json);
+        let mut json = if early { self.pointers.read(&delivery.body) } else { Json::default() };
+        let credentials = self.credentials.judge(delivery);
+        let mut findings = match &self.prover {
+            Some(prover) => prover.examine(delivery, &json, self.public_url.as_deref(), now)?,
+            // Its credentials, or what stands before the request, are the proof.
+            None => Findings::default(),
+        };
+        let listed_before = self.prover.as_ref().map_or(0, |prover| prover.scheme_keys());
+        for (used, position) in findings.secrets_used.iter_mut().skip(1).zip(credentials?) {
+            *used = position.map(|position| listed_before + position);
+        }
+        // From here on the sender is known; only now is its body parsed, unless the signature itself lay in there.
+        if !early && !self.pointers.is_empty() {
+            json = self.pointers.read(&delivery.body);
+        }
+        self.read_names(&mut findings, delivery, &json)?;
+        Ok(findings)
+    }
+
+    fn read_names(&self, findings: &mut Findings, delivery: &Delivery, json: &Json) -> Result<(), Fault> {
+        for locator in &self.event {
+            findings.event_type = locator.find(delivery, json)?;
+            if findings.event_type.is_some() {
+                break;
+            }
+        }
+        for locator in &self.id {
+            findings.event_id = locator.find(delivery, json)?;
+            if findings.event_id.is_some() {
+                let signs_url_as_sent = !self.public_url.as_ref().is_some_and(|url| url.contains('?'));
+                findings.event_id_is_signed = self
+                    .prover
+                    .as_ref()
+                    .is_some_and(|prover| locator.is_covered_by(&prover.scheme.message, signs_url_as_sent));
+                break;
+            }
+        }
+        let handshakes = self.prover.iter().flat_map(|prover| &prover.scheme.handshakes);
+        if let Some(handshake) = handshakes.into_iter().find(|handshake| handshake.recognises(json)) {
+            findings.challenge = Some(handshake.reply(json)?);
+        }
+        Ok(())
+    }
+}
+
+impl Verified {
+    pub(crate) fn delivery(&self) -> &Delivery {
+        &self.delivery
+    }
+
+    pub(crate) fn into_delivery(self) -> Delivery {
+        self.delivery
+    }
+
+    /// The names of the proofs that passed: all that are configured.
+    pub(crate) fn checks(&self) -> &[Arc<str>] {
+        &self.checks
+    }
+
+    /// The stated time, only where the signature covers it; another proves nothing.
+    pub(crate) fn signed_at(&self) -> Option<UnixMillis> {
+        self.findings.signed_at
+    }
+
+    /// Of the signed time: `None` when there is none.
+    pub(crate) fn tolerance(&self) -> Option<Duration> {
+        self.findings.tolerance
+    }
+
+    /// What stands for the signed message, to be claimed together; empty where the signature does not stand for the
+    /// whole body.
+    pub(crate) fn replay_keys(&self) -> &[[u8; 32]] {
+        &self.findings.replay_keys
+    }
+
+    pub(crate) fn event_id(&self) -> Option<&str> {
+        self.findings.event_id.as_deref()
+    }
+
+    pub(crate) fn event_id_is_signed(&self) -> bool {
+        self.findings.event_id_is_signed
+    }
+
+    pub(crate) fn event_type(&self) -> Option<&str> {
+        self.findings.event_type.as_deref()
+    }
+
+    /// The first listed secret that matched: the signature's, or that of the token, bearer or basic credentials.
+    pub(crate) fn secrets_used(&self) -> impl Iterator<Item = usize> {
+        self.findings.secrets_used.into_iter().flatten()
+    }
+
+    /// A handshake, which the gateway answers and does not forward.
+    pub(crate) fn challenge(&self) -> Option<&Reply> {
+        self.findings.challenge.as_ref()
+    }
+}

@@ -1,0 +1,498 @@
+//! What did the sender present? From headers and fields to candidate signatures, a timestamp and names.
+//!
+//! Invariant: nothing here trusts or guesses. A header that decides anything stands there once; a candidate has exactly
+//! the length of a real signature and decodes in one way only; their number is bounded before any is decoded.
+
+use std::borrow::Cow;
+
+use base64::Engine;
+use http::HeaderName;
+
+use super::Fault;
+use super::fields::{self, Found, Json};
+use super::key::{BASE64, BASE64URL};
+use super::template::Template;
+use crate::delivery::Delivery;
+use crate::refusal::Refusal;
+
+/// A provider that rolls its secret sends two or three. Each candidate costs a comparison, or a public-key operation.
+const MAX_CANDIDATES: usize = 16;
+/// Sixteen signatures of the longest algorithm, with their labels, fit several times.
+const MAX_SIGNATURE_TEXT: usize = 8 * 1024;
+/// Ids become store keys, header values and log fields.
+const MAX_NAME_LENGTH: usize = 256;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SignatureAt {
+    pub(crate) place: Place,
+    pub(crate) layout: Layout,
+    pub(crate) encoding: Encoding,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Alternative names; the first that is present counts.
+    Header(Vec<HeaderName>),
+    Query(String),
+    Form(String),
+    Json(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    Plain {
+        prefix: String,
+    },
+    /// `t=1700000000,v1=…,v1=…`: every `key` is a candidate, other keys are somebody else's.
+    Pairs {
+        separator: char,
+        equals: char,
+        key: String,
+    },
+    /// `v1,… v1,…`: items without the prefix are another scheme's.
+    List {
+        separator: char,
+        prefix: String,
+    },
+    /// `1700000000,…,…`: all but the timestamp are candidates.
+    Positional {
+        separator: char,
+        timestamp_index: usize,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Encoding {
+    /// Of either case.
+    Hex,
+    /// Standard alphabet; the padding may be missing, stray bits behind the end may not be set.
+    Base64,
+    Base64Url,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum TimestampPlace {
+    Header(HeaderName),
+    /// A key among the signature's pairs.
+    Pair(String),
+    /// The signature's own layout says where.
+    Position,
+    Json(String),
+}
+
+/// Where an event's id or type stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Locator {
+    Header(HeaderName),
+    Json(String),
+    Query(String),
+    Form(String),
+}
+
+/// The signature's text, taken apart.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Presented<'t> {
+    /// Decoded, each of exactly the algorithm's length.
+    pub(crate) candidates: Vec<Vec<u8>>,
+    /// The pairs that are not signatures.
+    pub(crate) pairs: Vec<(&'t str, &'t str)>,
+    /// The timestamp of a positional layout.
+    pub(crate) position: Option<&'t str>,
+}
+
+const MISSING: Fault = Fault { refusal: Refusal::MissingSignature, note: "no signature was presented" };
+
+const fn malformed(note: &'static str) -> Fault {
+    Fault { refusal: Refusal::MalformedSignature, note }
+}
+
+const fn bad_time(note: &'static str) -> Fault {
+    Fault { refusal: Refusal::MalformedTimestamp, note }
+}
+
+impl SignatureAt {
+    pub(crate) fn find<'a>(&self, delivery: &'a Delivery, json: &'a Json) -> Result<Cow<'a, str>, Fault> {
+        let text = match &self.place {
+            Place::Header(names) => {
+                let present = names.iter().find(|name| delivery.headers.contains_key(*name)).ok_or(MISSING)?;
+                match header_text(delivery, present) {
+                    HeaderText::One(text) => Cow::Borrowed(text),
+                    HeaderText::None => return Err(MISSING),
+                    HeaderText::Several => return Err(malformed("several signature headers")),
+                    HeaderText::Unreadable => return Err(malformed("the signature header is not visible ASCII")),
+                }
+            }
+            Place::Query(name) => utf8(fields::field(query(delivery), name))?,
+            Place::Form(name) => utf8(fields::field(&delivery.body, name))?,
+            Place::Json(pointer) => utf8(json.at(pointer))?,
+        };
+        match text.len() {
+            _ if text.trim().is_empty() => Err(MISSING),
+            length if length > MAX_SIGNATURE_TEXT => Err(malformed("the signature's text is too long")),
+            _ => Ok(text),
+        }
+    }
+
+    /// Takes the text apart and decodes the candidates. Those that cannot be a signature of `length` bytes are dropped;
+    /// when none is left there was no signature of ours.
+    pub(crate) fn parse<'t>(&self, text: &'t str, length: usize) -> Result<Presented<'t>, Fault> {
+        let text = text.trim();
+        let mut presented = Presented::default();
+        let mut texts: Vec<&str> = Vec::new();
+        match &self.layout {
+            Layout::Plain { prefix } => texts.extend(text.strip_prefix(prefix.as_str())),
+            Layout::Pairs { separator, equals, key } => {
+                for (name, value) in text.split(*separator).filter_map(|item| item.trim().split_once(*equals)) {
+                    if name == key {
+                        texts.push(value);
+                    } else {
+                        presented.pairs.push((name, value));
+                    }
+                }
+            }
+            Layout::List { separator, prefix } => {
+                texts.extend(text.split(*separator).filter_map(|item| item.trim().strip_prefix(prefix.as_str())));
+            }
+            Layout::Positional { separator, timestamp_index } => {
+                for (index, item) in text.split(*separator).map(str::trim).enumerate() {
+                    if index == *timestamp_index {
+                        presented.position = Some(item);
+                    } else {
+                        texts.push(item);
+                    }
+                }
+            }
+        }
+        if texts.is_empty() {
+            return Err(malformed("the signature is not laid out as configured (prefix, key or separator)"));
+        }
+        if texts.len() > MAX_CANDIDATES {
+            return Err(malformed("more than 16 signatures"));
+        }
+        presented.candidates = texts.iter().filter_map(|text| self.encoding.decode(text, length)).collect();
+        if presented.candidates.is_empty() {
+            return Err(malformed("no signature decodes to the algorithm's length"));
+        }
+        Ok(presented)
+    }
+}
+
+impl Encoding {
+    fn decode(self, text: &str, length: usize) -> Option<Vec<u8>> {
+        // Longer than any spelling of a signature: not worth decoding.
+        if text.len() > length * 2 + 2 {
+            return None;
+        }
+        let bytes = match self {
+            Self::Hex => hex::decode(text).ok(),
+            Self::Base64 => BASE64.decode(text).ok(),
+            Self::Base64Url => BASE64URL.decode(text).ok(),
+        };
+        bytes.filter(|bytes| bytes.len() == length)
+    }
+
+    pub(crate) fn encode(self, bytes: &[u8]) -> String {
+        match self {
+            Self::Hex => hex::encode(bytes),
+            Self::Base64 => base64::engine::general_purpose::STANDARD.encode(bytes),
+            Self::Base64Url => base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes),
+        }
+    }
+}
+
+impl TimestampPlace {
+    /// The timestamp's text, as it goes into the message.
+    pub(crate) fn find<'a>(
+        &self,
+        delivery: &'a Delivery,
+        presented: &Presented<'a>,
+        json: &'a Json,
+    ) -> Result<Cow<'a, str>, Fault> {
+        const MISSING: Fault = Fault { refusal: Refusal::MissingTimestamp, note: "no timestamp was presented" };
+        match self {
+            Self::Header(name) => match header_text(delivery, name) {
+                HeaderText::One("") | HeaderText::None => Err(MISSING),
+                HeaderText::One(text) => Ok(Cow::Borrowed(text)),
+                HeaderText::Several => Err(bad_time("several timestamp headers")),
+                HeaderText::Unreadable => Err(bad_time("the timestamp header is not visible ASCII")),
+            },
+            Self::Pair(name) => {
+                let mut values = presented.pairs.iter().filter(|(key, _)| key == name);
+                match (values.next(), values.next()) {
+                    (Some((_, text)), None) => Ok(Cow::Borrowed(text)),
+                    // Whoever adds a second one hopes that we sign with one and judge the other.
+                    (Some(_), Some(_)) => Err(bad_time("several timestamps beside the signature")),
+                    (None, _) => Err(malformed("the timestamp beside the signature is missing")),
+                }
+            }
+            Self::Position => presented.position.map(Cow::Borrowed).ok_or(MISSING),
+            Self::Json(pointer) => match json.at(pointer) {
+                Found::Value(Cow::Borrowed(text)) => std::str::from_utf8(text)
+                    .map(Cow::Borrowed)
+                    .map_err(|_| bad_time("the timestamp in the body is not text")),
+                Found::Value(Cow::Owned(text)) => String::from_utf8(text)
+                    .map(Cow::Owned)
+                    .map_err(|_| bad_time("the timestamp in the body is not text")),
+                Found::Absent => Err(MISSING),
+                Found::Ambiguous => Err(bad_time("the timestamp in the body is not one string or whole number")),
+            },
+        }
+    }
+
+    /// Does the signature stand for the time?
+    pub(crate) fn is_covered_by(&self, template: &Template) -> bool {
+        template.covers_timestamp()
+            || match self {
+                Self::Header(name) => template.covers_header(name),
+                Self::Pair(name) => template.covers_pair(name),
+                Self::Json(pointer) => template.covers_json(pointer),
+                Self::Position => false,
+            }
+    }
+}
+
+impl Locator {
+    /// The name that stands there; `None` also for one that could not be kept, compared or passed on safely. Only a
+    /// header that stands there twice is refused: we and the upstream could read different ones.
+    pub(crate) fn find(&self, delivery: &Delivery, json: &Json) -> Result<Option<String>, Fault> {
+        let found = match self {
+            Self::Header(name) => match header_text(delivery, name) {
+                HeaderText::One(text) => Some(text.to_owned()),
+                HeaderText::None | HeaderText::Unreadable => None,
+                HeaderText::Several => {
+                    let note = "the header of the event's id or type stands there twice";
+                    return Err(Fault { refusal: Refusal::Malformed, note });
+                }
+            },
+            Self::Json(pointer) => text(json.at(pointer)),
+            Self::Query(name) => text(fields::field(query(delivery), name)),
+            Self::Form(name) => text(fields::field(&delivery.body, name)),
+        };
+        Ok(found.filter(|name| (1..=MAX_NAME_LENGTH).contains(&name.len()) && !name.chars().any(char::is_control)))
+    }
+
+    pub(crate) fn is_covered_by(&self, template: &Template, url_is_as_sent: bool) -> bool {
+        match self {
+            Self::Header(name) => template.covers_header(name),
+            Self::Json(pointer) => template.covers_json(pointer),
+            Self::Form(name) => template.covers_form(name),
+            Self::Query(name) => template.covers_query(name) || (url_is_as_sent && template.covers_url()),
+        }
+    }
+}
+
+/// What stands under a header's name.
+pub(crate) enum HeaderText<'a> {
+    None,
+    One(&'a str),
+    Several,
+    Unreadable,
+}
+
+pub(crate) fn header_text<'a>(delivery: &'a Delivery, name: &HeaderName) -> HeaderText<'a> {
+    let mut values = delivery.headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (None, _) => HeaderText::None,
+        (Some(_), Some(_)) => HeaderText::Several,
+        (Some(value), None) => value.to_str().map_or(HeaderText::Unreadable, HeaderText::One),
+    }
+}
+
+fn query(delivery: &Delivery) -> &[u8] {
+    delivery.query.as_deref().unwrap_or_default().as_bytes()
+}
+
+fn utf8(found: Found<'_>) -> Result<Cow<'_, str>, Fault> {
+    match found {
+        Found::Absent => Err(MISSING),
+        Found::Ambiguous => Err(malformed("the field of the signature is doubled or not a string")),
+        Found::Value(bytes) => {
+            text(Found::Value(bytes)).map(Cow::Owned).ok_or(malformed("the field of the signature is not text"))
+        }
+    }
+}
+
+fn text(found: Found<'_>) -> Option<String> {
+    match found {
+        Found::Value(bytes) => String::from_utf8(bytes.into_owned()).ok(),
+        Found::Absent | Found::Ambiguous => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use http::{HeaderMap, HeaderValue, Method};
+    use proptest::prelude::*;
+
+    const HEX: &str = "00ff";
+
+    fn at(layout: Layout, encoding: Encoding) -> SignatureAt {
+        SignatureAt { place: Place::Header(vec![HeaderName::from_static("sig")]), layout, encoding }
+    }
+
+    fn pairs() -> Layout {
+        Layout::Pairs { separator: ',', equals: '=', key: "v1".into() }
+    }
+
+    fn plain(prefix: &str) -> Layout {
+        Layout::Plain { prefix: prefix.into() }
+    }
+
+    fn with_headers(headers: &[(&'static str, &[u8])]) -> Delivery {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(*name, HeaderValue::from_bytes(value).unwrap());
+        }
+        Delivery {
+            method: Method::POST,
+            scheme: "https",
+            authority: "h".into(),
+            path: "/".into(),
+            query: Some("sig=00ff&id=q".into()),
+            headers: map,
+            body: Bytes::from_static(b"sig=00ff"),
+        }
+    }
+
+    fn refusal<T: std::fmt::Debug>(result: Result<T, Fault>) -> Refusal {
+        result.unwrap_err().refusal
+    }
+
+    #[test]
+    fn each_layout_yields_its_candidates() {
+        let one = vec![vec![0x00, 0xff]];
+        let parse = |layout, text| at(layout, Encoding::Hex).parse(text, 2).unwrap().candidates;
+        assert_eq!(parse(plain("sha256="), "sha256=00ff"), one);
+        assert_eq!(parse(pairs(), "t=1, v1=00FF ,v0=11ee"), one);
+        assert_eq!(parse(pairs(), "t=1,v1=00ff,v1=11ee").len(), 2);
+        assert_eq!(parse(Layout::List { separator: ' ', prefix: "v1,".into() }, "v1a,zz v1,00ff"), one);
+        let positional = Layout::Positional { separator: ',', timestamp_index: 0 };
+        assert_eq!(parse(positional, "1700000000,00ff"), one);
+    }
+
+    #[test]
+    fn what_is_not_laid_out_as_configured_is_malformed() {
+        let parse = |layout, text| refusal(at(layout, Encoding::Hex).parse(text, 2));
+        for (layout, text) in [
+            (plain("sha256="), "00ff"),
+            (plain("sha256="), "SHA256=00ff"),
+            (plain(""), "00f"),
+            (plain(""), "00ff00"),
+            (plain(""), "00fg"),
+            (plain(""), "00 ff"),
+            (pairs(), "t=1,v2=00ff"),
+            (pairs(), "garbage"),
+            (Layout::List { separator: ' ', prefix: "v1,".into() }, "00ff"),
+            (Layout::Positional { separator: ',', timestamp_index: 0 }, "1700000000"),
+        ] {
+            assert_eq!(parse(layout, text), Refusal::MalformedSignature, "{text}");
+        }
+    }
+
+    #[test]
+    fn sixteen_candidates_are_tried_and_seventeen_refused() {
+        let text = |count| vec!["v1=00ff"; count].join(",");
+        let at = at(pairs(), Encoding::Hex);
+        assert_eq!(at.parse(&text(16), 2).unwrap().candidates.len(), 16);
+        assert_eq!(refusal(at.parse(&text(17), 2)), Refusal::MalformedSignature);
+    }
+
+    #[test]
+    fn base64_may_lack_padding_but_has_one_spelling() {
+        let decode = |encoding: Encoding, text| encoding.decode(text, 1);
+        assert_eq!(decode(Encoding::Base64, "/w=="), Some(vec![0xff]));
+        assert_eq!(decode(Encoding::Base64, "/w"), Some(vec![0xff]));
+        assert_eq!(decode(Encoding::Base64, "/x=="), None);
+        assert_eq!(decode(Encoding::Base64, "_w=="), None);
+        assert_eq!(decode(Encoding::Base64Url, "_w"), Some(vec![0xff]));
+        assert_eq!(decode(Encoding::Base64Url, "/w"), None);
+        assert_eq!(decode(Encoding::Base64, "/w==\n"), None);
+    }
+
+    #[test]
+    fn the_first_header_that_is_present_counts_and_only_once() {
+        let mut at = at(plain(""), Encoding::Hex);
+        at.place = Place::Header(vec![HeaderName::from_static("sig"), HeaderName::from_static("other")]);
+        let json = Json::default();
+        let find = |headers: &[(&'static str, &[u8])]| at.find(&with_headers(headers), &json).map(Cow::into_owned);
+        assert_eq!(find(&[("other", b"b")]).unwrap(), "b");
+        assert_eq!(find(&[("other", b"b"), ("sig", b"a")]).unwrap(), "a");
+        assert_eq!(refusal(find(&[])), Refusal::MissingSignature);
+        assert_eq!(refusal(find(&[("sig", b" ")])), Refusal::MissingSignature);
+        assert_eq!(refusal(find(&[("sig", b"a"), ("sig", b"a")])), Refusal::MalformedSignature);
+        assert_eq!(refusal(find(&[("sig", b"\xff")])), Refusal::MalformedSignature);
+        assert_eq!(refusal(find(&[("sig", &[b'a'; MAX_SIGNATURE_TEXT + 1])])), Refusal::MalformedSignature);
+    }
+
+    #[test]
+    fn a_signature_may_stand_in_the_query_a_form_or_the_body() {
+        let mut at = at(plain(""), Encoding::Hex);
+        let delivery = with_headers(&[]);
+        let json = Json::default();
+        for place in [Place::Query("sig".into()), Place::Form("sig".into())] {
+            at.place = place;
+            assert_eq!(at.find(&delivery, &json).unwrap(), HEX);
+        }
+        at.place = Place::Query("gone".into());
+        assert_eq!(refusal(at.find(&delivery, &json)), Refusal::MissingSignature);
+        at.place = Place::Json("/sig".into());
+        let mut pointers = fields::Pointers::default();
+        pointers.add("/sig").unwrap();
+        assert_eq!(at.find(&delivery, &pointers.read(br#"{"sig":"00ff"}"#)).unwrap(), HEX);
+        assert_eq!(
+            refusal(at.find(&delivery, &pointers.read(br#"{"sig":"a","sig":"b"}"#))),
+            Refusal::MalformedSignature
+        );
+    }
+
+    #[test]
+    fn there_is_one_timestamp_or_none_counts() {
+        let json = Json::default();
+        let header = TimestampPlace::Header(HeaderName::from_static("ts"));
+        let none = Presented::default();
+        let find =
+            |headers: &[(&'static str, &[u8])]| header.find(&with_headers(headers), &none, &json).map(Cow::into_owned);
+        assert_eq!(find(&[("ts", b"17")]).unwrap(), "17");
+        assert_eq!(refusal(find(&[])), Refusal::MissingTimestamp);
+        assert_eq!(refusal(find(&[("ts", b"17"), ("ts", b"17")])), Refusal::MalformedTimestamp);
+        assert_eq!(refusal(find(&[("ts", b"\xff")])), Refusal::MalformedTimestamp);
+
+        let at = at(pairs(), Encoding::Hex);
+        let delivery = with_headers(&[]);
+        let find = |text| {
+            let presented = at.parse(text, 2).unwrap();
+            TimestampPlace::Pair("t".into()).find(&delivery, &presented, &json).map(Cow::into_owned)
+        };
+        assert_eq!(find("t=17,v1=00ff").unwrap(), "17");
+        assert_eq!(refusal(find("t=17,t=18,v1=00ff")), Refusal::MalformedTimestamp);
+        assert_eq!(refusal(find("v1=00ff")), Refusal::MalformedSignature);
+    }
+
+    #[test]
+    fn an_id_that_cannot_be_kept_is_absent_and_a_doubled_one_refused() {
+        let json = Json::default();
+        let id = Locator::Header(HeaderName::from_static("id"));
+        let find = |headers: &[(&'static str, &[u8])]| id.find(&with_headers(headers), &json);
+        assert_eq!(find(&[("id", b"msg_1")]).unwrap().as_deref(), Some("msg_1"));
+        assert_eq!(find(&[("id", &[b'a'; 256])]).unwrap().map(|id| id.len()), Some(256));
+        for unfit in [&[b'a'; 257][..], b"", b"a\tb", b"\xff"] {
+            assert_eq!(find(&[("id", unfit)]).unwrap(), None);
+        }
+        assert_eq!(refusal(find(&[("id", b"a"), ("id", b"a")])), Refusal::Malformed);
+        assert_eq!(Locator::Query("id".into()).find(&with_headers(&[]), &json).unwrap().as_deref(), Some("q"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_signature_text_panics(text in "\\PC{0,60}|[tv01=,; a-f]{0,60}") {
+            for layout in [plain("v1="), pairs(), Layout::List { separator: ' ', prefix: "v1,".into() },
+                Layout::Positional { separator: ',', timestamp_index: 3 }] {
+                for encoding in [Encoding::Hex, Encoding::Base64, Encoding::Base64Url] {
+                    let _ = at(layout.clone(), encoding).parse(&text, 2);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! One signature scheme, judged: what was presented, what it must stand for, which key made it, and when.
+//!
+//! Invariant: one path for what is missing, malformed or wrong. The MACs are computed over what there is and compared
+//! with what candidates there are; then the first thing that was amiss is told. Freshness comes last, for an unsigned
+//! time is hearsay.
+
+use http::HeaderName;
+
+use super::fields::Json;
+use super::freshness::Timestamp;
+use super::handshake::Handshake;
+use super::key::Key;
+use super::presented::{HeaderText, Layout, Place, Presented, SignatureAt, TimestampPlace, header_text};
+use super::template::{Facts, Template};
+use super::{BuildError, Fault, Findings, hmac, public_key};
+use crate::clock::UnixMillis;
+use crate::delivery::Delivery;
+use crate::refusal::Refusal;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Scheme {
+    pub(crate) algorithm: Algorithm,
+    pub(crate) keys: Vec<Key>,
+    pub(crate) signature: SignatureAt,
+    pub(crate) message: Template,
+    pub(crate) timestamp: Option<Timestamp>,
+    pub(crate) required_headers: Vec<HeaderName>,
+    pub(crate) handshakes: Vec<Handshake>,
+    /// The sender never makes one proof twice, so that it is a replay key even where it does not cover the body.
+    pub(crate) single_use: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Algorithm {
+    HmacSha1,
+    HmacSha256,
+    HmacSha384,
+    HmacSha512,
+    Ed25519,
+}
+
+impl Algorithm {
+    /// As the configuration spells it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::HmacSha1 => "hmac-sha1",
+            Self::HmacSha256 => "hmac-sha256",
+            Self::HmacSha384 => "hmac-sha384",
+            Self::HmacSha512 => "hmac-sha512",
+            Self::Ed25519 => "ed25519",
+        }
+    }
+
+    fn signature_length(self) -> usize {
+        match self {
+            Self::HmacSha1 => 20,
+            Self::HmacSha256 => 32,
+            Self::HmacSha384 => 48,
+            Self::HmacSha512 => 64,
+            Self::Ed25519 => public_key::SIGNATURE_LENGTH,
+        }
+    }
+}
+
+pub(super) struct Prover {
+    pub(super) scheme: Scheme,
+    pub(super) keys: Keys,
+    /// The signature itself cannot be judged without a look into the body.
+    pub(super) needs_json: bool,
+    pub(super) time_is_signed: bool,
+    pub(super) has_replay_key: bool,
+}
+
+pub(super) enum Keys {
+    Hmac(Vec<hmac::Keyed>),
+    Ed25519(Vec<public_key::PublicKey>),
+}
+
+/// Which secret's signature was among the candidates, and what stands for this message in the memory of replays.
+pub(super) struct Matched {
+    pub(super) secret_index: Option<usize>,
+    pub(super) replay_keys: Vec<[u8; 32]>,
+}
+
+impl Scheme {
+    /// What is looked up in the body before the signature is judged.
+    fn proof_pointers(&self) -> impl Iterator<Item = &str> {
+        let signature = match &self.signature.place {
+            Place::Json(pointer) => Some(pointer.as_str()),
+            Place::Header(_) | Place::Query(_) | Place::Form(_) => None,
+        };
+        let timestamp = self.timestamp.iter().find_map(|timestamp| match &timestamp.place {
+            TimestampPlace::Json(pointer) => Some(pointer.as_str()),
+            TimestampPlace::Header(_) | TimestampPlace::Pair(_) | TimestampPlace::Position => None,
+        });
+        signature.into_iter().chain(timestamp).chain(self.message.json_pointers())
+    }
+
+    pub(super) fn all_pointers(&self) -> impl Iterator<Item = &str> {
+        self.proof_pointers().chain(self.handshakes.iter().flat_map(Handshake::pointers))
+    }
+}
+
+impl Prover {
+    pub(super) fn scheme_keys(&self) -> usize {
+        match &self.keys {
+            Keys::Hmac(secrets) => secrets.len(),
+            Keys::Ed25519(keys) => keys.len(),
+        }
+    }
+
+    pub(super) fn build(mut scheme: Scheme) -> Result<Self, BuildError> {
+        check_layout(&scheme)?;
+        check_handshakes(&scheme)?;
+        let keys = std::mem::take(&mut scheme.keys);
+        if keys.is_empty() {
+            return Err(BuildError::NoKeys);
+        }
+        let keys = match scheme.algorithm.hash() {
+            Some(hash) => Keys::Hmac(keys.iter().map(|key| hmac::Keyed::new(hash, key)).collect()),
+            None => {
+                let keys = keys.iter().enumerate().map(|(index, key)| public_key::PublicKey::new(key, index));
+                Keys::Ed25519(keys.collect::<Result<_, _>>()?)
+            }
+        };
+        let needs_json = scheme.proof_pointers().next().is_some();
+        let time_is_signed =
+            scheme.timestamp.as_ref().is_some_and(|timestamp| timestamp.place.is_covered_by(&scheme.message));
+        let has_replay_key = scheme.message.covers_body() || scheme.single_use;
+        Ok(Self { scheme, keys, needs_json, time_is_signed, has_replay_key })
+    }
+
+    pub(super) fn examine(
+        &self,
+        delivery: &Delivery,
+        json: &Json,
+        public_url: Option<&str>,
+        now: UnixMillis,
+    ) -> Result<Findings, Fault> {
+        let scheme = &self.scheme;
+        let text = scheme.signature.find(delivery, json);
+        let parsed = match &text {
+            Ok(text) => scheme.signature.parse(text, scheme.algorithm.signature_length()),
+            Err(fault) => Err(*fault),
+        };
+        let (presented, mut fault) = match parsed {
+            Ok(presented) => (presented, None),
+            Err(fault) => (Presented::default(), Some(fault)),
+        };
+
+        let mut stamp = None;
+        let mut stated_time = None;
+        if let Some(timestamp) = &scheme.timestamp {
+            const UNREADABLE: Fault =
+                Fault { refusal: Refusal::MalformedTimestamp, note: "the timestamp is not of the configured unit" };
+            match timestamp.place.find(delivery, &presented, json) {
+                Ok(text) => {
+                    stated_time = timestamp.unit.parse(&text);
+                    fault = fault.or(stated_time.is_none().then_some(UNREADABLE));
+                    stamp = Some(text);
+                }
+                Err(missing) => fault = fault.or(Some(missing)),
+            }
+        }
+        if scheme.required_headers.iter().any(|name| !stands_once(delivery, name)) {
+            let note = "a header that the scheme requires is missing, empty or doubled";
+            fault = fault.or(Some(Fault { refusal: Refusal::MalformedSignature, note }));
+        }
+
+        let facts = Facts { delivery, public_url, timestamp: stamp.as_deref(), pairs: &presented.pairs, json };
+        let message = scheme.message.render(&facts);
+        if !message.complete {
+            let note = "a value that the sender signs is missing from the request, or there twice";
+            fault = fault.or(Some(Fault { refusal: Refusal::MalformedSignature, note }));
+        }
+        let matched = match &self.keys {
+            Keys::Hmac(secrets) => hmac::judge(secrets, &message, &presented.candidates),
+            Keys::Ed25519(keys) => public_key::judge(keys, &message, &presented.candidates),
+        };
+        if matched.secret_index.is_none() {
+            let note = "no configured secret makes any of the signatures over this message";
+            fault = fault.or(Some(Fault { refusal: Refusal::BadSignature, note }));
+        }
+        // Only now is the stated time worth anything.
+        if let (Some(timestamp), Some(stated)) = (&scheme.timestamp, stated_time)
+            && !timestamp.is_fresh(stated, now)
+        {
+            let note = if stated < now { "the stated time is too old" } else { "the stated time lies in the future" };
+            fault = fault.or(Some(Fault { refusal: Refusal::Stale, note }));
+        }
+
+        match fault {
+            Some(fault) => Err(fault),
+            None => Ok(Findings {
+                signed_at: stated_time.filter(|_| self.time_is_signed),
+                tolerance: scheme.timestamp.as_ref().filter(|_| self.time_is_signed).map(|stamp| stamp.tolerance),
+                replay_keys: if self.has_replay_key { matched.replay_keys } else { Vec::new() },
+                secrets_used: [matched.secret_index, None, None, None],
+                ..Findings::default()
+            }),
+        }
+    }
+}
+
+fn stands_once(delivery: &Delivery, name: &HeaderName) -> bool {
+    matches!(header_text(delivery, name), HeaderText::One(text) if !text.trim().is_empty())
+}
+
+fn check_layout(scheme: &Scheme) -> Result<(), BuildError> {
+    let layout = &scheme.signature.layout;
+    match layout {
+        Layout::Pairs { key, separator, equals } if key.is_empty() || separator == equals => {
+            return Err(BuildError::Layout("pairs need a key, and a separator that is not the equals sign"));
+        }
+        Layout::Positional { timestamp_index, .. } if *timestamp_index > 1 => {
+            return Err(BuildError::Layout("a positional timestamp stands first or second"));
+        }
+        Layout::Plain { .. } | Layout::Pairs { .. } | Layout::List { .. } | Layout::Positional { .. } => {}
+    }
+    if matches!(&scheme.signature.place, Place::Header(names) if names.is_empty()) {
+        return Err(BuildError::NoSignatureHeader);
+    }
+    let in_pairs = matches!(layout, Layout::Pairs { .. });
+    match scheme.timestamp.as_ref().map(|timestamp| &timestamp.place) {
+        Some(TimestampPlace::Pair(_)) if !in_pairs => return Err(BuildError::TimestampLayout { expected: "pairs" }),
+        Some(TimestampPlace::Position) if !matches!(layout, Layout::Positional { .. }) => {
+            return Err(BuildError::TimestampLayout { expected: "positions" });
+        }
+        None if scheme.message.uses_timestamp() => return Err(BuildError::NoTimestamp),
+        Some(_) | None => {}
+    }
+    if scheme.message.uses_pairs() && !in_pairs {
+        return Err(BuildError::NoPairs);
+    }
+    Ok(())
+}
+
+fn check_handshakes(scheme: &Scheme) -> Result<(), BuildError> {
+    if !scheme.handshakes.is_empty() && !scheme.message.covers_body() {
+        return Err(BuildError::HandshakeNotSigned);
+    }
+    for handshake in &scheme.handshakes {
+        if handshake.match_json.is_empty() {
+            return Err(BuildError::HandshakeMatchesEverything);
+        }
+        let compound = |value: &serde_json::Value| value.is_array() || value.is_object() || value.is_f64();
+        if let Some((pointer, _)) = handshake.match_json.iter().find(|(_, value)| compound(value)) {
+            return Err(BuildError::HandshakeNotScalar(pointer.clone()));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,12 @@
+//! Promises to users, kept by the real binary over real sockets. Each module is a chapter.
+
+#![allow(
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "tests speak to whoever runs them, and are senders with clocks of their own"
+)]
+
+mod accepts;
+mod house;
+#[allow(dead_code, reason = "each chapter uses a part of it")]
+mod support;

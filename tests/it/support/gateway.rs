@@ -1,0 +1,246 @@
+//! A running hookward, ended by its process id when the test lets go of it.
+
+use super::{PATIENCE, eventually};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Instant;
+
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_hookward");
+
+/// A folder of its own, gone with the value.
+pub(crate) struct Folder(pub PathBuf);
+
+impl Folder {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("it-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::create_dir_all(&path).expect("a folder");
+        Self(path)
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub(crate) fn write(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
+        std::fs::write(&path, text).expect("a file");
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What cannot be removed is below target/ and harms nobody.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// `hookward ARGUMENTS`, run to its end: exit code, standard output, standard error.
+pub(crate) fn hookward(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let done = Command::new(BINARY).current_dir(folder).args(arguments).output().expect("the binary runs");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    (done.status.code().unwrap_or(-1), text(done.stdout), text(done.stderr))
+}
+
+pub(crate) struct Gateway {
+    child: Child,
+    pub folder: Arc<Folder>,
+    log: Arc<(Mutex<Vec<String>>, Condvar)>,
+    addresses: BTreeMap<String, SocketAddr>,
+}
+
+/// The operator's port and a plaintext listener called `public`, both on ports of their own. Tests append to it.
+pub(crate) const PLAIN: &str = r#"
+[listeners.public]
+address = "127.0.0.1:0"
+[admin]
+address = "127.0.0.1:0"
+token = { value = "an-admin-token-for-tests" }
+[log]
+format = "json"
+level = "debug"
+"#;
+
+impl Gateway {
+    /// Starts on `PLAIN` and what is given, and waits until it is ready.
+    pub(crate) fn start(configuration: &str) -> Self {
+        Self::start_in(Arc::new(Folder::new()), &format!("{PLAIN}{configuration}"))
+    }
+
+    /// Starts on exactly this text, in a folder that may hold certificates or an earlier run's state.
+    pub(crate) fn start_in(folder: Arc<Folder>, configuration: &str) -> Self {
+        Self::start_with(folder, configuration, |_| {})
+    }
+
+    pub(crate) fn start_with(folder: Arc<Folder>, configuration: &str, prepare: impl FnOnce(&mut Command)) -> Self {
+        folder.write("gateway.toml", configuration);
+        let mut command = Command::new(BINARY);
+        command.current_dir(&folder.0).args(["run", "--config", "gateway.toml"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        prepare(&mut command);
+        let mut child = command.spawn().expect("the binary starts");
+        let stderr = child.stderr.take().expect("piped");
+        let log: Arc<(Mutex<Vec<String>>, Condvar)> = Arc::default();
+        let writer = log.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                writer.0.lock().expect("the log").push(line);
+                writer.1.notify_all();
+            }
+        });
+        let mut gateway = Self { child, folder, log, addresses: BTreeMap::new() };
+        let listeners =
+            configuration.matches("[listeners.").filter(|_| true).count() - configuration.matches(".tls]").count();
+        let wanted = listeners + configuration.matches("[admin]").count();
+        for _ in 0..wanted {
+            gateway.read_next_address();
+        }
+        // The ports are bound before the state is opened; ready is when the operator's port answers.
+        if gateway.addresses.contains_key("admin") {
+            eventually("the gateway answers", || gateway.get("/healthz").filter(|answer| answer.status == 200));
+        }
+        gateway
+    }
+
+    fn read_next_address(&mut self) {
+        let known = self.addresses.len();
+        let (name, address) = eventually("the listeners are announced", || {
+            let status = self.child.try_wait().expect("a child");
+            assert!(status.is_none(), "the gateway ended: {status:?}\n{}", self.log_text());
+            self.announced().into_iter().nth(known)
+        });
+        self.addresses.insert(name, address);
+    }
+
+    /// `listening` lines, in their order.
+    pub(crate) fn announced(&self) -> Vec<(String, SocketAddr)> {
+        let lines = self.log.0.lock().expect("the log");
+        lines
+            .iter()
+            .filter(|line| line.contains("\"listening\"") || line.contains(" listening "))
+            .filter_map(|line| {
+                let json: serde_json::Value = serde_json::from_str(line).ok()?;
+                Some((json.get("listener")?.as_str()?.to_owned(), json.get("address")?.as_str()?.parse().ok()?))
+            })
+            .collect()
+    }
+
+    pub(crate) fn address(&self, listener: &str) -> SocketAddr {
+        *self.addresses.get(listener).unwrap_or_else(|| panic!("no listener {listener}:\n{}", self.log_text()))
+    }
+
+    pub(crate) fn public(&self) -> SocketAddr {
+        self.address("public")
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn log_text(&self) -> String {
+        self.log.0.lock().expect("the log").join("\n")
+    }
+
+    /// Waits until the log says this.
+    pub(crate) fn wait_for_log(&self, needle: &str) -> String {
+        let (lock, changed) = &*self.log;
+        let mut lines = lock.lock().expect("the log");
+        let start = Instant::now();
+        loop {
+            if let Some(line) = lines.iter().find(|line| line.contains(needle)) {
+                return line.clone();
+            }
+            let left = PATIENCE
+                .checked_sub(start.elapsed())
+                .unwrap_or_else(|| panic!("the log never said {needle:?}:\n{}", lines.join("\n")));
+            lines = changed.wait_timeout(lines, left).expect("the log").0;
+        }
+    }
+
+    /// The audit lines so far, as JSON.
+    pub(crate) fn audit(&self) -> Vec<serde_json::Value> {
+        let lines = self.log.0.lock().expect("the log");
+        let parsed = lines.iter().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        parsed.filter(|line| line.get("type").is_some_and(|kind| kind == "audit")).collect()
+    }
+
+    /// Waits for the audit line of a request.
+    pub(crate) fn audit_of(&self, request_id: &str) -> serde_json::Value {
+        eventually("the request is in the audit log", || {
+            self.audit().into_iter().find(|line| line["request_id"] == request_id)
+        })
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Option<super::Answer> {
+        super::Request::new("GET", path).try_send(self.address("admin")).ok()
+    }
+
+    pub(crate) fn metrics(&self) -> String {
+        self.get("/metrics").expect("the operator's port answers").text()
+    }
+
+    /// A series' value; 0 where it is not there.
+    pub(crate) fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let text = self.metrics();
+        let found = text.lines().find(|line| {
+            let series = line.split([' ', '{']).next() == Some(name);
+            series && labels.iter().all(|(label, value)| line.contains(&format!("{label}=\"{value}\"")))
+        });
+        found.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
+    }
+
+    pub(crate) fn outcome(&self, source: &str, outcome: &str) -> u64 {
+        self.metric("hookward_deliveries_total", &[("source", source), ("outcome", outcome)]) as u64
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let done = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(done.is_ok_and(|status| status.success()), "kill -{name}");
+    }
+
+    /// Another configuration in the same file, and SIGHUP; waits until the gateway says how that went.
+    pub(crate) fn reload(&mut self, configuration: &str) -> bool {
+        let count = |result: &str| self.metric("hookward_config_reloads_total", &[("result", result)]);
+        let before = (count("success"), count("failure"));
+        self.folder.write("gateway.toml", configuration);
+        self.signal("HUP");
+        let succeeded = eventually("the reload is counted", || {
+            let now = (count("success"), count("failure"));
+            (now != before).then_some(now.0 > before.0)
+        });
+        for (name, address) in self.announced() {
+            self.addresses.insert(name, address);
+        }
+        succeeded
+    }
+
+    pub(crate) fn wait_for_exit(&mut self) -> ExitStatus {
+        eventually("the gateway ends", || self.child.try_wait().expect("a child"))
+    }
+
+    /// kill -9: no drain, no flush.
+    pub(crate) fn kill(mut self) -> Arc<Folder> {
+        self.child.kill().expect("a child");
+        self.child.wait().expect("a child");
+        self.folder.clone()
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("the gateway's log:\n{}", self.log_text());
+        }
+    }
+}
