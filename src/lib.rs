@@ -32,4 +32,8 @@ mod state;
 mod telemetry;
 mod verify;
 
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
+
 pub use cli::main;

@@ -121,10 +121,10 @@ impl Running {
         }
         self.leaving.retain(|serving| !serving.task.is_finished());
 
-        self.door.audit.reopen(&config.log.audit);
         if config.log.level != self.log.level || config.log.format != self.log.format {
             tracing::warn!("[log] format and level take effect at the next start");
         }
+        self.log.audit = config.log.audit;
         if config.state != self.state {
             tracing::warn!("[state] takes effect at the next start (max_claims did at once)");
         }
@@ -138,6 +138,11 @@ impl Running {
     pub(super) fn addresses(&self) -> impl Iterator<Item = (Arc<str>, SocketAddr)> {
         let all = self.listeners.values().chain(&self.admin);
         all.map(|serving| (serving.listener.settings().name.clone(), serving.listener.local_addr()))
+    }
+
+    /// Log rotation asks for it with the same signal, whatever became of the configuration.
+    pub(super) fn reopen_audit(&self) {
+        self.door.audit.reopen(&self.log.audit);
     }
 
     /// Listeners take what is in their backlog, close, and tell their connections to finish.

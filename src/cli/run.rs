@@ -134,6 +134,7 @@ fn reload(running: &mut Running, path: &Path) {
             tracing::error!("not reloaded: {why}; the configuration in force serves on");
         }
     }
+    running.reopen_audit();
     tell_systemd(&[NotifyState::Ready]);
 }
 

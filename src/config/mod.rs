@@ -25,6 +25,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+#[cfg(fuzzing)]
+pub(crate) use crate::gateway::source::Settings as Source;
 pub(crate) use listeners::{Admin, ListenerPlan};
 pub(crate) use problem::{Problem, Severity};
 pub(crate) use reader::Effective;
@@ -68,7 +70,19 @@ pub(crate) fn load(path: &Path, environment: Environment<'_>) -> Loaded {
     let mut problems = Vec::new();
     let root = node::read(path, &mut problems);
     let base = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let Some(mut root) = root else { return Loaded { config: None, problems, effective: Vec::new() } };
+    let Some(root) = root else { return Loaded { config: None, problems, effective: Vec::new() } };
+    load_node(root, base, problems, environment)
+}
+
+/// A text that is in no file; its relative paths lead nowhere.
+#[cfg(fuzzing)]
+pub(crate) fn load_text(text: &str, environment: Environment<'_>) -> Loaded {
+    let mut problems = Vec::new();
+    let root = node::parse(&"text".into(), text, &mut problems);
+    load_node(root, Path::new("/nonexistent"), problems, environment)
+}
+
+fn load_node(mut root: Node, base: &Path, problems: Vec<Problem>, environment: Environment<'_>) -> Loaded {
     let ledger = Ledger::new(base, problems, environment);
     lay_presets(&mut root, &ledger);
     let config = read(&root, &ledger);
@@ -117,7 +131,10 @@ fn read(root: &Node, ledger: &Ledger) -> Option<Config> {
         idle_timeout: limits.duration("idle_timeout", 75 * second, (second / 10)..=hour),
         max_connections_per_client: count(limits.count("max_connections_per_client", 256, 1..=1_000_000)),
     };
-    let min_body_rate = limits.parsed("min_body_rate", byte_rate).unwrap_or(64 << 10);
+    let min_body_rate = limits.parsed("min_body_rate", byte_rate).unwrap_or_else(|| {
+        limits.note_default("min_body_rate", "\"64KiB/s\"");
+        64 << 10
+    });
     let body_timeout = limits.duration("body_timeout", 480 * second, second..=hour);
     let max_connections = count(limits.count("max_connections", 10_000, 1..=10_000_000));
     let failed_auth = match limits.table("failed_auth") {

@@ -173,7 +173,8 @@ impl Door {
         for source in self.current.load().sources.all() {
             source.ledger.sweep(now);
             let (held, most) = (source.ledger.len(), source.ledger.capacity());
-            if held * 5 >= most * 4 {
+            let nearly_full = held * 5 >= most * 4;
+            if nearly_full && !source.budgets.told_of_claims.swap(nearly_full, Ordering::Relaxed) {
                 let name: &str = &source.settings.name;
                 tracing::warn!(
                     source = name,
@@ -181,6 +182,9 @@ impl Door {
                     most,
                     "the claim table is over 80 % full; at 100 % senders get 503: raise max_claims"
                 );
+            }
+            if held * 2 < most {
+                source.budgets.told_of_claims.store(false, Ordering::Relaxed);
             }
         }
     }

@@ -44,9 +44,13 @@ impl Door {
         visit.certificate = peer.tls.as_ref().and_then(|tls| tls.certificate.clone());
         // Bytes behind a chunked body could be another parser's idea of where it ended: that connection ends with it.
         let close = parts.version == Version::HTTP_11 && parts.headers.contains_key(header::TRANSFER_ENCODING);
+        let is_http1 = parts.version <= Version::HTTP_11;
         let mut reply = self.pass(&gateway, parts, incoming, &peer, visit).await;
         if close {
             reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        } else if !is_http1 {
+            // HTTP/2 has no such header (RFC 9113 §8.2.2).
+            reply.headers_mut().remove(header::CONNECTION);
         }
         reply
     }

@@ -13,6 +13,7 @@ use http::{HeaderValue, Method, StatusCode};
 use ipnet::IpNet;
 use rustls::server::danger::ClientCertVerifier;
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -193,6 +194,8 @@ pub(crate) struct Budgets {
     pub(crate) repeats: KeyedRate,
     /// Handshakes, whoever sends them.
     pub(crate) handshakes: Rate,
+    /// Somebody was told that the claims are running full.
+    pub(crate) told_of_claims: AtomicBool,
 }
 
 enum Bucket {
@@ -213,6 +216,7 @@ impl Budgets {
             failed_auth: KeyedRate::new(failed_auth, KeyedRate::DEFAULT_MAX_CLIENTS),
             repeats: KeyedRate::new(constant("20/s", 100), KeyedRate::DEFAULT_MAX_CLIENTS),
             handshakes: Rate::new(constant("5/s", 5)),
+            told_of_claims: AtomicBool::new(false),
         }
     }
 

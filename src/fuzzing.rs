@@ -1,0 +1,112 @@
+//! The doors for fuzz targets: each takes bytes that a stranger could have chosen and must neither panic nor hang.
+//!
+//! Built with `--cfg fuzzing` alone (cargo fuzz sets it), so that no other build has them.
+
+use crate::clock::UnixMillis;
+use crate::config;
+use crate::delivery::Delivery;
+use crate::verify::Template;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use std::sync::OnceLock;
+
+/// One source of each layout: plain, pairs, list, public key, and one that looks everywhere.
+const SOURCES: &str = r#"
+[listeners.a]
+address = "127.0.0.1:1"
+[upstreams.u]
+urls = ["http://127.0.0.1:1"]
+[sources.github]
+path = "/github"
+provider = "github"
+secrets = [{ value = "0123456789abcdef" }]
+upstream = "u"
+[sources.stripe]
+path = "/stripe"
+provider = "stripe"
+secrets = [{ value = "0123456789abcdef" }]
+upstream = "u"
+[sources.slack]
+path = "/slack"
+provider = "slack"
+secrets = [{ value = "0123456789abcdef" }]
+upstream = "u"
+[sources.standard]
+path = "/standard"
+provider = "standard-webhooks"
+secrets = [{ value = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw" }]
+upstream = "u"
+[sources.discord]
+path = "/discord"
+provider = "discord"
+secrets = [{ value = "e5a174f2a69dd48056de1b374d70c6123c918d63982c0be7cac55e27f5c62d80" }]
+upstream = "u"
+[sources.everywhere]
+path = "/everywhere"
+secrets = [{ value = "0123456789abcdef" }]
+upstream = "u"
+public_url = "https://hooks.example.com/everywhere"
+[sources.everywhere.verify]
+algorithm = "hmac-sha512"
+signature = { form = "sig", encoding = "base64url" }
+message = "{method}{url}{query:a}{header:x-a}{form:sorted}{json:/a/b}[[{json:/c|lower}]]{timestamp}{body|sha256|hex}{body|crc32}"
+timestamp = { json = "/t", unit = "rfc3339" }
+allow_unsigned_body = true
+id = [{ query = "id" }, { form = "id" }]
+"#;
+
+/// The first byte chooses the source; then header values, the query and the body, parted by 0x00.
+pub fn judge(data: &[u8]) {
+    static SOURCES_READ: OnceLock<Vec<config::Source>> = OnceLock::new();
+    let sources = SOURCES_READ.get_or_init(|| {
+        let loaded = config::load_text(SOURCES, &|_| None);
+        loaded.config.expect("the sources above load").plan.sources
+    });
+    let Some((first, rest)) = data.split_first() else { return };
+    let Some(source) = sources.get(usize::from(*first) % sources.len()) else { return };
+    let mut parts = rest.splitn(5, |byte| *byte == 0);
+    let mut headers = HeaderMap::new();
+    let names: [&[&str]; 3] = [
+        &["x-hub-signature-256", "stripe-signature", "x-slack-signature", "webhook-signature", "x-signature-ed25519"],
+        &["x-slack-request-timestamp", "webhook-timestamp", "x-signature-timestamp"],
+        &["webhook-id", "x-a", "content-type", "x-github-delivery"],
+    ];
+    for names in names {
+        if let Some(value) = parts.next().and_then(|value| HeaderValue::from_bytes(value).ok()) {
+            for name in names {
+                headers.append(HeaderName::from_static(name), value.clone());
+            }
+        }
+    }
+    let query = parts.next().map(|query| String::from_utf8_lossy(query).into_owned());
+    let body = Bytes::copy_from_slice(parts.next().unwrap_or_default());
+    let delivery = Delivery {
+        method: Method::POST,
+        scheme: "https",
+        authority: "hooks.example.com".to_owned(),
+        path: "/x".to_owned(),
+        query,
+        headers,
+        body,
+    };
+    // Whoever has no key is never believed.
+    assert!(source.verifier.judge(delivery, UnixMillis::from_secs(1_760_000_000)).is_err(), "proven without a key");
+}
+
+/// A message template, as a user could write it.
+pub fn template(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data) {
+        // Most texts are no template; that is the point.
+        let _ = Template::parse(text);
+    }
+}
+
+/// A whole configuration, as a user could write it.
+pub fn configuration(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data) {
+        for problem in config::load_text(text, &|_| None).problems {
+            // What is told must be tellable.
+            assert!(!problem.to_string().is_empty());
+        }
+    }
+}
