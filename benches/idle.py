@@ -31,9 +31,9 @@ try:
 
     def connect():
         stream = context.wrap_socket(socket.create_connection(address), server_hostname="localhost")
-        stream.sendall(b"POST /github HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}")
+        stream.sendall(b"POST /nobody HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}")
         head = stream.recv(4096)
-        assert head.startswith(b"HTTP/1.1 401"), head
+        assert head.startswith(b"HTTP/1.1 404"), head
         return stream
 
     warm = [connect() for _ in range(100)]

@@ -103,10 +103,12 @@ async fn show(folder: &Path, exit: bool) -> Result<bool, String> {
             folder.join("certs/dev/ca.pem").display(),
             public.port()
         ));
+        let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("hookward"));
         let secrets: Vec<_> = SECRETS.iter().map(|(name, value)| format!("{name}={value}")).collect();
         say(&format!(
-            "  accepted  echo '{{\"zen\":\"Speak like a human.\"}}' | {} hookward send --config {} --source github --to https://localhost:{} --cacert {}",
+            "  accepted  echo '{{\"zen\":\"Speak like a human.\"}}' | {} {} send --config {} --source github --to https://localhost:{} --cacert {}",
             secrets.join(" "),
+            program.display(),
             file.display(),
             public.port(),
             folder.join("certs/dev/ca.pem").display()
