@@ -8,5 +8,6 @@
 
 mod accepts;
 mod house;
+mod replays;
 #[allow(dead_code, reason = "each chapter uses a part of it")]
 mod support;

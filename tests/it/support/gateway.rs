@@ -36,6 +36,12 @@ impl Folder {
     }
 }
 
+impl Default for Folder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Drop for Folder {
     fn drop(&mut self) {
         // What cannot be removed is below target/ and harms nobody.

@@ -8,7 +8,7 @@ pub(crate) mod upstream;
 
 pub(crate) use gateway::Gateway;
 pub(crate) use http::{Answer, Request};
-pub(crate) use upstream::Upstream;
+pub(crate) use upstream::{Gate, Reply, Upstream};
 
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,8 @@
 //! An upstream that records what it is sent, and answers, dawdles, resets or hangs up as the test says.
 
 use super::{PATIENCE, eventually};
+use rustix::net::{AddressFamily, SocketType, bind, listen, socket};
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -70,7 +72,30 @@ pub(crate) struct Upstream {
     received: Arc<Mutex<Vec<Received>>>,
     connections: Arc<AtomicUsize>,
     stopped: Arc<AtomicBool>,
-    open: Arc<Mutex<Vec<TcpStream>>>,
+    open: Arc<OpenConnections>,
+}
+
+/// By number, so that whoever serves one can let go of all of it: a reset is only sent when the last handle closes.
+type OpenConnections = Mutex<BTreeMap<usize, TcpStream>>;
+
+/// A port of our own where nobody listens yet: connecting to it is refused, and nobody else can take it.
+pub(crate) struct ClosedPort(TcpListener);
+
+impl ClosedPort {
+    pub(crate) fn new() -> Self {
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+        bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
+        Self(socket.into())
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.0.local_addr().expect("an address")
+    }
+
+    pub(crate) fn open(self, script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static) -> Upstream {
+        listen(&self.0, 128).expect("a listener");
+        Upstream::on(self.0, script)
+    }
 }
 
 impl Upstream {
@@ -81,7 +106,10 @@ impl Upstream {
 
     /// `script`: the request and how many came before it.
     pub(crate) fn with(script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        Self::on(TcpListener::bind("127.0.0.1:0").expect("a port"), script)
+    }
+
+    fn on(listener: TcpListener, script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static) -> Self {
         let upstream = Self {
             address: listener.local_addr().expect("an address"),
             received: Arc::default(),
@@ -98,10 +126,10 @@ impl Upstream {
                     return;
                 }
                 let Ok(stream) = stream else { continue };
-                open.lock().expect("the connections").extend(stream.try_clone());
                 let number = connections.fetch_add(1, Ordering::SeqCst);
-                let (received, script) = (received.clone(), script.clone());
-                std::thread::spawn(move || serve(stream, number, &received, &*script));
+                open.lock().expect("the connections").extend(stream.try_clone().map(|stream| (number, stream)));
+                let (received, script, open) = (received.clone(), script.clone(), open.clone());
+                std::thread::spawn(move || serve(stream, number, &received, &open, &*script));
             }
         });
         upstream
@@ -109,7 +137,11 @@ impl Upstream {
 
     /// The `[upstreams.app]` table for it.
     pub(crate) fn table(&self) -> String {
-        format!("\n[upstreams.app]\nurls = [\"http://{}\"]\n", self.address)
+        format!("\n[upstreams.app]\nurls = [\"{}\"]\n", self.url())
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
     }
 
     pub(crate) fn received(&self) -> Vec<Received> {
@@ -130,7 +162,7 @@ impl Upstream {
 
     /// Closes every connection that is open now.
     pub(crate) fn hang_up(&self) {
-        for stream in self.open.lock().expect("the connections").drain(..) {
+        for stream in self.open.lock().expect("the connections").values() {
             // The other side may have closed it already.
             let _ = stream.shutdown(Shutdown::Both);
         }
@@ -146,7 +178,13 @@ impl Drop for Upstream {
     }
 }
 
-fn serve(stream: TcpStream, connection: usize, received: &Mutex<Vec<Received>>, script: &Script) {
+fn serve(
+    stream: TcpStream,
+    connection: usize,
+    received: &Mutex<Vec<Received>>,
+    open: &OpenConnections,
+    script: &Script,
+) {
     let Ok(reading) = stream.try_clone() else { return };
     let mut reading = BufReader::new(reading);
     let mut stream = stream;
@@ -158,9 +196,10 @@ fn serve(stream: TcpStream, connection: usize, received: &Mutex<Vec<Received>>, 
             all.len() - 1
         };
         if !answer(&mut stream, script(&request, number)) {
-            return;
+            break;
         }
     }
+    open.lock().expect("the connections").remove(&connection);
 }
 
 fn read_request(from: &mut impl BufRead) -> Option<Received> {
@@ -219,9 +258,8 @@ fn answer(stream: &mut TcpStream, reply: Reply) -> bool {
             false
         }
         Reply::Reset => {
-            // Closing with a linger of zero sends RST (RFC 9293 §3.10.7, SO_LINGER).
+            // Closing with a linger of zero sends RST (RFC 9293 §3.10.7, SO_LINGER); `serve` closes.
             let _ = rustix::net::sockopt::set_socket_linger(&*stream, Some(std::time::Duration::ZERO));
-            let _ = stream.shutdown(Shutdown::Read);
             false
         }
         Reply::Held(gate, then) => {
