@@ -62,6 +62,12 @@ impl Destination {
         }
     }
 
+    pub(crate) fn settings(&self) -> &Settings {
+        match self {
+            Self::Http { settings, .. } => settings,
+        }
+    }
+
     pub(crate) async fn send(&self, parcel: &Parcel) -> Result<Answer, SendError> {
         match self {
             Self::Http { upstream, .. } => upstream.send(parcel).await,

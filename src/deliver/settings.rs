@@ -60,6 +60,11 @@ impl Settings {
         }
     }
 
+    /// As an operator writes them and looks for them in the metrics: without the slash that an empty path prints as.
+    pub(crate) fn url_labels(&self) -> impl Iterator<Item = String> {
+        self.urls.iter().map(|url| url.to_string().trim_end_matches('/').to_owned())
+    }
+
     /// Equal in everything. Written out, so that a new setting cannot be left out unseen.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         let Self {

@@ -131,6 +131,17 @@ impl Door {
                 self.metrics.forget_source(&source.settings.name, &source.settings.secret_names);
             }
         }
+        for (name, upstream) in &old.upstreams {
+            let new = new.upstreams.get(name).map(|upstream| upstream.settings());
+            let gone = upstream
+                .settings()
+                .url_labels()
+                .filter(|url| !new.is_some_and(|new| new.url_labels().any(|kept| kept == *url)));
+            self.metrics.forget_upstream_urls(name, gone);
+            if new.is_none() {
+                self.metrics.forget_upstream(name, deliver::Ending::ALL.map(deliver::Ending::label));
+            }
+        }
         self.current.store(Arc::new(new));
         Ok(())
     }
@@ -249,7 +260,7 @@ fn upstream_meters(metrics: &Metrics, settings: &deliver::Settings) -> deliver::
     deliver::Meters {
         requests: deliver::Ending::ALL.map(|ending| metrics.upstream_requests(name, ending.label())),
         duration: metrics.upstream_seconds(name),
-        healthy: settings.urls.iter().map(|url| metrics.upstream_healthy(name, &url.to_string())).collect(),
+        healthy: settings.url_labels().map(|url| metrics.upstream_healthy(name, &url)).collect(),
         in_flight: metrics.upstream_in_flight(name),
         idle_connections: metrics.upstream_idle_connections(name),
         repeats: metrics.upstream_repeats(name),

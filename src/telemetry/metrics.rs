@@ -274,6 +274,24 @@ impl Metrics {
         }
     }
 
+    /// Likewise of upstreams.
+    pub(crate) fn forget_upstream<const N: usize>(&self, upstream: &str, results: [&str; N]) {
+        for result in results {
+            let _ = self.upstream_requests.remove_label_values(&[upstream, result]);
+        }
+        let _ = self.upstream_seconds.remove_label_values(&[upstream]);
+        let _ = self.upstream_in_flight.remove_label_values(&[upstream]);
+        let _ = self.upstream_idle_connections.remove_label_values(&[upstream]);
+        let _ = self.upstream_repeats.remove_label_values(&[upstream]);
+    }
+
+    /// And of urls: one that was down when it was taken away would be reported as down for ever.
+    pub(crate) fn forget_upstream_urls(&self, upstream: &str, urls: impl Iterator<Item = String>) {
+        for url in urls {
+            let _ = self.upstream_healthy.remove_label_values(&[upstream, &url]);
+        }
+    }
+
     pub(crate) fn upstream_requests(&self, upstream: &str, result: &str) -> IntCounter {
         self.upstream_requests.with_label_values(&[upstream, result])
     }
