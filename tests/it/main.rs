@@ -7,6 +7,7 @@
 )]
 
 mod accepts;
+mod forwards;
 mod house;
 mod replays;
 #[allow(dead_code, reason = "each chapter uses a part of it")]

@@ -40,6 +40,8 @@ pub(crate) enum Reply {
     },
     /// These bytes, then the connection is closed.
     Raw(Vec<u8>),
+    /// These bytes, and then as said.
+    Begun(Vec<u8>, Box<Reply>),
     /// Closed without a byte of an answer.
     Close,
     /// A TCP reset without a byte of an answer.
@@ -252,6 +254,11 @@ fn answer(stream: &mut TcpStream, reply: Reply) -> bool {
             let _ = stream.write_all(&bytes);
             let _ = stream.shutdown(Shutdown::Both);
             false
+        }
+        Reply::Begun(bytes, then) => {
+            // As above.
+            let _ = stream.write_all(&bytes);
+            answer(stream, *then)
         }
         Reply::Close => {
             let _ = stream.shutdown(Shutdown::Both);
