@@ -2,8 +2,10 @@
 
 use super::{delivery, source};
 use crate::support::gateway::PLAIN;
+use crate::support::http::{connect, read_answer};
 use crate::support::upstream::ClosedPort;
 use crate::support::{Gate, Gateway, Reply, Upstream, eventually};
+use std::io::{BufReader, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -258,4 +260,21 @@ fn an_upstream_or_url_that_a_reload_takes_away_leaves_the_metrics() {
     assert_eq!(delivery("/github", 1).send(gateway.public()).status, 200);
     let answered = gateway.metric("hookward_upstream_requests_total", &[("upstream", "app"), ("result", "2xx")]);
     assert_eq!(answered, 2.0);
+}
+
+#[test]
+fn a_sender_that_does_not_read_its_answer_holds_a_place_no_longer_than_the_upstreams_time() {
+    let upstream = Upstream::with(|_, number| match number {
+        0 => Reply::Full { status: 200, headers: Vec::new(), body: vec![b'x'; 30_000_000] },
+        _ => Reply::Status(200),
+    });
+    let gateway = gateway(&[upstream.url()], "max_in_flight = 1\nqueue_timeout = \"0s\"\ntimeout = \"300ms\"");
+    let mut deaf = connect(gateway.public()).expect("a connection");
+    deaf.write_all(&delivery("/github", 0).bytes()).expect("sent");
+    upstream.wait_for(1);
+    eventually("the place is free", || (delivery("/github", 1).send(gateway.public()).status == 200).then_some(()));
+    let late = gateway.metric("hookward_upstream_requests_total", &[("upstream", "app"), ("result", "timeout")]);
+    assert_eq!(late, 1.0);
+    // What it reads at last does not end as if it were whole.
+    assert!(read_answer(&mut BufReader::new(deaf)).is_err());
 }
