@@ -15,6 +15,8 @@ mod presented;
 mod prover;
 mod public_key;
 mod resign;
+#[cfg(test)]
+mod samples;
 mod sign;
 mod template;
 #[cfg(test)]

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use proptest::prelude::*;
 
-use super::vectors::{discord, github, shopify, slack, standard_webhooks, stripe};
+use super::samples::{discord, github, shopify, slack, standard_webhooks, stripe};
 use super::*;
 
 const NOW: UnixMillis = UnixMillis(1_760_000_000_000);

@@ -1,0 +1,116 @@
+//! Settings of the shapes that the presets have, for the promises of `judge` in `tests`.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, StatusCode};
+use serde_json::json;
+
+use super::*;
+
+const FIVE_MINUTES: Duration = Duration::from_secs(300);
+
+fn header(name: &'static str) -> HeaderName {
+    HeaderName::from_static(name)
+}
+
+fn keys(secrets: &[&str], encoding: KeyEncoding, prefix: Option<&str>) -> Vec<Key> {
+    let format = KeyFormat { encoding, strip_prefix: prefix.map(str::to_owned) };
+    secrets.iter().map(|secret| Key::decode(&Secret::new((*secret).into()), &format).unwrap()).collect()
+}
+
+fn settings(label: &str, scheme: Scheme, id: Vec<Locator>, event: Vec<Locator>) -> Settings {
+    let (basic, bearer, token, public_url) = (None, None, None, None);
+    Settings { label: label.into(), scheme: Some(scheme), basic, bearer, token, id, event, public_url }
+}
+
+fn hmac_sha256(keys: Vec<Key>, headers: &[&'static str], layout: Layout, encoding: Encoding, message: &str) -> Scheme {
+    let place = Place::Header(headers.iter().map(|name| header(name)).collect());
+    Scheme {
+        algorithm: Algorithm::HmacSha256,
+        keys,
+        signature: SignatureAt { place, layout, encoding },
+        message: Template::parse(message).unwrap(),
+        timestamp: None,
+        required_headers: Vec::new(),
+        handshakes: Vec::new(),
+        single_use: false,
+    }
+}
+
+fn seconds(place: TimestampPlace, tolerance: Duration) -> Option<Timestamp> {
+    Some(Timestamp { place, unit: Unit::Seconds, tolerance })
+}
+
+fn plain(prefix: &str) -> Layout {
+    Layout::Plain { prefix: prefix.into() }
+}
+
+pub(super) fn github(secrets: &[&str]) -> Settings {
+    let keys = keys(secrets, KeyEncoding::Utf8, None);
+    let scheme = hmac_sha256(keys, &["x-hub-signature-256"], plain("sha256="), Encoding::Hex, "{body}");
+    let id = vec![Locator::Header(header("x-github-delivery"))];
+    settings("github", scheme, id, vec![Locator::Header(header("x-github-event"))])
+}
+
+pub(super) fn stripe(secrets: &[&str]) -> Settings {
+    let layout = Layout::Pairs { separator: ',', equals: '=', key: "v1".into() };
+    let keys = keys(secrets, KeyEncoding::Utf8, None);
+    let mut scheme = hmac_sha256(keys, &["stripe-signature"], layout, Encoding::Hex, "{timestamp}.{body}");
+    scheme.timestamp = seconds(TimestampPlace::Pair("t".into()), FIVE_MINUTES);
+    settings("stripe", scheme, vec![Locator::Json("/id".into())], vec![Locator::Json("/type".into())])
+}
+
+pub(super) fn slack(secrets: &[&str]) -> Settings {
+    let keys = keys(secrets, KeyEncoding::Utf8, None);
+    let mut scheme = hmac_sha256(keys, &["x-slack-signature"], plain("v0="), Encoding::Hex, "v0:{timestamp}:{body}");
+    scheme.timestamp = seconds(TimestampPlace::Header(header("x-slack-request-timestamp")), FIVE_MINUTES);
+    scheme.handshakes = vec![Handshake {
+        match_json: vec![("/type".into(), json!("url_verification"))],
+        absent_json: Vec::new(),
+        answer: Answer {
+            status: StatusCode::OK,
+            content_type: Some(HeaderValue::from_static("text/plain")),
+            body: AnswerBody::Echo("/challenge".into()),
+        },
+    }];
+    let event = ["/event/type", "/type"].map(|pointer| Locator::Json(pointer.into()));
+    let event = event.into_iter().chain([Locator::Form("command".into())]).collect();
+    settings("slack", scheme, vec![Locator::Json("/event_id".into())], event)
+}
+
+pub(super) fn shopify(secrets: &[&str]) -> Settings {
+    let both = |names: [&'static str; 2]| names.map(|name| Locator::Header(header(name))).to_vec();
+    let names = ["x-shopify-hmac-sha256", "shopify-hmac-sha256"];
+    let scheme = hmac_sha256(keys(secrets, KeyEncoding::Utf8, None), &names, plain(""), Encoding::Base64, "{body}");
+    let id = both(["x-shopify-webhook-id", "shopify-webhook-id"]);
+    settings("shopify", scheme, id, both(["x-shopify-topic", "shopify-topic"]))
+}
+
+pub(super) fn standard_webhooks(secrets: &[&str]) -> Settings {
+    let layout = Layout::List { separator: ' ', prefix: "v1,".into() };
+    let keys = keys(secrets, KeyEncoding::Base64, Some("whsec_"));
+    let message = "{header:webhook-id}.{timestamp}.{body}";
+    let mut scheme = hmac_sha256(keys, &["webhook-signature"], layout, Encoding::Base64, message);
+    scheme.timestamp = seconds(TimestampPlace::Header(header("webhook-timestamp")), FIVE_MINUTES);
+    scheme.required_headers = vec![header("webhook-id")];
+    let id = vec![Locator::Header(header("webhook-id"))];
+    settings("standard-webhooks", scheme, id, vec![Locator::Json("/type".into())])
+}
+
+pub(super) fn discord(public_keys: &[&str]) -> Settings {
+    let keys = keys(public_keys, KeyEncoding::Hex, None);
+    let mut scheme = hmac_sha256(keys, &["x-signature-ed25519"], plain(""), Encoding::Hex, "{timestamp}{body}");
+    scheme.algorithm = Algorithm::Ed25519;
+    scheme.timestamp = seconds(TimestampPlace::Header(header("x-signature-timestamp")), FIVE_MINUTES);
+    let json_answer = Some(HeaderValue::from_static("application/json"));
+    let ping = |kind: u64, status, content_type, body: &'static [u8]| Handshake {
+        match_json: vec![("/type".into(), json!(kind))],
+        absent_json: vec!["/event".into()],
+        answer: Answer { status, content_type, body: AnswerBody::Fixed(Bytes::from_static(body)) },
+    };
+    scheme.handshakes =
+        vec![ping(1, StatusCode::OK, json_answer, br#"{"type":1}"#), ping(0, StatusCode::NO_CONTENT, None, b"")];
+    let event = ["/event/type", "/type"].map(|pointer| Locator::Json(pointer.into())).to_vec();
+    settings("discord", scheme, vec![Locator::Json("/id".into())], event)
+}
