@@ -12,6 +12,8 @@ mod secret_ref;
 mod sources;
 mod units;
 mod upstreams;
+#[cfg(test)]
+mod vectors;
 mod verification;
 
 use crate::clock::Clock;

@@ -21,8 +21,6 @@ mod sign;
 mod template;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod vectors;
 
 use std::sync::Arc;
 use std::time::Duration;

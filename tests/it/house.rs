@@ -27,7 +27,11 @@ const FLOORS: &[(&str, &[&str])] = &[
         ],
     ),
     ("admin", &["gateway", "telemetry", "secret"]),
-    ("config", &["gateway", "deliver", "verify", "state", "server", "telemetry", "secret", "clock"]),
+    // Its vectors make deliveries and name refusals.
+    (
+        "config",
+        &["gateway", "deliver", "verify", "state", "server", "telemetry", "delivery", "refusal", "secret", "clock"],
+    ),
     (
         "gateway",
         &[
