@@ -10,5 +10,6 @@ mod accepts;
 mod forwards;
 mod house;
 mod replays;
+mod providers;
 #[allow(dead_code, reason = "each chapter uses a part of it")]
 mod support;
