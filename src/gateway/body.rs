@@ -10,10 +10,14 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use std::time::Duration;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// What a body of any length gets before its rate counts: a slow link's handshake, a cold sender.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// As much of a refused body as a client may have sent before it hears the answer: a stream's first window.
+const REFUSED_BODY_BYTES: usize = 64 * 1024;
+const REFUSED_BODY_TIME: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
@@ -34,7 +38,7 @@ pub(crate) fn declared_too_large(body: &Incoming, most: u64) -> bool {
     body.size_hint().lower() > most
 }
 
-pub(crate) async fn read(mut body: Incoming, most: u64, pace: Pace, share: &Share) -> Result<Bytes, Refusal> {
+pub(crate) async fn read(body: &mut Incoming, most: u64, pace: Pace, share: &Share) -> Result<Bytes, Refusal> {
     let started = Instant::now();
     let declared = body.size_hint().exact();
     let mut first = Bytes::new();
@@ -77,6 +81,25 @@ pub(crate) async fn read(mut body: Incoming, most: u64, pace: Pace, share: &Shar
     }
     share.finish();
     Ok(rest.map_or(first, BytesMut::freeze))
+}
+
+/// In HTTP/2, lets a body that was refused unread come to its end, for a moment and up to a bound.
+///
+/// Dropped at once, its stream is reset right behind the answer. RFC 9113 §8.1 allows that (NO_ERROR), but clients in
+/// use, curl 7.88 among them, take the reset for a failure and throw the answer away. In HTTP/1 there is no such reset.
+pub(crate) fn let_end(mut body: Incoming) {
+    if body.is_end_stream() {
+        return;
+    }
+    tokio::spawn(timeout(REFUSED_BODY_TIME, async move {
+        let mut length = 0;
+        while length < REFUSED_BODY_BYTES {
+            match body.frame().await {
+                Some(Ok(frame)) => length += frame.data_ref().map_or(0, Bytes::len),
+                Some(Err(_)) | None => return,
+            }
+        }
+    }));
 }
 
 #[cfg(test)]

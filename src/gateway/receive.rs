@@ -37,20 +37,22 @@ pub(super) enum Judged {
 impl Door {
     pub(crate) async fn receive(self: Arc<Self>, request: Request<Incoming>, peer: Arc<Peer>) -> Reply {
         let gateway = self.snapshot();
-        let (parts, incoming) = request.into_parts();
+        let (parts, mut incoming) = request.into_parts();
         let client = forwarded::client(peer.address.ip(), &parts.headers, gateway.trusted(&peer.listener));
         let path = parts.uri.path().to_owned();
         let mut visit = Visit::begin(self.clone(), peer.listener.clone(), parts.method.clone(), path, client);
         visit.certificate = peer.tls.as_ref().and_then(|tls| tls.certificate.clone());
         // Bytes behind a chunked body could be another parser's idea of where it ended: that connection ends with it.
         let close = parts.version == Version::HTTP_11 && parts.headers.contains_key(header::TRANSFER_ENCODING);
-        let is_http1 = parts.version <= Version::HTTP_11;
-        let mut reply = self.pass(&gateway, parts, incoming, &peer, visit).await;
-        if close {
-            reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        } else if !is_http1 {
+        let is_http2 = parts.version == Version::HTTP_2;
+        let mut reply = self.pass(&gateway, parts, &mut incoming, &peer, visit).await;
+        if is_http2 {
+            body::let_end(incoming);
             // HTTP/2 has no such header (RFC 9113 §8.2.2).
             reply.headers_mut().remove(header::CONNECTION);
+        }
+        if close {
+            reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         reply
     }
@@ -59,7 +61,7 @@ impl Door {
         self: &Arc<Self>,
         gateway: &Arc<Gateway>,
         parts: Parts,
-        incoming: Incoming,
+        incoming: &mut Incoming,
         peer: &Peer,
         mut visit: Visit,
     ) -> Reply {
@@ -70,7 +72,7 @@ impl Door {
             Err(refusal) => return refuse(visit, refusal),
         };
         let Some(source) = visit.source.clone() else { return refuse(visit, Refusal::NoSource) };
-        let (place, with_certificate) = match self.admit(&source, &parts, &incoming, key, &visit) {
+        let (place, with_certificate) = match self.admit(&source, &parts, incoming, key, &visit) {
             Ok(admitted) => admitted,
             Err(refusal) => return refuse(visit, refusal),
         };
