@@ -196,7 +196,7 @@ fn bind(
         handshakes_timed_out: metrics.handshakes(&name, "timeout"),
         refused_connections: metrics.connections_refused(&name),
         accept_errors: metrics.accept_errors(&name),
-        certificate_expiry: metrics.certificate_expiry(&name),
+        certificate_expiry: metrics.certificate_expiry.clone(),
     };
     let listener = Listener::bind(plan.settings, inherited, meters, permits.clone())
         .map_err(|error| format!("listeners.{name}: {error}"))?;

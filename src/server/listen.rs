@@ -250,8 +250,10 @@ fn open(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 }
 
 fn show_expiry(settings: &Settings, meters: &Meters) {
-    if let Some(tls) = &settings.tls {
-        meters.certificate_expiry.set(tls.not_after());
+    match &settings.tls {
+        Some(tls) => meters.certificate_expiry.with_label_values(&[&*settings.name]).set(tls.not_after()),
+        // Failing means that there was none.
+        None => drop(meters.certificate_expiry.remove_label_values(&[&*settings.name])),
     }
 }
 

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use prometheus::{IntCounter, IntGauge};
+use prometheus::{IntCounter, IntGauge, IntGaugeVec};
 
 /// One listener, as configured. A reload replaces all of it but the address.
 pub(crate) struct Settings {
@@ -85,7 +85,8 @@ pub(crate) struct Meters {
     pub(crate) refused_connections: IntCounter,
     pub(crate) accept_errors: IntCounter,
     /// Unix seconds: the earliest end of the listener's own certificates.
-    pub(crate) certificate_expiry: IntGauge,
+    /// By listener, and there only while it has certificates: a zero would ring every alert on "ends soon".
+    pub(crate) certificate_expiry: IntGaugeVec,
 }
 
 impl Meters {
@@ -101,7 +102,8 @@ impl Meters {
             handshakes_timed_out: counter("handshakes_timed_out"),
             refused_connections: counter("refused_connections"),
             accept_errors: counter("accept_errors"),
-            certificate_expiry: gauge("certificate_expiry"),
+            certificate_expiry: IntGaugeVec::new(prometheus::Opts::new("certificate_expiry", "expiry"), &["listener"])
+                .expect("a plain word is a valid metric name"),
         }
     }
 }

@@ -34,7 +34,7 @@ pub(crate) struct Metrics {
     upstream_idle_connections: IntGaugeVec,
     upstream_repeats: IntCounterVec,
     handshakes: IntCounterVec,
-    certificate_expiry: IntGaugeVec,
+    pub(crate) certificate_expiry: IntGaugeVec,
     connections: IntGaugeVec,
     connections_refused: IntCounterVec,
     accept_errors: IntCounterVec,
@@ -318,10 +318,6 @@ impl Metrics {
 
     pub(crate) fn handshakes(&self, listener: &str, result: &str) -> IntCounter {
         self.handshakes.with_label_values(&[listener, result])
-    }
-
-    pub(crate) fn certificate_expiry(&self, listener: &str) -> IntGauge {
-        self.certificate_expiry.with_label_values(&[listener])
     }
 
     pub(crate) fn connections(&self, listener: &str) -> IntGauge {
