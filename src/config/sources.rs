@@ -6,7 +6,7 @@ use super::verification::{self, Credentials, Resends};
 use crate::gateway::source::{
     Acknowledge, ClientCertRule, OnDuplicate, OnReplay, PathRule, Per, RateLimit, Roots, Settings, UpstreamPath,
 };
-use crate::server::roots_verifier;
+use crate::server::{DistinguishedName, roots_verifier};
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode};
 use ipnet::IpNet;
@@ -348,12 +348,13 @@ fn read_client_cert(rule: Table<'_>, listeners: &[String], around: &Around<'_>) 
     let names = rule
         .texts("names")
         .into_iter()
-        .map(|name| if name.contains("://") { name } else { name.to_ascii_lowercase() })
+        // Only URIs hold a colon, and only host names are compared without case.
+        .map(|name| if name.contains(':') { name } else { name.to_ascii_lowercase() })
         .collect::<Vec<_>>();
     if names.iter().any(|name| name.contains('*')) {
         rule.error("names", "holds a `*`: a name is compared whole", "");
     }
-    let subject = rule.text("subject");
+    let subject = rule.parsed("subject", DistinguishedName::parse);
     let fingerprints = rule.all_parsed("fingerprints", |text| {
         let hex = text.strip_prefix("sha256:").ok_or_else(|| format!("{text:?} does not begin with `sha256:`"))?;
         let bytes = hex::decode(hex.replace(':', "")).map_err(|_| format!("{text:?} is not hexadecimal"))?;

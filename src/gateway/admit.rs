@@ -114,7 +114,7 @@ impl ClientCertRule {
         let named = self.names.iter().any(|name| {
             certificate.uris.contains(name) || certificate.dns_names.iter().any(|dns| dns.eq_ignore_ascii_case(name))
         });
-        let subject = self.subject.as_deref().is_some_and(|subject| subject == certificate.subject);
+        let subject = self.subject.as_ref().is_some_and(|subject| subject.is(&certificate.subject));
         named || subject || self.fingerprints.contains(&certificate.sha256)
     }
 }

@@ -215,7 +215,7 @@ impl Journey {
         let statement = Statement {
             source: &self.source.settings.name,
             request_id: &visit.request_id,
-            client_certificate: visit.certificate.as_ref().map(|certificate| certificate.subject.as_str()),
+            client_certificate: visit.certificate.as_ref().map(|certificate| certificate.subject_text.as_str()),
             forwarding: self.forwarding.clone(),
             traceparent: self.traceparent.clone(),
             added,

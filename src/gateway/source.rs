@@ -5,6 +5,7 @@
 
 use crate::client::ClientKey;
 use crate::deliver::Destination;
+use crate::server::DistinguishedName;
 use crate::state::{KeyedRate, Ledger, Quota, Rate};
 use crate::telemetry::SourceMeters;
 use crate::verify::{SigningKey, Verifier};
@@ -94,7 +95,8 @@ pub(crate) struct ClientCertRule {
     pub(crate) roots: Option<Roots>,
     /// dNSName (lower case) or URI, exact.
     pub(crate) names: Vec<String>,
-    pub(crate) subject: Option<String>,
+    /// The whole of it.
+    pub(crate) subject: Option<DistinguishedName>,
     pub(crate) fingerprints: Vec<[u8; 32]>,
 }
 

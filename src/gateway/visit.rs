@@ -115,7 +115,7 @@ impl Visit {
             method: self.method.as_str(),
             path: &self.path,
             client: self.client,
-            certificate: self.certificate.as_ref().map_or("", |certificate| &certificate.subject),
+            certificate: self.certificate.as_ref().map_or("", |certificate| &certificate.subject_text),
             verified: &self.checks,
             event_id: &self.event_id,
             event_type: &self.event_type,

@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::distinguished_name::DistinguishedName;
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
@@ -18,8 +19,9 @@ pub(crate) struct ClientCertificate {
     /// In lower case.
     pub(crate) dns_names: Vec<String>,
     pub(crate) uris: Vec<String>,
-    /// `CN=client, O=Example`: the parts in the order of the certificate.
-    pub(crate) subject: String,
+    pub(crate) subject: DistinguishedName,
+    /// As headers and logs show it.
+    pub(crate) subject_text: String,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -39,13 +41,14 @@ impl ClientCertificate {
                 _ => {}
             }
         }
-        let subject = parsed.subject().to_string();
+        let subject = DistinguishedName::of(parsed.subject());
         Ok(Self {
             sha256: Sha256::digest(leaf).into(),
             der: leaf.clone().into_owned(),
             intermediates: intermediates.iter().map(|one| one.clone().into_owned()).collect(),
             dns_names,
             uris,
+            subject_text: subject.to_string(),
             subject,
         })
     }
@@ -189,7 +192,7 @@ mod tests {
         let client = ClientCertificate::parse(std::slice::from_ref(&der)).unwrap();
         assert_eq!(client.dns_names, ["sender.example.com"]);
         assert_eq!(client.uris, ["spiffe://example/Sender"]);
-        assert_eq!(client.subject, "CN=common.example, O=Example");
+        assert_eq!(client.subject_text, "O=Example,CN=common.example");
         assert_eq!(client.sha256, <[u8; 32]>::from(Sha256::digest(&der)));
         assert!(client.intermediates.is_empty());
     }

@@ -8,6 +8,7 @@ mod activity;
 mod certificate;
 mod connection;
 mod descriptors;
+mod distinguished_name;
 mod frames;
 mod listen;
 mod permits;
@@ -21,6 +22,7 @@ mod tests;
 
 pub(crate) use certificate::ClientCertificate;
 pub(crate) use descriptors::{inherited_sockets, raise_open_files};
+pub(crate) use distinguished_name::DistinguishedName;
 pub(crate) use listen::Listener;
 pub(crate) use permits::Permits;
 pub(crate) use roots::{count_certificates, roots_verifier};
