@@ -2,7 +2,7 @@
 
 use crate::support::{Gateway, Request, Upstream, sign};
 
-const SECRET: &str = "a-github-secret-for-tests";
+pub(crate) const SECRET: &str = "a-github-secret-for-tests";
 
 pub(crate) fn github(upstream: &Upstream) -> String {
     format!(

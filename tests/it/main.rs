@@ -13,3 +13,4 @@ mod replays;
 mod providers;
 #[allow(dead_code, reason = "each chapter uses a part of it")]
 mod support;
+mod tls;

@@ -1,11 +1,14 @@
 //! The real binary on ports of its own, an upstream that records and misbehaves on demand, and a sender that signs.
 //! Nothing is mocked, and nothing waits for a length of time where it can wait for an event.
 
+pub(crate) mod certs;
+pub(crate) mod curl;
 pub(crate) mod gateway;
 pub(crate) mod http;
 pub(crate) mod sign;
 pub(crate) mod upstream;
 
+pub(crate) use curl::Curl;
 pub(crate) use gateway::Gateway;
 pub(crate) use http::{Answer, Request};
 pub(crate) use upstream::{Gate, Reply, Upstream};
