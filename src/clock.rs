@@ -37,15 +37,25 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    #[expect(clippy::disallowed_methods, reason = "this is the one wall clock")]
     pub(crate) fn now(&self) -> UnixMillis {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.at_least(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX))
+        self.at_least(wall())
+    }
+
+    /// How far the machine's clock is behind what was used already. Time stands still until it has caught up.
+    pub(crate) fn behind(&self) -> Duration {
+        let wall = wall();
+        Duration::from_millis(self.at_least(wall).0.saturating_sub(wall))
     }
 
     fn at_least(&self, wall: u64) -> UnixMillis {
         UnixMillis(self.last.fetch_max(wall, Ordering::Relaxed).max(wall))
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the one wall clock")]
+fn wall() -> u64 {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 use crate::gateway::Door;
 use crate::secret::Secret;
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
@@ -14,14 +15,19 @@ use std::sync::Arc;
 
 pub(crate) struct AdminPort {
     door: Arc<Door>,
-    token: Option<Secret>,
+    token: ArcSwapOption<Secret>,
 }
 
 type Reply = Response<Full<Bytes>>;
 
 impl AdminPort {
     pub(crate) fn new(door: Arc<Door>, token: Option<Secret>) -> Self {
-        Self { door, token }
+        Self { door, token: ArcSwapOption::from(token.map(Arc::new)) }
+    }
+
+    /// A reload brings another token, or none.
+    pub(crate) fn set_token(&self, token: Option<Secret>) {
+        self.token.store(token.map(Arc::new));
     }
 
     pub(crate) fn answer(&self, request: &Request<Incoming>) -> Reply {
@@ -54,7 +60,8 @@ impl AdminPort {
 
     fn is_operator(&self, request: &Request<Incoming>) -> bool {
         let mut values = request.headers().get_all(header::AUTHORIZATION).iter();
-        let (Some(token), Some(value), None) = (&self.token, values.next(), values.next()) else { return false };
+        let token = self.token.load();
+        let (Some(token), Some(value), None) = (&*token, values.next(), values.next()) else { return false };
         let presented = value.as_bytes().split_at_checked(7);
         presented.is_some_and(|(scheme, presented)| scheme.eq_ignore_ascii_case(b"bearer ") && token.matches(presented))
     }

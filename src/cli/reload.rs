@@ -13,8 +13,12 @@ use crate::telemetry::{Audit, Metrics};
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+
+/// Writing out the log of the state file takes a moment, even of a large one.
+const STATE_CLOSES_WITHIN: Duration = Duration::from_secs(10);
 
 /// Connections of the operator's port.
 const ADMIN_CONNECTIONS: usize = 256;
@@ -25,6 +29,7 @@ pub(super) struct Running {
     /// Listeners that a reload took away, finishing what they have.
     leaving: Vec<Serving>,
     admin: Option<Serving>,
+    port: Option<Arc<AdminPort>>,
     permits: Arc<Permits>,
     log: Log,
     state: state::Settings,
@@ -80,10 +85,14 @@ impl Running {
             (serving.listener.settings().name.clone(), serving)
         });
         let listeners = listeners.collect();
-        let admin = admin.map(|((listener, configured), token)| {
-            serve_admin(listener, configured, AdminPort::new(door.clone(), token))
-        });
-        Ok(Self { door, listeners, leaving: Vec::new(), admin, permits, log: config.log, state: config.state })
+        let (admin, port) = match admin {
+            Some(((listener, configured), token)) => {
+                let port = Arc::new(AdminPort::new(door.clone(), token));
+                (Some(serve_admin(listener, configured, port.clone())), Some(port))
+            }
+            None => (None, None),
+        };
+        Ok(Self { door, listeners, leaving: Vec::new(), admin, port, permits, log: config.log, state: config.state })
     }
 
     /// Puts another configuration in force, or changes nothing.
@@ -128,9 +137,11 @@ impl Running {
         if config.state != self.state {
             tracing::warn!("[state] takes effect at the next start (max_claims did at once)");
         }
-        let configured = config.admin.map(|admin| admin.settings.address);
+        let configured = config.admin.as_ref().map(|admin| admin.settings.address);
         if configured != self.admin.as_ref().map(|admin| admin.configured) {
             tracing::warn!("[admin] takes effect at the next start");
+        } else if let (Some(port), Some(admin)) = (&self.port, config.admin) {
+            port.set_token(admin.token);
         }
         Ok(())
     }
@@ -165,7 +176,10 @@ impl Running {
         for serving in self.listeners.values().chain(&self.leaving).chain(&self.admin) {
             serving.stop.send_replace(Stop::Abort);
         }
-        self.door.state.close().await;
+        // A disk that hangs must not keep the process.
+        if tokio::time::timeout(STATE_CLOSES_WITHIN, self.door.state.close()).await.is_err() {
+            tracing::error!("the state store did not close in time; what was committed is written");
+        }
         self.door.audit.flush();
     }
 }
@@ -212,9 +226,8 @@ fn serve(listener: Arc<Listener>, configured: SocketAddr, door: &Arc<Door>) -> S
     Serving { listener, configured, stop, task }
 }
 
-fn serve_admin(listener: Arc<Listener>, configured: SocketAddr, port: AdminPort) -> Serving {
+fn serve_admin(listener: Arc<Listener>, configured: SocketAddr, port: Arc<AdminPort>) -> Serving {
     let (stop, stopped) = watch::channel(Stop::Serve);
-    let port = Arc::new(port);
     let handler = move |request, _peer| {
         let port = port.clone();
         async move { port.answer(&request) }

@@ -225,6 +225,13 @@ pub(super) fn read_admin(table: Table<'_>, listeners: &[ListenerPlan]) -> Option
         }
         if !address.ip().is_loopback() {
             table.remark("address", "is not loopback: whoever reaches it can read the metrics", "");
+            if token.is_some() {
+                table.warn(
+                    "token",
+                    "crosses the network in the clear: the operator's port has no TLS",
+                    r#"address = "127.0.0.1:9090""#,
+                );
+            }
         }
     }
     table.finish();

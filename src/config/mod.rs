@@ -190,49 +190,15 @@ fn read(root: &Node, ledger: &Ledger) -> Option<Config> {
     }
     for (name, table) in tables {
         let preset = table.peek_text("provider");
-        let at = table.at();
         if let Some(source) = sources::read(&name, table, preset.as_deref(), &around) {
-            if source.max_body * 2 > max_buffered {
-                let what = format!(
-                    "a body of {} would be more than a source's half of `max_buffered`",
-                    units::show_size(source.max_body)
-                );
-                ledger.add(
-                    Severity::Error,
-                    at.clone(),
-                    &format!("sources.{name}.max_body"),
-                    what,
-                    "raise limits.max_buffered",
-                );
-            } else if source.max_body * 8 > max_buffered {
-                let what = format!(
-                    "a body of {} would be more than a client's eighth of `max_buffered`, and refused with 503",
-                    units::show_size(source.max_body)
-                );
-                ledger.add(
-                    Severity::Warning,
-                    at.clone(),
-                    &format!("sources.{name}.max_body"),
-                    what,
-                    &format!(
-                        "limits.max_buffered = {:?}",
-                        units::show_size((source.max_body * 8).next_multiple_of(1 << 20))
-                    ),
-                );
-            }
-            read_sources.push((source, at));
+            compare_with_buffer(&source, max_buffered, ledger);
+            read_sources.push(source);
         }
     }
-    sources::refuse_twins(&read_sources, |source, at, what| {
-        ledger.add(
-            Severity::Error,
-            at,
-            &format!("sources.{}", source.name),
-            what,
-            "give one of them another `path` or `host`",
-        );
+    sources::compare(&read_sources, |severity, source, what, hint| {
+        ledger.add(severity, source.at.clone(), &format!("sources.{}", source.settings.name), what, hint);
     });
-    let used: BTreeSet<_> = read_sources.iter().map(|(source, _)| source.upstream.clone()).collect();
+    let used: BTreeSet<_> = read_sources.iter().map(|source| source.settings.upstream.clone()).collect();
     for name in upstream_names.keys().filter(|name| !used.contains(*name)) {
         ledger.add(Severity::Warning, None, &format!("upstreams.{name}"), "no source forwards to it".to_owned(), "");
     }
@@ -252,9 +218,26 @@ fn read(root: &Node, ledger: &Ledger) -> Option<Config> {
         },
         listeners: views.collect(),
         upstreams,
-        sources: read_sources.into_iter().map(|(source, _)| source).collect(),
+        sources: read_sources.into_iter().map(|source| source.settings).collect(),
     };
     Some(Config { listeners: listener_plans, admin, max_connections, drain_delay, drain_timeout, state, log, plan })
+}
+
+/// A body must fit into what its client and its source may hold of all bodies in flight.
+fn compare_with_buffer(source: &sources::Read, max_buffered: u64, ledger: &Ledger<'_>) {
+    let body = source.settings.max_body;
+    let key = format!("sources.{}.max_body", source.settings.name);
+    let shown = units::show_size(body);
+    if body * 2 > max_buffered {
+        let what = format!("a body of {shown} would be more than a source's half of `max_buffered`");
+        ledger.add(Severity::Error, source.at.clone(), &key, what, "raise limits.max_buffered");
+    } else if body * 8 > max_buffered {
+        let what =
+            format!("a body of {shown} would be more than a client's eighth of `max_buffered`, and refused with 503");
+        let enough = units::show_size((body * 8).next_multiple_of(1 << 20));
+        let hint = format!("limits.max_buffered = {enough:?}");
+        ledger.add(Severity::Warning, source.at.clone(), &key, what, &hint);
+    }
 }
 
 fn read_state(table: &Table<'_>) -> (state::Settings, u64, bool) {

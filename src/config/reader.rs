@@ -305,6 +305,10 @@ impl<'a> Table<'a> {
             }
         }
         self.note(name, format!("{texts:?}"), Some(node));
+        if items.is_empty() {
+            // "None" and "any" look alike in an empty list, and one of the two would let everybody in.
+            self.error(name, "is empty", "leave it out for its default, or list something");
+        }
         texts
     }
 

@@ -1,6 +1,6 @@
 //! `[sources.NAME]`: one sender's whole contract, and what of it fails open.
 
-use super::problem::At;
+use super::problem::{At, Severity};
 use super::reader::Table;
 use super::verification::{self, Credentials, Resends};
 use crate::gateway::source::{
@@ -35,7 +35,14 @@ pub(super) struct ListenerFacts {
     pub(super) is_loopback: bool,
 }
 
-pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &Around<'_>) -> Option<Settings> {
+/// A source, where it stands, and the prints of its signing secrets.
+pub(super) struct Read {
+    pub(super) settings: Settings,
+    pub(super) at: Option<At>,
+    pub(super) secret_prints: Vec<[u8; 32]>,
+}
+
+pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &Around<'_>) -> Option<Read> {
     // Read by whoever laid the preset under this table.
     table.node("provider");
     let credentials = verification::read(&table, preset);
@@ -122,9 +129,10 @@ pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &
             claims_for_the_rate(&table, &rate_limits, max_claims, replay_window, signs_time, around);
         }
     }
+    let at = table.at();
     table.finish();
     let credentials = credentials?;
-    Some(Settings {
+    let settings = Settings {
         name: name.into(),
         host,
         path: path?,
@@ -147,7 +155,8 @@ pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &
         dedupe_window,
         observe,
         challenge: credentials.challenge,
-    })
+    };
+    Some(Read { settings, at, secret_prints: credentials.secret_prints })
 }
 
 /// Two secrets of one reference (two inline values, say) are told apart by their position.
@@ -163,22 +172,24 @@ fn distinct(names: Vec<String>) -> Vec<String> {
     numbered.collect()
 }
 
-/// Two sources on one host and path are an error: which of the two is asked would depend on their order.
-pub(super) fn refuse_twins(sources: &[(Settings, Option<At>)], mut report: impl FnMut(&Settings, Option<At>, String)) {
-    let mut seen: HashMap<(Option<&str>, &PathRule), &str> = HashMap::new();
-    for (source, at) in sources {
-        let place = (source.host.as_deref(), &source.path);
-        match seen.get(&place) {
-            Some(other) => {
-                let host = source.host.as_deref().unwrap_or("any host");
-                report(
-                    source,
-                    at.clone(),
-                    format!("has the same host and path ({host}, {}) as sources.{other}", source.path),
+/// What no source can know by itself: two on one host and path are an error, for which of them is asked would depend on
+/// their order; and one secret in two sources lets what one of them accepted be sent again to the other.
+pub(super) fn compare(sources: &[Read], mut report: impl FnMut(Severity, &Read, String, &str)) {
+    let mut places: HashMap<(Option<&str>, &PathRule), &str> = HashMap::new();
+    let mut secrets: HashMap<[u8; 32], &str> = HashMap::new();
+    for source in sources {
+        let Settings { name, host, path, .. } = &source.settings;
+        if let Some(other) = places.insert((host.as_deref(), path), name) {
+            let host = host.as_deref().unwrap_or("any host");
+            let what = format!("has the same host and path ({host}, {path}) as sources.{other}");
+            report(Severity::Error, source, what, "give one of them another `path` or `host`");
+        }
+        for print in &source.secret_prints {
+            if let Some(other) = secrets.insert(*print, name).filter(|other| **other != **name) {
+                let what = format!(
+                    "shares a secret with sources.{other}: what one of them accepted can be sent again to the other"
                 );
-            }
-            None => {
-                seen.insert(place, &source.name);
+                report(Severity::Warning, source, what, "a secret of its own for each");
             }
         }
     }
@@ -289,9 +300,6 @@ fn upstream(table: &Table<'_>, around: &Around<'_>) -> Option<String> {
 
 fn listeners(table: &Table<'_>, around: &Around<'_>) -> Vec<String> {
     let names = table.texts("listeners");
-    if table.has("listeners") && names.is_empty() {
-        table.error("listeners", "is empty: nothing could reach the source", "leave it out for all listeners");
-    }
     for name in &names {
         if !around.listeners.contains_key(name) {
             let known: Vec<_> = around.listeners.keys().map(String::as_str).collect();
@@ -315,9 +323,6 @@ fn methods(table: &Table<'_>) -> Vec<Method> {
         _ if text.bytes().all(|b| b.is_ascii_uppercase()) => text.parse().map_err(|_| format!("{text:?} is no method")),
         _ => Err(format!("{text:?} is no method; they are in upper case")),
     });
-    if methods.is_empty() {
-        table.error("methods", "is empty: nothing could reach the source", r#"methods = ["POST"]"#);
-    }
     methods
 }
 

@@ -10,6 +10,7 @@ use crate::verify::{
 use bytes::Bytes;
 use http::header::HeaderName;
 use http::{HeaderValue, StatusCode};
+use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub(super) struct Credentials {
     pub(super) verifier: Arc<Verifier>,
     /// The references of the secrets, in the order listed.
     pub(super) secret_names: Vec<String>,
+    /// SHA-256 of each signing secret, to see one that two sources share. Never shown.
+    pub(super) secret_prints: Vec<[u8; 32]>,
     pub(super) proves_something: bool,
     pub(super) signs_time: bool,
     pub(super) has_replay_key: bool,
@@ -43,6 +46,7 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
     let secrets = source.secrets("secrets");
     let public_url = source.text("public_url");
     let mut secret_names: Vec<String> = secrets.iter().map(|named| named.name.clone()).collect();
+    let secret_prints = secrets.iter().map(|named| Sha256::digest(named.secret.expose()).into()).collect();
     let mut keys_shown: Vec<Secret> = secrets.into_iter().map(|named| named.secret).collect();
 
     let mut resends = Resends::Unknown;
@@ -163,6 +167,7 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
             has_replay_key: verifier.has_replay_keys(),
             verifier: Arc::new(verifier),
             secret_names,
+            secret_prints,
             proves_something,
             has_id,
             resends,

@@ -1,6 +1,7 @@
 //! The cheap refusals, before any byte of body: each looks at the head or at a table, and none spends anything of the
 //! source's budget.
 
+use super::forwarded::Client;
 use super::source::{ClientCertRule, Source};
 use crate::client::ClientKey;
 use crate::clock::UnixMillis;
@@ -8,7 +9,6 @@ use crate::refusal::Refusal;
 use crate::server::ClientCertificate;
 use http::request::Parts;
 use http::{HeaderMap, Version, header};
-use std::net::IpAddr;
 
 /// The authority that a request names: exactly one, and nothing but a host and perhaps a port.
 ///
@@ -30,7 +30,12 @@ pub(super) fn authority(parts: &Parts) -> Result<String, Refusal> {
     }
     let parsed: http::uri::Authority = named.parse().map_err(|_| Refusal::Malformed)?;
     let plain = parsed.host().bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~[]:%".contains(&b));
-    if named.contains('@') || parsed.host().is_empty() || !plain {
+    // `Authority` lets through what stands behind a port, or behind a bracket.
+    let behind = named.get(parsed.host().len()..).unwrap_or_default();
+    let port = behind.strip_prefix(':').is_some_and(|port| {
+        !port.is_empty() && port.parse::<u16>().is_ok() && port.bytes().all(|b| b.is_ascii_digit())
+    });
+    if named.contains('@') || parsed.host().is_empty() || !plain || !(behind.is_empty() || port) {
         return Err(Refusal::Malformed);
     }
     Ok(named.to_owned())
@@ -75,13 +80,10 @@ pub(super) fn content_type(source: &Source, headers: &HeaderMap) -> Result<(), R
     if known { Ok(()) } else { Err(Refusal::UnsupportedMediaType) }
 }
 
-pub(super) fn address(source: &Source, client: IpAddr) -> Result<(), Refusal> {
+pub(super) fn address(source: &Source, client: Client) -> Result<(), Refusal> {
     let allowed = &source.settings.allow_ips;
-    if allowed.is_empty() || allowed.iter().any(|network| network.contains(&client)) {
-        Ok(())
-    } else {
-        Err(Refusal::AddressNotAllowed)
-    }
+    let listed = || client.is_certain && allowed.iter().any(|network| network.contains(&client.address));
+    if allowed.is_empty() || listed() { Ok(()) } else { Err(Refusal::AddressNotAllowed) }
 }
 
 /// Whether the client certificate (if any) is one that the source takes. True: it was checked and passed.
@@ -150,6 +152,11 @@ mod tests {
             &[("host", "local host")],
             &[("host", "a/x")],
             &[("host", "u@a")],
+            &[("host", "a:80,b")],
+            &[("host", "a:")],
+            &[("host", "a:+80")],
+            &[("host", "a:65536")],
+            &[("host", "[::1]x")],
         ] {
             assert_eq!(h11(wrong), Err(Refusal::Malformed), "{wrong:?}");
         }

@@ -12,20 +12,31 @@ use std::net::{IpAddr, SocketAddr};
 /// Hops that are read; a chain of more proxies of one's own is not a chain, it is an attack.
 const MOST_HOPS: usize = 32;
 
+/// Whose request it is, as far as we know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Client {
+    pub(crate) address: IpAddr,
+    /// False: a proxy of ours brought it, and what it says of the client cannot be read or contradicts itself. The
+    /// address is then the proxy's own, and passes no list of addresses.
+    pub(crate) is_certain: bool,
+}
+
 /// The client's address, given who the connection is from and what that peer says.
-pub(crate) fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+pub(crate) fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Client {
     let peer = peer.to_canonical();
+    let certain = |address| Client { address, is_certain: true };
     if !is_trusted(peer, trusted) {
-        return peer;
+        return certain(peer);
     }
     let by_list = headers.contains_key("x-forwarded-for").then(|| walk(peer, list(headers), trusted));
     let by_rfc7239 = headers.contains_key("forwarded").then(|| walk(peer, elements(headers), trusted));
     match (by_list, by_rfc7239) {
         (Some(client), None) | (None, Some(client)) => client,
         (Some(one), Some(other)) if one == other => one,
+        (None, None) => certain(peer),
         // A proxy writes one of the two and may pass the other on as the sender wrote it. We cannot know which, so
         // neither is believed, and the request counts as the proxy's own.
-        (Some(_), Some(_)) | (None, None) => peer,
+        (Some(_), Some(_)) => Client { address: peer, is_certain: false },
     }
 }
 
@@ -33,40 +44,45 @@ fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
     trusted.iter().any(|network| network.contains(&address))
 }
 
-/// From right to left: the first that is not ours, or the last that could be read.
-fn walk(peer: IpAddr, hops: Vec<Option<IpAddr>>, trusted: &[IpNet]) -> IpAddr {
-    let mut client = peer;
+/// From right to left: the first that is not ours. A hop that cannot be read ends the walk in uncertainty.
+fn walk(peer: IpAddr, hops: Vec<Option<IpAddr>>, trusted: &[IpNet]) -> Client {
+    let mut client = Client { address: peer, is_certain: true };
     for hop in hops.into_iter().rev().take(MOST_HOPS) {
-        let Some(address) = hop else { break };
-        client = address;
-        if !is_trusted(address, trusted) {
+        match hop {
+            None => return Client { is_certain: false, ..client },
+            Some(address) => client.address = address,
+        }
+        if !is_trusted(client.address, trusted) {
             break;
         }
     }
     client
 }
 
+/// The hops of all lines, in order. Each is read by itself, so that what a stranger wrote to the left cannot make what
+/// our proxy wrote to the right unreadable.
+fn hops<'h>(headers: &'h HeaderMap, name: &str) -> impl Iterator<Item = Option<&'h str>> {
+    let values = headers.get_all(name).iter();
+    values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(|hop| std::str::from_utf8(hop).ok())
+}
+
 fn list(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
-    let values = headers.get_all("x-forwarded-for").iter();
-    values.flat_map(|value| value.to_str().unwrap_or("?").split(',')).map(|hop| node(hop.trim())).collect()
+    hops(headers, "x-forwarded-for").map(|hop| node(hop?.trim())).collect()
 }
 
 /// RFC 7239 §4: elements parted by commas, each a list of pairs parted by semicolons. Quoted commas and semicolons do
 /// not occur in the `for` of an honest proxy; an element that cannot be read ends the walk.
 fn elements(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
-    let values = headers.get_all("forwarded").iter();
-    let elements = values.flat_map(|value| value.to_str().unwrap_or("?").split(','));
-    elements
-        .map(|element| {
-            element.split(';').find_map(|pair| {
-                let (name, value) = pair.split_once('=')?;
-                if !name.trim().eq_ignore_ascii_case("for") {
-                    return None;
-                }
-                node(value.trim().trim_matches('"'))
-            })
+    let element = |element: &str| {
+        element.split(';').find_map(|pair| {
+            let (name, value) = pair.split_once('=')?;
+            if !name.trim().eq_ignore_ascii_case("for") {
+                return None;
+            }
+            node(value.trim().trim_matches('"'))
         })
-        .collect()
+    };
+    hops(headers, "forwarded").map(|hop| element(hop?)).collect()
 }
 
 /// `192.0.2.1`, `192.0.2.1:8080`, `2001:db8::1`, `[2001:db8::1]` or `[2001:db8::1]:8080`.
@@ -131,7 +147,8 @@ mod tests {
         for (name, value) in sent {
             headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        client(peer.parse().expect("an address"), &headers, &trusted()).to_string()
+        let found = client(peer.parse().expect("an address"), &headers, &trusted());
+        format!("{}{}", found.address, if found.is_certain { "" } else { "?" })
     }
 
     #[test]
@@ -156,15 +173,15 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_ends_the_walk() {
-        assert_eq!(client_of("10.0.0.1", &[("x-forwarded-for", "192.0.2.7, unknown")]), "10.0.0.1");
-        assert_eq!(client_of("10.0.0.1", &[("x-forwarded-for", "192.0.2.7, junk, 10.0.0.2")]), "10.0.0.2");
-        assert_eq!(client_of("10.0.0.1", &[("x-forwarded-for", "")]), "10.0.0.1");
+        assert_eq!(client_of("10.0.0.1", &[("x-forwarded-for", "192.0.2.7, unknown")]), "10.0.0.1?");
+        assert_eq!(client_of("10.0.0.1", &[("x-forwarded-for", "192.0.2.7, junk, 10.0.0.2")]), "10.0.0.2?");
+        assert_eq!(client_of("10.0.0.1", &[("x-forwarded-for", "")]), "10.0.0.1?");
     }
 
     #[test]
     fn a_header_that_the_proxy_did_not_write_is_not_believed() {
         let sent = [("x-forwarded-for", "192.0.2.7"), ("forwarded", "for=10.9.9.9")];
-        assert_eq!(client_of("10.0.0.1", &sent), "10.0.0.1");
+        assert_eq!(client_of("10.0.0.1", &sent), "10.0.0.1?");
         let agreeing = [("x-forwarded-for", "192.0.2.7"), ("forwarded", "for=192.0.2.7")];
         assert_eq!(client_of("10.0.0.1", &agreeing), "192.0.2.7");
     }

@@ -23,12 +23,16 @@ use sha2::{Digest, Sha256};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::time::{sleep, timeout};
 
 /// A claim outlives its signed time's tolerance by this much: clocks and slow bodies.
 const CLAIM_MARGIN: Duration = Duration::from_secs(60);
 
 /// A reservation outlives the longest that forwarding can take by this much.
 const LEASE_MARGIN: Duration = Duration::from_secs(10);
+
+/// A commit is a write to a local file; an answer waits this long for one, and no longer when the disk hangs.
+const COMMIT_WAIT: Duration = Duration::from_secs(5);
 
 /// How often a commit that failed after the upstream's 2xx is tried again, until its lease ends.
 const COMMIT_RETRY: Duration = Duration::from_millis(250);
@@ -84,7 +88,11 @@ impl Journey {
 
     async fn claim(&self, verified: &Verified) -> Step {
         let now = self.door.clock.now();
-        let Some(ask) = self.ask(verified, now) else { return Step::Go(None) };
+        let ask = match self.ask(verified, now) {
+            Ok(Some(ask)) => ask,
+            Ok(None) => return Step::Go(None),
+            Err(refusal) => return Step::Stop(refusal),
+        };
         let settings = &self.source.settings;
         let repeat = |refusal: Refusal, acknowledged: bool| match self.source.budgets.repeats.take(self.key) {
             Err(_) => Step::Stop(Refusal::RateLimited),
@@ -111,7 +119,7 @@ impl Journey {
     }
 
     /// What to claim, and for how long; None: this source has nothing to tell one delivery from another.
-    fn ask(&self, verified: &Verified, now: UnixMillis) -> Option<Ask> {
+    fn ask(&self, verified: &Verified, now: UnixMillis) -> Result<Option<Ask>, Refusal> {
         let settings = &self.source.settings;
         let event = verified.event_id().map(|id| digest(b"event", id));
         let keep_until = match (verified.signed_at(), verified.tolerance()) {
@@ -124,16 +132,21 @@ impl Journey {
             (keys, event) => (keys.to_vec(), event),
         };
         if keep_until <= now {
+            // It was fresh when it was judged, and waited so long since that nothing would remember it.
+            if verified.signed_at().is_some() {
+                return Err(Refusal::Stale);
+            }
+            // `replay_window` is zero.
             replay.clear();
         }
         if settings.dedupe_window.is_zero() {
             event = None;
         }
         if replay.is_empty() && event.is_none() {
-            return None;
+            return Ok(None);
         }
-        let lease = self.lease();
-        Some(Ask { replay, keep_until, event, event_keep_until: now.after(settings.dedupe_window), lease })
+        let event_keep_until = now.after(settings.dedupe_window);
+        Ok(Some(Ask { replay, keep_until, event, event_keep_until, lease: self.lease() }))
     }
 
     /// Step 9: forward, relay the answer; commit on 2xx, release on everything else.
@@ -186,7 +199,7 @@ impl Journey {
         let lease = self.lease();
         let mut sending = pin!(self.source.destination.send(parcel));
         loop {
-            if let Ok(sent) = tokio::time::timeout(lease / 4, &mut sending).await {
+            if let Ok(sent) = timeout(lease / 4, &mut sending).await {
                 return sent;
             }
             if let Some(reservation) = reservation {
@@ -261,39 +274,49 @@ impl Journey {
     /// Makes the claim lasting. Where the store fails the upstream's 2xx stands; the store is tried again until the
     /// lease ends, and copies that come meanwhile are told that one is in flight.
     async fn commit(&self, mut reservation: Reservation) {
+        let source: &str = &self.source.settings.name;
         let now = self.door.clock.now();
-        match reservation.commit(now).await {
-            Ok(Committed::Yes) => return,
-            Ok(Committed::Lost) => {
-                tracing::warn!(
-                    source = &*self.source.settings.name,
-                    "the claim's lease ended before the upstream answered; a copy may have passed"
-                );
-                self.door.metrics.commit_failures.inc();
-                return;
-            }
-            Err(error) => {
-                tracing::error!(source = &*self.source.settings.name, %error, "the claim could not be committed; trying on")
-            }
+        match timeout(COMMIT_WAIT, reservation.commit(now)).await {
+            Ok(Ok(committed)) => return self.door.note_commit(source, committed),
+            Ok(Err(error)) => tracing::error!(source, %error, "the claim could not be committed; trying on"),
+            Err(_) => tracing::error!(source, "the state store takes long to commit; the answer does not wait for it"),
         }
-        let door = self.door.clone();
+        let (door, source) = (self.door.clone(), self.source.clone());
         let until = now.after(self.lease());
         let work = door.detached.clone().try_acquire_owned();
         tokio::spawn(async move {
+            let name: &str = &source.settings.name;
             loop {
-                tokio::time::sleep(COMMIT_RETRY).await;
-                let now = door.clock.now();
-                if reservation.commit(now).await.is_ok() {
+                sleep(COMMIT_RETRY).await;
+                if let Ok(committed) = reservation.commit(door.clock.now()).await {
+                    door.note_commit(name, committed);
                     break;
                 }
+                let now = door.clock.now();
                 if now >= until {
                     door.metrics.commit_failures.inc();
-                    tracing::error!("a claim was given up after its lease: a copy of its delivery would pass");
+                    let kept = reservation.keep_unwritten(now);
+                    tracing::error!(
+                        source = name,
+                        kept,
+                        "a claim could not be written; kept, it lasts until the process ends"
+                    );
                     break;
                 }
+                // The wall clock may be set forward; the lease is to last as long as this loop.
+                reservation.renew(now, COMMIT_RETRY * 8);
             }
             drop(work);
         });
+    }
+}
+
+impl Door {
+    fn note_commit(&self, source: &str, committed: Committed) {
+        if committed == Committed::Lost {
+            self.metrics.commit_failures.inc();
+            tracing::warn!(source, "the claim's lease ended before the upstream answered; a copy may have passed");
+        }
     }
 }
 

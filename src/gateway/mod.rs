@@ -80,11 +80,16 @@ pub(crate) struct Door {
     pub(crate) state: Arc<State>,
     buffer: Arc<Buffer>,
     in_flight: Arc<InFlight>,
-    throttled: Arc<Semaphore>,
+    throttled: Semaphore,
+    /// Turns at judging large bodies: as many as there are processors.
+    large_bodies: Arc<Semaphore>,
     draining: AtomicBool,
     /// One permit per detached piece of work, so that a drain can wait for them.
     detached: Arc<Semaphore>,
 }
+
+/// Corrections of a running clock are smaller.
+const CLOCK_MAY_BE_BEHIND: Duration = Duration::from_secs(5);
 
 /// As many pieces of detached work as there can be requests; the semaphore only counts.
 const MOST_DETACHED: u32 = 1 << 24;
@@ -108,7 +113,8 @@ impl Door {
             state,
             buffer,
             in_flight,
-            throttled: Arc::new(Semaphore::new(THROTTLED_VERIFICATIONS)),
+            throttled: Semaphore::new(THROTTLED_VERIFICATIONS),
+            large_bodies: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from))),
             draining: AtomicBool::new(false),
             detached: Arc::new(Semaphore::new(MOST_DETACHED as usize)),
         }))
@@ -181,6 +187,14 @@ impl Door {
     /// Lets go of expired claims of sources that are quiet; busy ones do it as they go.
     pub(crate) fn sweep(&self) {
         let now = self.clock.now();
+        let behind = self.clock.behind();
+        self.metrics.clock_behind.set(behind.as_secs_f64());
+        if behind > CLOCK_MAY_BE_BEHIND {
+            tracing::error!(
+                seconds = behind.as_secs(),
+                "the machine's clock was set back; time stands still here until it has caught up, and signed deliveries may be refused as stale: restart once the clock is right"
+            );
+        }
         for source in self.current.load().sources.all() {
             source.ledger.sweep(now);
             let (held, most) = (source.ledger.len(), source.ledger.capacity());

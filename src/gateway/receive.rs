@@ -4,7 +4,7 @@
 //! the work is detached from the connection: hyper drops the handler when a sender hangs up, and that must not strand a
 //! claim or leave a request without a record.
 
-use super::budget::Place;
+use super::budget::{Place, Share};
 use super::journey::Journey;
 use super::source::Source;
 use super::visit::Visit;
@@ -22,9 +22,13 @@ use hyper::body::Incoming;
 use respond::{Details, ReplyBody};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::time::timeout;
 
 /// Judging more than this is work for a thread of its own: hashing it takes longer than a task may hold its worker.
 const LARGE_BODY: usize = 256 * 1024;
+
+/// How long a client that failed too often waits for its signature to be judged at all.
+const LONGEST_TURN: Duration = Duration::from_secs(1);
 
 pub(super) type Reply = Response<ReplyBody>;
 
@@ -65,7 +69,7 @@ impl Door {
         peer: &Peer,
         mut visit: Visit,
     ) -> Reply {
-        let key = ClientKey::of(visit.client);
+        let key = ClientKey::of(visit.client.address);
 
         let authority = match find(gateway, &parts, peer, &mut visit) {
             Ok(authority) => authority,
@@ -103,7 +107,8 @@ impl Door {
             body,
         };
 
-        let judged = match self.judge(&source, delivery, key, with_certificate, &mut visit).await {
+        let judging = self.judge(&source, delivery, key, with_certificate, (share, place), &mut visit);
+        let (judged, permits) = match judging.await {
             Ok(judged) => judged,
             Err(refusal) => return refuse(visit, refusal),
         };
@@ -121,7 +126,7 @@ impl Door {
         let Ok(work) = self.detached.clone().try_acquire_owned() else { return refuse(visit, Refusal::ClientBusy) };
         let journey = Journey { door: self.clone(), source, key, forwarding, traceparent };
         let task = tokio::spawn(async move {
-            let reply = journey.conclude(judged, visit, (share, place)).await;
+            let reply = journey.conclude(judged, visit, permits).await;
             drop(work);
             reply
         });
@@ -159,21 +164,35 @@ impl Door {
         delivery: Delivery,
         key: ClientKey,
         with_certificate: bool,
+        permits: (Share, Place),
         visit: &mut Visit,
-    ) -> Result<Judged, Refusal> {
+    ) -> Result<(Judged, (Share, Place)), Refusal> {
         let throttled = source.budgets.failed_auth.is_spent(key) && !source.settings.observe;
         let _turn = match throttled {
-            true => Some(self.throttled.try_acquire().map_err(|_| Refusal::AuthThrottled)?),
+            // The genuine share an address with forgers: they wait for a turn, though not for long.
+            true => match timeout(LONGEST_TURN, self.throttled.acquire()).await {
+                Ok(Ok(turn)) => Some(turn),
+                Ok(Err(_)) | Err(_) => return Err(Refusal::AuthThrottled),
+            },
+            false => None,
+        };
+        let turn = match delivery.body.len() > LARGE_BODY {
+            true => Some(self.large_bodies.clone().acquire_owned().await.map_err(|_| Refusal::Internal)?),
             false => None,
         };
         let begun = Instant::now();
         let now = self.clock.now();
-        let judged = if delivery.body.len() > LARGE_BODY {
+        let (judged, permits) = if turn.is_some() {
             let source = source.clone();
-            let judging = tokio::task::spawn_blocking(move || source.settings.verifier.judge(delivery, now));
+            // The permits go along: a sender who hangs up lets go of a body only when nothing works on it any more.
+            let judging = tokio::task::spawn_blocking(move || {
+                let judged = source.settings.verifier.judge(delivery, now);
+                drop(turn);
+                (judged, permits)
+            });
             judging.await.map_err(|_| Refusal::Internal)?
         } else {
-            source.settings.verifier.judge(delivery, now)
+            (source.settings.verifier.judge(delivery, now), permits)
         };
         visit.verifying = begun.elapsed();
         source.meters.verify.observe(visit.verifying.as_secs_f64());
@@ -189,12 +208,12 @@ impl Door {
                 for gauge in verified.secrets_used().filter_map(|index| source.meters.secrets_last_used.get(index)) {
                     gauge.set(now.as_secs() as f64);
                 }
-                Ok(Judged::Proven(Box::new(verified)))
+                Ok((Judged::Proven(Box::new(verified)), permits))
             }
             Err(Refused { delivery, refusal, note }) if source.settings.observe => {
                 visit.note = note;
                 visit.would_refuse = Some(refusal);
-                Ok(Judged::Unproven(delivery, refusal))
+                Ok((Judged::Unproven(delivery, refusal), permits))
             }
             Err(Refused { refusal, note, .. }) => {
                 visit.note = note;

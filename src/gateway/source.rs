@@ -211,10 +211,13 @@ impl Budgets {
             Per::Source => Bucket::Source(Rate::new(limit.quota)),
             Per::Client => Bucket::Client(KeyedRate::new(limit.quota, KeyedRate::DEFAULT_MAX_CLIENTS)),
         };
+        let mut buckets: Vec<Bucket> = limits.iter().map(bucket).collect();
+        // A client over its own limit spends nothing of what all share.
+        buckets.sort_by_key(|bucket| matches!(bucket, Bucket::Source(_)));
         Self {
             limits: limits.to_vec(),
             failed_auth_quota: failed_auth,
-            buckets: limits.iter().map(bucket).collect(),
+            buckets,
             failed_auth: KeyedRate::new(failed_auth, KeyedRate::DEFAULT_MAX_CLIENTS),
             repeats: KeyedRate::new(constant("20/s", 100), KeyedRate::DEFAULT_MAX_CLIENTS),
             handshakes: Rate::new(constant("5/s", 5)),
@@ -311,8 +314,10 @@ fn could_mean_another_path(path: &str) -> bool {
     let lower = path.to_ascii_lowercase();
     lower.contains("//")
         || lower.contains('\\')
-        || ["%2e", "%2f", "%5c", "%00"].iter().any(|coded| lower.contains(coded))
-        || lower.split('/').any(|segment| matches!(segment, "." | ".."))
+        // What decodes to a separator or a dot; `%25` to what decodes again; `%c0` and `%c1` to overlong forms of them.
+        || ["%2e", "%2f", "%5c", "%00", "%3b", "%25", "%c0", "%c1"].iter().any(|coded| lower.contains(coded))
+        // Some servers take what stands behind `;` for a parameter and `..;` for `..`.
+        || lower.split('/').any(|segment| matches!(segment.split(';').next(), Some("." | "..")))
 }
 
 #[cfg(test)]
@@ -331,9 +336,21 @@ mod tests {
 
     #[test]
     fn paths_that_an_upstream_could_fold_are_seen() {
-        for wrong in
-            ["/x/../y", "/x/.", "/x//y", "/x/%2e%2E/y", "/x/a%2Fb", "/x/a\\b", "/x/%5cb", "/x/%00", "/x/a%2f..b"]
-        {
+        for wrong in [
+            "/x/../y",
+            "/x/.",
+            "/x//y",
+            "/x/%2e%2E/y",
+            "/x/a%2Fb",
+            "/x/a\\b",
+            "/x/%5cb",
+            "/x/%00",
+            "/x/a%2f..b",
+            "/x/..;/y",
+            "/x/%252e",
+            "/x/%c0%ae/y",
+            "/x/..%3b/y",
+        ] {
             assert!(could_mean_another_path(wrong), "{wrong}");
         }
         for right in ["/x/y", "/x/y.z", "/x/..y", "/x/%20y", "/x/a.b..c/"] {

@@ -4,6 +4,7 @@
 //! or because a bug made its task panic.
 
 use super::Door;
+use super::forwarded::Client;
 use super::source::Source;
 use crate::clock::UnixMillis;
 use crate::refusal::Refusal;
@@ -11,7 +12,6 @@ use crate::server::ClientCertificate;
 use crate::telemetry::{Outcome, Record};
 use crate::verify::Verified;
 use http::StatusCode;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ pub(super) struct Visit {
     pub(super) listener: Arc<str>,
     pub(super) method: http::Method,
     pub(super) path: String,
-    pub(super) client: IpAddr,
+    pub(super) client: Client,
     pub(super) certificate: Option<Arc<ClientCertificate>>,
     pub(super) source: Option<Arc<Source>>,
     /// Observe mode: what enforcing would have said.
@@ -46,7 +46,7 @@ impl Visit {
         listener: Arc<str>,
         method: http::Method,
         path: String,
-        client: IpAddr,
+        client: Client,
     ) -> Self {
         let at = door.clock.now();
         Self {
@@ -114,7 +114,7 @@ impl Visit {
             status: status.as_u16(),
             method: self.method.as_str(),
             path: &self.path,
-            client: self.client,
+            client: self.client.address,
             certificate: self.certificate.as_ref().map_or("", |certificate| &certificate.subject_text),
             verified: &self.checks,
             event_id: &self.event_id,

@@ -812,7 +812,7 @@ async fn a_reload_shows_the_new_certificate_and_forgets_the_old_ca() {
         vec![side.server.issue_with("a.example", |params| params.not_after = date_time_ymd(3000, 1, 1)).files()];
     served.listener.update(with_tls(next));
     assert_eq!(
-        served.meters.certificate_expiry.with_label_values(&["test"]).get(),
+        served.meters.certificate_expiry.with_label_values(&["public"]).get(),
         date_time_ymd(3000, 1, 1).unix_timestamp()
     );
     assert!(ask_tls(&served, (*config).clone(), "a.example").await.is_err());

@@ -67,9 +67,10 @@ impl Ledger {
             event: ask.event.as_ref().map(print),
             event_keep_until: ask.event_keep_until,
         };
-        match lock(&self.table).reserve(record, now, now.after(ask.lease)) {
-            Ok(Judgement::First(token)) => Ok(Claim::First(self.reservation(token))),
-            Ok(Judgement::Duplicate(token)) => Ok(Claim::Duplicate(self.reservation(token))),
+        let judgement = lock(&self.table).reserve(record, now, now.after(ask.lease));
+        match judgement {
+            Ok(Judgement::First(token)) => Ok(Claim::First(self.writable(token)?)),
+            Ok(Judgement::Duplicate(token)) => Ok(Claim::Duplicate(self.writable(token)?)),
             Ok(Judgement::InFlight) => Ok(Claim::InFlight),
             Ok(Judgement::Replay) => Ok(Claim::Replay),
             Err(Full) => Err(StateError::Full),
@@ -106,9 +107,17 @@ impl Ledger {
         }
     }
 
-    fn reservation(&self, token: Token) -> Reservation {
+    /// What cannot be recorded must not be let in: after its lease it could be let in again. The writer tries by itself
+    /// whether it can write again, so nobody has to be let in to find out.
+    fn writable(&self, token: Token) -> Result<Reservation, StateError> {
         let (table, store) = (Arc::clone(&self.table), self.store.clone());
-        Reservation { table, store, token, settled: None, pending: None }
+        let reservation = Reservation { table, store, token, settled: None, pending: None };
+        match &self.store {
+            Store::Disk { disk, .. } if !disk.is_healthy() => {
+                Err(StateError::Store("the state file cannot be written".into()))
+            }
+            Store::Disk { .. } | Store::Memory => Ok(reservation),
+        }
     }
 }
 
@@ -167,6 +176,21 @@ impl Reservation {
         };
         self.settled = Some(settled);
         Ok(settled)
+    }
+
+    /// Remembers it in memory alone: the record could not be written, and forgetting it as well would be worse. True: it
+    /// is remembered until it expires or the process ends.
+    pub(crate) fn keep_unwritten(&mut self, now: UnixMillis) -> bool {
+        if self.pending.is_some() || self.settled.is_some() {
+            return self.settled == Some(Committed::Yes);
+        }
+        let mut table = lock(&self.table);
+        let kept = table.begin_commit(self.token, now).is_some();
+        if kept {
+            table.finish_commit(self.token);
+            self.settled = Some(Committed::Yes);
+        }
+        kept
     }
 
     /// Frees the keys at once: the next copy is first.

@@ -178,16 +178,17 @@ async fn a_commit_that_failed_with_nobody_waiting_holds_its_keys_until_the_lease
     let folder = Folder::new();
     let running = small(folder.path());
     let ledger = running.ledger("a", 1_000_000);
-    let (mut failed, start, _) = fill(&ledger).await;
     let keys: Vec<u64> = (200_000..202_000).collect();
     let mut abandoned = first(ledger.reserve(ask(&keys), NOW).await);
+    let (mut failed, start, _) = fill(&ledger).await;
     // A failed commit may be tried again, so: until one is left behind whose answer nobody has read.
     while hand_over(&mut abandoned).await.is_ready() {}
     assert!(failed.commit(NOW).await.is_err());
     drop(abandoned);
     assert_claim!(ledger.reserve(ask(&[200_000]), at(29_999)).await, Ok(Claim::InFlight));
     for n in [start, 200_000] {
-        assert_claim!(ledger.reserve(ask(&[n]), NOW.after(LEASE)).await, Ok(Claim::First(_)));
+        // The keys are free again, and nothing new is let in that could not be recorded either.
+        assert_claim!(ledger.reserve(ask(&[n]), NOW.after(LEASE)).await, Err(StateError::Store(_)));
     }
 }
 
@@ -215,7 +216,23 @@ async fn a_commit_that_failed_ends_with_its_lease() {
     running.close().await;
     assert!(matches!(failed.commit(NOW).await, Err(StateError::Store(_))));
     assert_claim!(ledger.reserve(ask(&[1]), at(29_999)).await, Ok(Claim::InFlight));
-    assert_claim!(ledger.reserve(ask(&[1]), NOW.after(LEASE)).await, Ok(Claim::First(_)));
+    assert_claim!(ledger.reserve(ask(&[1]), NOW.after(LEASE)).await, Err(StateError::Store(_)));
+}
+
+#[tokio::test]
+async fn nothing_new_is_let_in_that_could_not_be_recorded() {
+    let folder = Folder::new();
+    let running = small(folder.path());
+    let ledger = running.ledger("a", 1_000_000);
+    let (mut failed, _, _) = fill(&ledger).await;
+    assert!(!running.is_healthy());
+    assert_claim!(ledger.reserve(ask(&[700_000]), NOW).await, Err(StateError::Store(_)));
+    // What is known is known.
+    assert_claim!(ledger.reserve(ask(&[0]), NOW).await, Ok(Claim::Replay));
+    // And what was accepted all the same is remembered, if only until the end of the process.
+    assert!(failed.keep_unwritten(at(1)));
+    drop(failed);
+    assert_claim!(ledger.reserve(ask(&[0]), NOW.after(LEASE)).await, Ok(Claim::Replay));
 }
 
 #[tokio::test]

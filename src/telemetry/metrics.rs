@@ -44,6 +44,7 @@ pub(crate) struct Metrics {
     pub(crate) state_errors: IntCounter,
     pub(crate) commit_failures: IntCounter,
     pub(crate) audit_dropped: IntCounter,
+    pub(crate) clock_behind: Gauge,
     pub(crate) config_last_success: Gauge,
 }
 
@@ -210,6 +211,13 @@ impl Metrics {
                 IntCounter::with_opts(opts(
                     "audit_dropped_total",
                     "Audit lines lost because the log's reader or disk was too slow.",
+                )),
+            ),
+            clock_behind: register(
+                &registry,
+                Gauge::with_opts(opts(
+                    "clock_behind_seconds",
+                    "How far the machine's clock was set back behind a time already used.",
                 )),
             ),
             config_last_success: register(

@@ -9,8 +9,8 @@
 mod accepts;
 mod forwards;
 mod house;
-mod replays;
 mod providers;
+mod replays;
 #[allow(dead_code, reason = "each chapter uses a part of it")]
 mod support;
 mod tls;
