@@ -21,24 +21,35 @@ pub(super) fn authority(parts: &Parts) -> Result<String, Refusal> {
         (Some(value), None) => Some(value.to_str().map_err(|_| Refusal::Malformed)?),
         (None, None) => None,
     };
-    let named = match parts.uri.authority() {
-        Some(authority) => authority.as_str(),
-        None => host.ok_or(Refusal::Malformed)?,
-    };
     if host.is_none() && parts.version == Version::HTTP_11 {
         return Err(Refusal::Malformed);
     }
-    let parsed: http::uri::Authority = named.parse().map_err(|_| Refusal::Malformed)?;
-    let plain = parsed.host().bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~[]:%".contains(&b));
-    // `Authority` lets through what stands behind a port, or behind a bracket.
-    let behind = named.get(parsed.host().len()..).unwrap_or_default();
-    let port = behind.strip_prefix(':').is_some_and(|port| {
-        !port.is_empty() && port.parse::<u16>().is_ok() && port.bytes().all(|b| b.is_ascii_digit())
-    });
-    if named.contains('@') || parsed.host().is_empty() || !plain || !(behind.is_empty() || port) {
+    // An invalid `Host` is refused even where it does not count.
+    if !host.is_none_or(is_authority) {
         return Err(Refusal::Malformed);
     }
-    Ok(named.to_owned())
+    let Some(target) = parts.uri.authority().map(http::uri::Authority::as_str) else {
+        return host.map(str::to_owned).ok_or(Refusal::Malformed);
+    };
+    // RFC 9113 §8.3.1: in HTTP/2 a `Host` that names another is malformed; in HTTP/1.1 the target simply wins.
+    let contradicts = |host: &str| parts.version == Version::HTTP_2 && host_of(host) != host_of(target);
+    if !is_authority(target) || host.is_some_and(contradicts) {
+        return Err(Refusal::Malformed);
+    }
+    Ok(target.to_owned())
+}
+
+/// A host, and perhaps a port; no user, no path.
+fn is_authority(text: &str) -> bool {
+    let Ok(parsed) = text.parse::<http::uri::Authority>() else { return false };
+    let host = parsed.host();
+    let is_plain = host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~[]:%".contains(&b));
+    // The `http` crate takes any text for a port.
+    let is_port =
+        |text: &str| text.bytes().all(|b| b.is_ascii_digit()) && (text.is_empty() || text.parse::<u16>().is_ok());
+    let port_or_none =
+        text.strip_prefix(host).is_some_and(|rest| rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port));
+    !text.contains('@') && !host.is_empty() && is_plain && port_or_none
 }
 
 /// The host of an authority: lower case, without port and without a final dot.
@@ -153,17 +164,26 @@ mod tests {
             &[("host", "a/x")],
             &[("host", "u@a")],
             &[("host", "a:80,b")],
-            &[("host", "a:")],
             &[("host", "a:+80")],
             &[("host", "a:65536")],
             &[("host", "[::1]x")],
+            &[("host", "a:b")],
+            &[("host", "a:80:80")],
+            &[("host", "a:123456")],
         ] {
             assert_eq!(h11(wrong), Err(Refusal::Malformed), "{wrong:?}");
         }
         let absolute = parts(Version::HTTP_11, "http://right.test/x", &[("host", "wrong.test")]);
         assert_eq!(authority(&absolute), Ok("right.test".to_owned()));
-        let h2 = parts(Version::HTTP_2, "https://right.test/x", &[]);
-        assert_eq!(authority(&h2), Ok("right.test".to_owned()));
+        let invalid_beside = parts(Version::HTTP_11, "http://right.test/x", &[("host", "u@wrong.test")]);
+        assert_eq!(authority(&invalid_beside), Err(Refusal::Malformed));
+        let h2 = |headers: &[(&'static str, &'static str)]| {
+            authority(&parts(Version::HTTP_2, "https://right.test/x", headers))
+        };
+        for agreeing in [&[][..], &[("host", "RIGHT.test")]] {
+            assert_eq!(h2(agreeing), Ok("right.test".to_owned()));
+        }
+        assert_eq!(h2(&[("host", "wrong.test")]), Err(Refusal::Malformed));
     }
 
     #[test]
