@@ -9,6 +9,7 @@ use crate::refusal::Refusal;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
+use std::io::ErrorKind;
 use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -55,7 +56,7 @@ pub(crate) async fn read(body: &mut Incoming, most: u64, pace: Pace, share: &Sha
             Ok(None) => break,
             Ok(Some(Err(error))) => {
                 tracing::debug!(%error, "the body ended early");
-                return Err(Refusal::ClientGone);
+                return Err(if is_malformed(&error) { Refusal::Malformed } else { Refusal::ClientGone });
             }
             // Trailers are dropped: nothing that comes behind the body is part of what was signed.
             Ok(Some(Ok(frame))) => match frame.into_data() {
@@ -100,6 +101,12 @@ pub(crate) fn let_end(mut body: Incoming) {
             }
         }
     }));
+}
+
+/// A chunk that is none, told from a sender that left: hyper says both with an `io::Error` as the cause.
+fn is_malformed(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    cause.is_some_and(|cause| matches!(cause.kind(), ErrorKind::InvalidInput | ErrorKind::InvalidData))
 }
 
 #[cfg(test)]
