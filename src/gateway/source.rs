@@ -314,8 +314,10 @@ fn could_mean_another_path(path: &str) -> bool {
     let lower = path.to_ascii_lowercase();
     lower.contains("//")
         || lower.contains('\\')
-        // What decodes to a separator or a dot; `%25` to what decodes again; `%c0` and `%c1` to overlong forms of them.
-        || ["%2e", "%2f", "%5c", "%00", "%3b", "%25", "%c0", "%c1"].iter().any(|coded| lower.contains(coded))
+        // What decodes to a separator, a dot or their overlong forms, once or twice.
+        || ["2e", "2f", "5c", "00", "3b", "c0", "c1"]
+            .iter()
+            .any(|coded| lower.contains(&format!("%{coded}")) || lower.contains(&format!("%25{coded}")))
         // Some servers take what stands behind `;` for a parameter and `..;` for `..`.
         || lower.split('/').any(|segment| matches!(segment.split(';').next(), Some("." | "..")))
 }
@@ -353,7 +355,7 @@ mod tests {
         ] {
             assert!(could_mean_another_path(wrong), "{wrong}");
         }
-        for right in ["/x/y", "/x/y.z", "/x/..y", "/x/%20y", "/x/a.b..c/"] {
+        for right in ["/x/100%25", "/x/y", "/x/y.z", "/x/..y", "/x/%20y", "/x/a.b..c/", "/x/a;..;b"] {
             assert!(!could_mean_another_path(right), "{right}");
         }
     }
