@@ -230,14 +230,20 @@ impl Budgets {
     }
 
     /// One delivery's worth of every limit. Err: how long to wait.
+    ///
+    /// A client that is over its own limit takes nothing of what all share, nor loses its own when that is spent: so its
+    /// own is looked at first and taken last.
     pub(crate) fn spend(&self, client: ClientKey) -> Result<(), Duration> {
+        let own = || {
+            self.buckets.iter().filter_map(|bucket| if let Bucket::Client(rate) = bucket { Some(rate) } else { None })
+        };
+        own().try_for_each(|rate| rate.peek(client))?;
         for bucket in &self.buckets {
-            match bucket {
-                Bucket::Source(rate) => rate.take()?,
-                Bucket::Client(rate) => rate.take(client)?,
+            if let Bucket::Source(rate) = bucket {
+                rate.take()?;
             }
         }
-        Ok(())
+        own().try_for_each(|rate| rate.take(client))
     }
 }
 
