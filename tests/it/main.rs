@@ -11,6 +11,7 @@ mod forwards;
 mod house;
 mod providers;
 mod replays;
+mod limits;
 mod refuses;
 #[allow(dead_code, reason = "each chapter uses a part of it")]
 mod support;
