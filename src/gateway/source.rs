@@ -211,13 +211,10 @@ impl Budgets {
             Per::Source => Bucket::Source(Rate::new(limit.quota)),
             Per::Client => Bucket::Client(KeyedRate::new(limit.quota, KeyedRate::DEFAULT_MAX_CLIENTS)),
         };
-        let mut buckets: Vec<Bucket> = limits.iter().map(bucket).collect();
-        // A client over its own limit spends nothing of what all share.
-        buckets.sort_by_key(|bucket| matches!(bucket, Bucket::Source(_)));
         Self {
             limits: limits.to_vec(),
             failed_auth_quota: failed_auth,
-            buckets,
+            buckets: limits.iter().map(bucket).collect(),
             failed_auth: KeyedRate::new(failed_auth, KeyedRate::DEFAULT_MAX_CLIENTS),
             repeats: KeyedRate::new(constant("20/s", 100), KeyedRate::DEFAULT_MAX_CLIENTS),
             handshakes: Rate::new(constant("5/s", 5)),
