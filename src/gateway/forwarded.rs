@@ -137,6 +137,7 @@ pub(crate) fn headers(arrival: &Arrival<'_>, sent: &HeaderMap, trusted: &[IpNet]
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn trusted() -> Vec<IpNet> {
         vec!["10.0.0.0/8".parse().expect("a network"), "fd00::/8".parse().expect("a network")]
@@ -217,5 +218,68 @@ mod tests {
                 "forwarded: for=198.51.100.9;host=\"hooks.test\";proto=http",
             ]
         );
+    }
+
+    /// What can stand in a header value.
+    fn value_bytes() -> impl Strategy<Value = Vec<u8>> {
+        let plausible = r#"([a-z0-9.:,;="\[\]_ ]|for=|10\.0\.0\.|fd00::|192\.0\.2\.){0,24}"#;
+        let byte = prop_oneof![0x20..=0x7e_u8, 0x80..=0xff_u8, Just(b'\t'), Just(b',')];
+        prop_oneof![proptest::collection::vec(byte, 0..24), plausible.prop_map(String::into_bytes)]
+    }
+
+    fn sent(values: &[(&'static str, Vec<u8>)]) -> HeaderMap {
+        let pair = |(name, bytes): &(&'static str, Vec<u8>)| {
+            (HeaderName::from_static(name), HeaderValue::from_bytes(bytes).expect("visible bytes"))
+        };
+        let mut headers = HeaderMap::new();
+        for (name, value) in values.iter().map(pair) {
+            headers.append(name, value);
+        }
+        headers
+    }
+
+    #[test]
+    fn what_is_no_text_does_not_hide_what_the_proxy_wrote_behind_it() {
+        let sent = sent(&[("x-forwarded-for", b"\xff, 192.0.2.7".to_vec())]);
+        let proxy: IpAddr = "10.0.0.1".parse().expect("an address");
+        assert_eq!(client(proxy, &sent, &trusted()).address.to_string(), "192.0.2.7");
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_a_stranger_sends_makes_him_somebody_else(list in value_bytes(), elements in value_bytes()) {
+            let sent = sent(&[("x-forwarded-for", list), ("forwarded", elements)]);
+            let stranger: IpAddr = "192.0.2.1".parse().expect("an address");
+            prop_assert_eq!(client(stranger, &sent, &trusted()).address, stranger);
+        }
+
+        #[test]
+        fn nothing_that_a_stranger_writes_before_what_a_listed_proxy_adds_is_believed(written in value_bytes()) {
+            let proxy: IpAddr = "10.0.0.1".parse().expect("an address");
+            let stranger: IpAddr = "192.0.2.1".parse().expect("an address");
+            for (name, added) in [("x-forwarded-for", "192.0.2.1"), ("forwarded", "for=192.0.2.1;proto=https")] {
+                let in_one_line = [&written[..], b", ", added.as_bytes()].concat();
+                prop_assert_eq!(client(proxy, &sent(&[(name, in_one_line)]), &trusted()).address, stranger);
+                let in_two = sent(&[(name, written.clone()), (name, added.into())]);
+                prop_assert_eq!(client(proxy, &in_two, &trusted()).address, stranger);
+            }
+        }
+
+        #[test]
+        fn whatever_was_sent_the_upstream_hears_five_headers(list in value_bytes(), elements in value_bytes()) {
+            let sent = sent(&[("x-forwarded-for", list), ("forwarded", elements)]);
+            for peer in ["10.0.0.1", "192.0.2.1", "fd00::1"] {
+                let peer = peer.parse().expect("an address");
+                let arrival = Arrival { peer, scheme: "http", authority: "hooks.test", port: 80 };
+                prop_assert_eq!(headers(&arrival, &sent, &trusted()).len(), 5);
+            }
+        }
+
+        #[test]
+        fn any_text_is_an_address_or_is_not(text in r"\PC{0,24}|[0-9a-f:.\[\]]{0,40}") {
+            if let Some(address) = node(&text) {
+                prop_assert_eq!(node(&address.to_string()), Some(address));
+            }
+        }
     }
 }
