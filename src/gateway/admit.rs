@@ -143,6 +143,7 @@ pub(super) fn not_guessing(source: &Source, client: ClientKey) -> Result<(), Ref
 mod tests {
     use super::*;
     use http::Request;
+    use proptest::prelude::*;
 
     fn parts(version: Version, uri: &str, headers: &[(&'static str, &'static str)]) -> Parts {
         let mut request = Request::builder().version(version).uri(uri);
@@ -213,6 +214,23 @@ mod tests {
             &[""],
         ] {
             assert_eq!(te(wrong), Err(Refusal::TransferCoding), "{wrong:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_host_is_sent_it_is_refused_or_has_one_spelling(
+            sent in r"\PC{0,24}|[a-cA-C.:\[\]@%0-9/_-]{0,24}|[a-zA-Z0-9-]{1,8}(\.[a-zA-Z]{1,3}){0,2}\.?(:[0-9]{0,5})?",
+        ) {
+            let Ok(value) = http::HeaderValue::from_bytes(sent.as_bytes()) else { return Ok(()) };
+            let mut request = parts(Version::HTTP_11, "/x", &[]);
+            request.headers.insert(header::HOST, value);
+            if let Ok(named) = authority(&request) {
+                let host = host_of(&named);
+                prop_assert!(!host.bytes().any(|b| b.is_ascii_uppercase()) && !host.ends_with('.'), "{host}");
+                prop_assert_eq!(host_of(&host), &*host);
+                prop_assert_eq!(host_of(&named.to_ascii_uppercase()), &*host);
+            }
         }
     }
 }
