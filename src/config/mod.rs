@@ -6,6 +6,8 @@
 mod listeners;
 mod node;
 mod problem;
+#[cfg(test)]
+mod properties;
 mod providers;
 mod reader;
 mod secret_ref;

@@ -52,12 +52,17 @@ impl Kind {
     }
 }
 
-/// Reads a file and all that it includes, merged. `None` where nothing could be read; the problems say why.
+/// Reads a file and all that it includes, merged. `None` where nothing could be read, or a file is not TOML; the problems
+/// say why.
+///
+/// What the parser makes of a broken file is a guess, and not read on: one stray character can turn a secret into a key,
+/// and keys are named in problems.
 pub(super) fn read(path: &Path, problems: &mut Vec<Problem>) -> Option<Node> {
-    read_at_depth(path, 0, problems)
+    let mut is_toml = true;
+    read_at_depth(path, 0, problems, &mut is_toml).filter(|_| is_toml)
 }
 
-fn read_at_depth(path: &Path, depth: usize, problems: &mut Vec<Problem>) -> Option<Node> {
+fn read_at_depth(path: &Path, depth: usize, problems: &mut Vec<Problem>, is_toml: &mut bool) -> Option<Node> {
     let at = At { file: path.display().to_string().into(), line: 0 };
     let fail = |what: String, hint: &str| Problem {
         severity: Severity::Error,
@@ -93,12 +98,14 @@ fn read_at_depth(path: &Path, depth: usize, problems: &mut Vec<Problem>) -> Opti
             return None;
         }
     };
+    let problems_before = problems.len();
     let mut root = parse(&at.file, &text, problems);
+    *is_toml &= problems.len() == problems_before;
     let Kind::Table(table) = &mut root.kind else { return Some(root) };
     let Some(include) = table.remove("include") else { return Some(root) };
     let base = path.parent().unwrap_or(Path::new("."));
     for included in included_files(&include, base, depth, problems) {
-        if let Some(other) = read_at_depth(&included, depth + 1, problems) {
+        if let Some(other) = read_at_depth(&included, depth + 1, problems, is_toml) {
             merge(&mut root, other, "", problems);
         }
     }
@@ -281,6 +288,7 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn parsed(text: &str) -> (Node, Vec<Problem>) {
         let mut problems = Vec::new();
@@ -325,5 +333,19 @@ mod tests {
         let Some(Kind::Table(timestamp)) = user.get("timestamp").map(|node| &node.kind) else { panic!("a table") };
         assert!(matches!(timestamp.get("tolerance").map(|n| &n.kind), Some(Kind::Text(text)) if text == "1m"));
         assert!(timestamp.contains_key("unit") && user.contains_key("algorithm"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_told_wrong_on_one_of_its_lines(
+            text in r#"\PC{0,80}|([\[\]{}=".,'# \n\r\\_+-]|[a-c0-9x]|true|inf|"{3}|'{3}|é){0,60}"#,
+        ) {
+            let (_, problems) = parsed(&text);
+            let lines = text.matches('\n').count() + 1;
+            for problem in problems {
+                let line = problem.at.map_or(0, |at| at.line);
+                prop_assert!((1..=lines).contains(&line), "line {line} of {lines}");
+            }
+        }
     }
 }

@@ -83,6 +83,7 @@ pub(super) fn show_size(size: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn durations_and_sizes_carry_units_and_do_not_overflow() {
@@ -111,5 +112,35 @@ mod tests {
     fn a_misspelt_key_is_met_with_the_right_one() {
         assert_eq!(nearest("secrest", ["secrets", "path"].into_iter()), Some("secrets"));
         assert_eq!(nearest("zzz", ["secrets", "path"].into_iter()), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_duration_or_is_not(text in r"\PC{0,24}|[0-9]{0,24} ?[a-zA-Z]{0,4}|[0-9]{1,3}[eé³٣]s") {
+            if let Some(found) = duration(&text) {
+                prop_assert!(text.starts_with(|c: char| c.is_ascii_digit()), "{text}");
+                prop_assert_eq!(duration(&show_duration(&found)), Some(found));
+            }
+            if let Some(found) = size(&text) {
+                prop_assert!(text.starts_with(|c: char| c.is_ascii_digit()), "{text}");
+                prop_assert_eq!(size(&show_size(found)), Some(found));
+            }
+        }
+
+        #[test]
+        fn every_duration_and_size_is_read_back(number: u64) {
+            let duration_of = Duration::from_millis(number);
+            prop_assert_eq!(duration(&show_duration(&duration_of)), Some(duration_of));
+            prop_assert_eq!(size(&show_size(number)), Some(number));
+        }
+
+        #[test]
+        fn any_word_has_a_nearest_or_none(word in r"\PC{0,24}") {
+            let known = ["secrets", "path", "", "a"];
+            if let Some(near) = nearest(&word, known.into_iter()) {
+                prop_assert!(known.contains(&near));
+            }
+            prop_assert_eq!(edits(&word, &word), 0);
+        }
     }
 }
