@@ -328,6 +328,8 @@ fn could_mean_another_path(path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use percent_encoding::percent_decode_str;
+    use proptest::prelude::*;
 
     #[test]
     fn a_path_is_exact_or_a_prefix_and_nothing_else() {
@@ -360,6 +362,30 @@ mod tests {
         }
         for right in ["/x/100%25", "/x/y", "/x/y.z", "/x/..y", "/x/%20y", "/x/a.b..c/", "/x/a;..;b"] {
             assert!(!could_mean_another_path(right), "{right}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_path_rule_or_is_not(text in r"\PC{0,24}|/[a-c/*.%?#\\]{0,12}") {
+            if let Ok(rule) = PathRule::parse(&text) {
+                prop_assert!(text.starts_with('/'));
+                prop_assert_eq!(rule.to_string(), &*text);
+                let (PathRule::Exact(path) | PathRule::Prefix(path)) = rule;
+                prop_assert!(!path.contains('*'), "{path}");
+            }
+        }
+
+        #[test]
+        fn what_enters_a_prefix_stays_behind_it_when_it_is_decoded(
+            path in r"/x/([a/.\\]|%2[eEfF]|%5[cC]|%00|%25|%61){0,8}",
+        ) {
+            if !could_mean_another_path(&path) {
+                let decoded = percent_decode_str(&path).decode_utf8_lossy().into_owned();
+                prop_assert!(decoded.starts_with("/x/"));
+                prop_assert!(!decoded.contains("//") && !decoded.contains(['\\', '\0']), "{decoded}");
+                prop_assert!(decoded.split('/').all(|segment| segment != "." && segment != ".."), "{decoded}");
+            }
         }
     }
 }

@@ -139,6 +139,7 @@ fn parse_v2(bytes: &[u8]) -> Result<Header, ProxyError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn v2(command: u8, family: u8, payload: &[u8]) -> Vec<u8> {
         let mut header = ppp::v2::PROTOCOL_PREFIX.to_vec();
@@ -195,5 +196,33 @@ mod tests {
         assert!(matches!(judge(&v2(1, 0x11, &[0; V2_MAX])), Err(ProxyError::TooLong)));
         assert!(matches!(judge(&v2(1, 0x12, &[1; 12])), Err(ProxyError::NotTcp(_))));
         assert!(matches!(judge(&v2(1, 0x31, &[1; 216])), Err(ProxyError::NotTcp(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_header_or_are_refused_and_it_is_whole_at_one_length(
+            start in prop_oneof![
+                Just(b"PROXY TCP4 ".to_vec()),
+                Just(b"PROXY ".to_vec()),
+                Just([ppp::v2::PROTOCOL_PREFIX, &[0x21, 0x11, 0, 12]].concat()),
+                Just([ppp::v2::PROTOCOL_PREFIX, &[0x21]].concat()),
+                Just(Vec::new()),
+            ],
+            rest in proptest::collection::vec(
+                prop_oneof![any::<u8>(), Just(b' '), Just(b'\r'), Just(b'\n'), b'0'..=b'9'],
+                0..130,
+            ),
+        ) {
+            let bytes = [start, rest].concat();
+            if let Ok(Some(length)) = whole(&bytes) {
+                prop_assert!(length <= bytes.len());
+                // Whatever it says; it says something.
+                let _ = parse(&bytes[..length]);
+                prop_assert!(matches!(whole(&bytes[..length]), Ok(Some(same)) if same == length));
+                for cut in 0..length {
+                    prop_assert!(matches!(whole(&bytes[..cut]), Ok(None)), "{cut} of {length}");
+                }
+            }
+        }
     }
 }
