@@ -12,7 +12,9 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+// `send` takes these as well; two argument groups of one name would be one too many for clap.
 #[derive(clap::Args)]
+#[group(skip)]
 pub(super) struct Arguments {
     /// Whose sender to act as.
     #[arg(long, value_name = "NAME")]
