@@ -43,8 +43,11 @@ pub(super) struct Read {
 }
 
 pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &Around<'_>) -> Option<Read> {
-    // Read by whoever laid the preset under this table.
-    table.node("provider");
+    // Used, and complained of, by whoever laid the preset under this table.
+    match preset {
+        Some(_) => drop(table.text("provider")),
+        None => table.ignore(&["provider"]),
+    }
     let credentials = verification::read(&table, preset);
     let host = table.parsed("host", host);
     let path = table.needed_text("path", r#"path = "/github""#).and_then(|text| match PathRule::parse(&text) {
@@ -315,7 +318,8 @@ fn listeners(table: &Table<'_>, around: &Around<'_>) -> Vec<String> {
 
 fn methods(table: &Table<'_>) -> Vec<Method> {
     if !table.has("methods") {
-        table.texts("methods");
+        table.ignore(&["methods"]);
+        table.note_default("methods", "[\"POST\"]");
         return vec![Method::POST];
     }
     let methods = table.all_parsed("methods", |text| match text {
