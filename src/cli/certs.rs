@@ -1,6 +1,6 @@
 //! `certs`: a development CA, a server certificate and a client certificate, so that TLS and mTLS can be tried at once.
 //!
-//! Not for production: the CA's key lies beside its certificate.
+//! Not for production. The CA's key is thrown away: nothing more can be issued under it.
 
 use super::{NO, complain, say};
 use rcgen::{

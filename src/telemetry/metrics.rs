@@ -137,7 +137,7 @@ impl Metrics {
             upstream_seconds: histograms(
                 &registry,
                 "upstream_duration_seconds",
-                "From taking a parcel to the head of the upstream's answer, waiting for a place included.",
+                "From taking a parcel to the end of the upstream's answer, waiting for a place included.",
                 &["upstream"],
                 &WHOLE_REQUEST_BUCKETS,
             ),
