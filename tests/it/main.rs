@@ -8,6 +8,7 @@
 
 mod accepts;
 mod forwards;
+mod docs;
 mod house;
 mod providers;
 mod replays;

@@ -1,0 +1,264 @@
+//! The pages say what the program does: every key, metric and label, and every example loads.
+
+use crate::support::gateway::{BINARY, Folder};
+use crate::support::{Gateway, Request, Upstream};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+/// `include` is gone when the tables are read: it has no value of its own to print.
+const NOT_A_SETTING: &str = "include";
+
+/// A public key of Ed25519 (RFC 8032, section 7.1, test 1).
+const PUBLIC_KEY: &str = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
+const STANDARD_WEBHOOKS_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo=";
+const OTHER_SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+fn page(name: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).expect(name)
+}
+
+/// A folder with everything that the pages' examples name: certificates, revocation list, secrets.
+fn stage(configuration: &str) -> Folder {
+    let folder = Folder::new();
+    folder.write("gateway.toml", configuration);
+    let made = Command::new(BINARY).current_dir(&folder.0).arg("certs").output().expect("the binary runs");
+    assert!(made.status.success(), "{made:?}");
+    for name in ["crl-ca.pem", "crl.pem"] {
+        folder.write(&format!("certs/{name}"), page(&format!("tests/configs/certs/{name}")));
+    }
+    for line in configuration.lines().filter(|line| !line.trim_start().starts_with('#')) {
+        for name in named(line, "file = \"") {
+            folder.write(&name, OTHER_SECRET);
+        }
+        for name in named(line, "credential = \"") {
+            folder.write(&format!("credentials/{name}"), OTHER_SECRET);
+        }
+    }
+    folder
+}
+
+/// Each NAME in `KEY = "NAME"`.
+fn named(text: &str, key: &str) -> Vec<String> {
+    text.split(key).skip(1).filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())).collect()
+}
+
+fn check(folder: &Folder, arguments: &[&str]) -> (i32, String, String) {
+    let text = std::fs::read_to_string(folder.path("gateway.toml")).expect("the configuration");
+    let mut command = Command::new(BINARY);
+    command.current_dir(&folder.0).args(["check", "--config", "gateway.toml"]).args(arguments);
+    command.env("CREDENTIALS_DIRECTORY", folder.path("credentials"));
+    for name in named(&text, "env = \"") {
+        let value = match name.as_str() {
+            name if name.ends_with("PUBLIC_KEY") => PUBLIC_KEY,
+            name if name.starts_with("WHSEC_") => STANDARD_WEBHOOKS_SECRET,
+            _ => OTHER_SECRET,
+        };
+        command.env(name, value);
+    }
+    let done = command.output().expect("the binary runs");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    (done.status.code().unwrap_or(-1), text(done.stdout), text(done.stderr))
+}
+
+/// What `check --effective` prints: the key with NAME for names and without positions, the value, and whether it is a
+/// default.
+fn effective(configuration: &str) -> Vec<(String, String, bool)> {
+    let (code, out, err) = check(&stage(configuration), &["--effective"]);
+    assert_eq!(code, 0, "{err}");
+    let settings = out.lines().filter_map(|line| {
+        let (setting, from) = line.rsplit_once("  # ")?;
+        let (key, value) = setting.split_once(" = ")?;
+        Some((general(key), value.to_owned(), from == "default"))
+    });
+    let settings: Vec<_> = settings.collect();
+    assert!(settings.len() > 30, "{out}");
+    settings
+}
+
+/// `sources.github.id[0].header` is the key `sources.NAME.id.header`.
+fn general(key: &str) -> String {
+    let mut parts: Vec<&str> = key.split('.').map(|part| part.split('[').next().unwrap_or(part)).collect();
+    if matches!(parts.first(), Some(&("listeners" | "upstreams" | "sources")))
+        && let Some(name) = parts.get_mut(1)
+    {
+        *name = "NAME";
+    }
+    parts.join(".")
+}
+
+/// The page's tables: under a heading with a `[table]`, the keys in a row's first cell; and the cell of the default.
+fn documented() -> BTreeMap<String, String> {
+    let text = page("docs/configuration.md");
+    let mut prefix = String::new();
+    let mut keys = BTreeMap::new();
+    let mut in_keys = false;
+    for line in text.lines() {
+        in_keys = line.starts_with('|') && (in_keys || line.starts_with("| key | type | default | range | "));
+        if let Some(heading) = line.strip_prefix("## ") {
+            let table = heading.strip_prefix("`[").and_then(|rest| rest.strip_suffix("]`"));
+            prefix = table.map_or_else(String::new, |table| format!("{table}."));
+        } else if in_keys && line.starts_with("| `") {
+            let cells: Vec<&str> = line.split(" | ").collect();
+            let default = cells.get(2).copied().unwrap_or_default();
+            for key in code(cells.first().copied().unwrap_or_default()) {
+                let twice = keys.insert(format!("{prefix}{key}"), default.to_owned());
+                assert!(twice.is_none(), "{prefix}{key} stands there twice");
+            }
+        }
+    }
+    keys
+}
+
+/// What stands in backticks.
+fn code(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn the_configuration_page_has_every_key_and_no_other() {
+    let settings = ["tests/configs/everything.toml", "tests/configs/sparse.toml"].map(|file| effective(&page(file)));
+    let known: BTreeSet<String> = settings.into_iter().flatten().map(|(key, ..)| key).collect();
+    let documented: BTreeSet<String> = documented().into_keys().filter(|key| key != NOT_A_SETTING).collect();
+    let missing: Vec<_> = known.difference(&documented).collect();
+    let invented: Vec<_> = documented.difference(&known).collect();
+    assert!(missing.is_empty(), "not in docs/configuration.md: {missing:#?}");
+    assert!(
+        invented.is_empty(),
+        "in docs/configuration.md, and unknown to check, or not in tests/configs/everything.toml: {invented:#?}"
+    );
+}
+
+#[test]
+fn the_configuration_page_says_every_default_as_check_prints_it() {
+    let documented = documented();
+    let mut wrong = String::new();
+    let mut defaults = 0;
+    for (key, value, is_default) in effective(&page("tests/configs/sparse.toml")) {
+        defaults += usize::from(is_default);
+        let said = documented.get(&key).map(String::as_str).unwrap_or_default();
+        if is_default && !code(said).any(|shown| shown == value) {
+            let _ = writeln!(wrong, "{key}: the default is {value}, the page says {said}");
+        }
+    }
+    assert!(defaults > 50, "{defaults}");
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+#[test]
+fn every_metric_and_every_outcome_is_in_the_readme_and_no_other() {
+    let upstream = Upstream::start();
+    let observed = "[sources.watched]\npath = \"/watched\"\nprovider = \"slack\"\nmode = \"observe\"\n\
+                    secrets = [{ value = \"0123456789abcdef0123\" }]\nupstream = \"app\"\n";
+    let gateway = Gateway::start(&format!("{}\n{observed}", upstream.table()));
+    // Requests that no source matched are counted from the first on.
+    assert_eq!(Request::post("/nobody", "{}").send(gateway.public()).status, 404);
+    let metrics = gateway.metrics();
+    let readme = page("README.md");
+    let said: BTreeSet<&str> = code(&readme).collect();
+
+    let names: BTreeSet<&str> = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+        .filter(|name| name.starts_with("hookward_"))
+        .collect();
+    assert!(names.len() > 20, "{names:?}");
+    let missing: Vec<_> = names.iter().filter(|name| !said.contains(**name)).collect();
+    assert!(missing.is_empty(), "metrics that README.md does not name: {missing:?}");
+    let words = said.iter().flat_map(|text| text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_'));
+    let invented: Vec<_> = words.filter(|word| word.starts_with("hookward_") && !names.contains(word)).collect();
+    assert!(invented.is_empty(), "metrics in README.md that are not there: {invented:?}");
+
+    let outcomes: BTreeSet<String> = metrics
+        .lines()
+        .filter(|line| line.starts_with("hookward_deliveries_total"))
+        .flat_map(|line| named(line, "outcome=\""))
+        .collect();
+    assert!(outcomes.len() > 30, "{outcomes:?}");
+    let missing: Vec<_> = outcomes.iter().filter(|outcome| !said.contains(outcome.as_str())).collect();
+    assert!(missing.is_empty(), "outcomes that README.md does not name: {missing:?}");
+}
+
+/// An example with what it leaves out, because the reader has it already.
+fn completed(example: &str) -> String {
+    let has = |table: &str| example.lines().any(|line| line.starts_with(table));
+    let mut rest = String::new();
+    if !has("[listeners.") {
+        rest.push_str(
+            "[listeners.public]\naddress = \"0.0.0.0:8443\"\ntls.certificate = \"certs/dev/server.pem\"\n\
+             tls.private_key = \"certs/dev/server.key\"\ntls.client_ca = \"certs/dev/ca.pem\"\n",
+        );
+    }
+    if !has("[state]") {
+        rest.push_str("[state]\nkind = \"disk\"\n");
+    }
+    let own_upstream = example.split("[upstreams.").nth(1).and_then(|rest| rest.split([']', '.']).next());
+    if own_upstream.is_none() {
+        rest.push_str("[upstreams.app]\nurls = [\"http://127.0.0.1:9000\"]\n");
+    }
+    if !has("[sources.") {
+        let upstream = own_upstream.unwrap_or("app");
+        let _ = write!(
+            rest,
+            "[sources.some]\npath = \"/some\"\nprovider = \"stripe\"\nsecrets = [{{ env = \"SOME_SECRET\" }}]\n\
+             upstream = \"{upstream}\"\n"
+        );
+    }
+    // A file's own keys stand before its first table, and so the rest behind the example.
+    format!("{example}\n{rest}")
+}
+
+#[test]
+fn every_example_of_the_pages_loads_without_a_warning() {
+    let mut examples = 0;
+    let mut wrong = String::new();
+    for name in ["README.md", "docs/configuration.md", "SECURITY.md"] {
+        let text = page(name);
+        for (position, _) in text.match_indices("```toml\n") {
+            let block = text[position + "```toml\n".len()..].split("```").next().unwrap_or_default();
+            examples += 1;
+            let folder = stage(&completed(block));
+            folder.write("sources.d/later.toml", "");
+            let (code, _, err) = check(&folder, &["--strict"]);
+            if code != 0 {
+                let line = text[..position].lines().count() + 1;
+                let _ = writeln!(wrong, "{name}:{line}: {code}\n{err}\n");
+            }
+        }
+    }
+    assert!(examples > 15, "{examples}");
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+#[test]
+fn the_shipped_example_loads_without_a_warning() {
+    let (code, _, err) = check(&stage(&page("gateway.example.toml")), &["--strict"]);
+    assert_eq!(code, 0, "{err}");
+}
+
+#[test]
+fn the_readmes_first_source_takes_its_first_webhook_with_the_commands_that_stand_there() {
+    let readme = page("README.md");
+    let example = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    let upstream = Upstream::start();
+    let text = example
+        .replace("0.0.0.0:8443", "127.0.0.1:0")
+        .replace("127.0.0.1:9090", "127.0.0.1:0")
+        .replace("127.0.0.1:9000", &upstream.address.to_string());
+    let folder = Arc::new(stage(&text));
+    let gateway = Gateway::start_with(folder.clone(), &format!("{text}\n[log]\nformat = \"json\"\n"), |command| {
+        command.env("GITHUB_SECRET", OTHER_SECRET);
+    });
+    folder.write("body.json", "{\"zen\":\"Speak like a human.\"}\n");
+    let to = format!("https://localhost:{}", gateway.public().port());
+    let mut send = Command::new(BINARY);
+    send.current_dir(&folder.0).env("GITHUB_SECRET", OTHER_SECRET);
+    send.args(["send", "--source", "github", "--to", &to, "--cacert", "certs/dev/ca.pem", "--body", "body.json"]);
+    let sent = send.output().expect("the binary runs");
+    assert!(sent.status.success(), "{sent:?}");
+    let received = upstream.wait_for(1).remove(0);
+    assert_eq!(received.body, b"{\"zen\":\"Speak like a human.\"}\n");
+    assert_eq!(received.header("x-hookward-verified").as_deref(), Some("github"));
+}
