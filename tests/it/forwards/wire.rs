@@ -3,7 +3,7 @@
 use super::{delivery, source};
 use crate::support::gateway::{Folder, PLAIN, hookward};
 use crate::support::http::{connect, read_answer};
-use crate::support::{Gateway, Upstream};
+use crate::support::{Gateway, Reply, Upstream};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::pem::PemObject;
@@ -100,6 +100,33 @@ async fn serve(
     } else {
         let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
     }
+}
+
+#[test]
+fn an_answer_that_is_cut_is_reset_towards_an_http_2_sender() {
+    let upstream = Upstream::with(|_, number| {
+        let length = if number == 0 { 100 } else { 9 };
+        Reply::Raw(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\nonly this").into_bytes())
+    });
+    let gateway = Gateway::start(&format!("{}{}", upstream.table(), source("github", "/github", "")));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(gateway.public()).await.expect("a connection");
+        let shaken = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
+        let (mut sender, connection) = shaken.expect("HTTP/2");
+        tokio::spawn(connection);
+        for (number, whole) in [(0, false), (1, true)] {
+            let delivery = delivery("/github", number);
+            let mut request = http::Request::post("http://hooks.example.com/github");
+            for (name, value) in &delivery.headers {
+                request = request.header(name, value.as_slice());
+            }
+            let body = Full::new(bytes::Bytes::from(delivery.body));
+            let answer = sender.send_request(request.body(body).expect("a request")).await.expect("an answer");
+            assert_eq!(answer.status(), 200);
+            assert_eq!(answer.into_body().collect().await.is_ok(), whole, "{number}");
+        }
+    });
 }
 
 /// A CA, a server for `host` and a client, as PEM files in `FOLDER/NAME`.
