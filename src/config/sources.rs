@@ -129,7 +129,7 @@ pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &
         say_what_is_not_protected(&table, found, around, &client_cert, &allow_ips, accept_unverified, replay_window);
         guessable_in_the_clear(&table, found, &listeners, around);
         if has_replay_key {
-            claims_for_the_rate(&table, &rate_limits, max_claims, replay_window, signs_time, around);
+            claims_for_the_rate(&table, &rate_limits, max_claims, replay_window, found, around);
         }
     }
     let at = table.at();
@@ -270,16 +270,18 @@ fn claims_for_the_rate(
     limits: &[RateLimit],
     max_claims: u64,
     replay_window: Duration,
-    signs_time: bool,
+    found: &Credentials,
     around: &Around<'_>,
 ) {
-    let window = if signs_time { Duration::from_secs(660) } else { replay_window };
+    // Kept until signed time + tolerance + 60 s, and the signed time may lie a tolerance ahead.
+    let window = found.verifier.tolerance().map_or(replay_window, |tolerance| 2 * tolerance + Duration::from_secs(60));
+    let keys_each = found.verifier.replay_keys_each();
     for limit in limits.iter().filter(|limit| limit.per == Per::Source) {
-        let needed = limit.quota.per_second() * window.as_secs_f64();
+        let needed = limit.quota.per_second() * window.as_secs_f64() * keys_each as f64;
         if needed > max_claims as f64 {
             let mib = needed * around.bytes_per_claim as f64 / f64::from(1 << 20);
             let what = format!(
-                "{max_claims} are fewer than `rate_limit` lets in during a window of {} s ({needed:.0}): the table would fill, and senders get 503",
+                "{max_claims} are fewer than `rate_limit` lets in during a window of {} s ({needed:.0}, one for each live secret of a delivery): the table would fill, and senders get 503",
                 window.as_secs()
             );
             table.warn(

@@ -121,11 +121,16 @@ impl Metrics {
                     &["source", "secret"],
                 ),
             ),
-            claims: gauges(&registry, "claims", "Deliveries remembered or in flight, by source.", &["source"]),
+            claims: gauges(
+                &registry,
+                "claims",
+                "Claims held or remembered, by source: one for each live secret of a delivery.",
+                &["source"],
+            ),
             claims_limit: gauges(
                 &registry,
                 "claims_limit",
-                "The most deliveries a source remembers; full means 503.",
+                "The most claims a source holds; full means 503.",
                 &["source"],
             ),
             upstream_requests: counters(

@@ -192,6 +192,17 @@ impl Verifier {
         self.prover.as_ref().is_some_and(|prover| prover.has_replay_key)
     }
 
+    /// How many keys one delivery claims: a MAC under each live secret, or one digest.
+    pub(crate) fn replay_keys_each(&self) -> usize {
+        self.prover.as_ref().filter(|prover| prover.has_replay_key).map_or(1, Prover::replay_keys_each)
+    }
+
+    /// Of the signed time.
+    pub(crate) fn tolerance(&self) -> Option<Duration> {
+        let prover = self.prover.as_ref().filter(|prover| prover.time_is_signed)?;
+        prover.scheme.timestamp.as_ref().map(|timestamp| timestamp.tolerance)
+    }
+
     fn examine(&self, delivery: &Delivery, now: UnixMillis) -> Result<Findings, Fault> {
         let early = self.prover.as_ref().is_some_and(|prover| prover.needs_json);
         let mut json = if early { self.pointers.read(&delivery.body) } else { Json::default() };

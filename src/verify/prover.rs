@@ -109,6 +109,13 @@ impl Prover {
         }
     }
 
+    pub(super) fn replay_keys_each(&self) -> usize {
+        match &self.keys {
+            Keys::Hmac(secrets) => secrets.len(),
+            Keys::Ed25519(_) => 1,
+        }
+    }
+
     pub(super) fn build(mut scheme: Scheme) -> Result<Self, BuildError> {
         check_layout(&scheme)?;
         check_handshakes(&scheme)?;

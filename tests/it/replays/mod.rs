@@ -2,6 +2,7 @@
 
 mod restart;
 
+use crate::support::gateway::{Folder, hookward};
 use crate::support::http::{connect, read_answer};
 use crate::support::upstream::ClosedPort;
 use crate::support::{Answer, Gate, Gateway, Reply, Request, Upstream, eventually, sign};
@@ -450,6 +451,43 @@ fn a_full_memory_refuses_what_is_new_and_forgets_nothing() {
     assert_eq!(upstream.count(), 1000);
     // And it is the one source's own trouble.
     assert_eq!(github("/other", b"{\"number\":1000}").send(to).status, 200);
+}
+
+#[test]
+fn a_delivery_claims_once_for_each_live_secret_and_check_reckons_with_it() {
+    let upstream = Upstream::start();
+    let of = |secrets: usize, more: &str| {
+        let secrets: Vec<_> =
+            (0..secrets).map(|n| format!("{{ value = \"secret-number-{n}-of-some-length\" }}")).collect();
+        format!(
+            "{}{}[sources.s]\npath = \"/s\"\nsecrets = [{}]\nupstream = \"app\"\n{more}",
+            crate::support::gateway::PLAIN,
+            upstream.table(),
+            secrets.join(", ")
+        )
+    };
+    let github = "provider = \"github\"\n";
+    let gateway = Gateway::start_in(Default::default(), &of(2, github));
+    let signature = sign::github("secret-number-1-of-some-length", b"{}");
+    let sent = Request::post("/s", b"{}".as_slice()).header("X-Hub-Signature-256", signature).send(gateway.public());
+    assert_eq!(sent.status, 200);
+    assert_eq!(gateway.metric("hookward_claims", &[("source", "s")]), 2.0);
+
+    let warns = |configuration: String| {
+        let folder = Folder::new();
+        folder.write("gateway.toml", configuration);
+        let (code, said, complained) = hookward(&folder.0, &["check"]);
+        assert_eq!(code, 0, "{complained}");
+        format!("{said}{complained}").contains("sources.s.max_claims: ")
+    };
+    // 20 a second for a day are 1.7 million.
+    let rate = "rate_limit = { rate = \"20/s\", burst = 50 }\n";
+    assert!(!warns(of(1, &format!("{github}{rate}"))));
+    assert!(warns(of(2, &format!("{github}{rate}"))));
+    // A signed time is remembered for twice its tolerance and a minute, however long that is.
+    let stripe = format!("provider = \"stripe\"\n{rate}");
+    assert!(!warns(of(1, &stripe)));
+    assert!(warns(of(1, &format!("{stripe}verify.timestamp.tolerance = \"20h\"\n"))));
 }
 
 #[test]
