@@ -173,6 +173,9 @@ enum Message {
 
 impl Disk {
     pub(super) fn open(settings: &Settings, now: UnixMillis, meters: Meters) -> Result<Self, OpenError> {
+        // SQLite follows links. The lock and the log must lie beside the same file, whatever name leads to it.
+        let path = std::fs::canonicalize(&settings.path).unwrap_or_else(|_| settings.path.clone());
+        let settings = &Settings { path, ..settings.clone() };
         let path = &settings.path;
         let unusable = |error: io::Error| OpenError::Unusable { path: path.clone(), detail: error.to_string() };
         let folder = folder_of(path);

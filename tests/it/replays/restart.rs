@@ -81,6 +81,15 @@ fn a_second_process_on_one_state_file_does_not_start_and_says_why() {
     let (code, _, said) = hookward(&gateway.folder.0, &["run", "--config", "gateway.toml"]);
     assert_eq!(code, 78, "{said}");
     assert!(said.contains("state/claims.db: another process serves from this state file"), "{said}");
+    // Nor by another name of the file.
+    let link = gateway.folder.path("link.db");
+    std::os::unix::fs::symlink("state/claims.db", &link).expect("a link");
+    let folder = Folder::new();
+    let linked = DISK.replace("state/claims.db", &link.display().to_string());
+    folder.write("gateway.toml", configuration(&upstream, &linked));
+    let (code, _, said) = hookward(&folder.0, &["run", "--config", "gateway.toml"]);
+    assert_eq!(code, 78, "{said}");
+    assert!(said.contains("state/claims.db: another process serves from this state file"), "{said}");
     // The first is unharmed.
     let delivery = stripe("/stripe", sign::now(), "evt_1");
     assert_eq!(delivery.send(gateway.public()).status, 200);
