@@ -106,6 +106,8 @@ pub(super) struct Single {
     pub(super) tally: Arc<Tally>,
     /// It has brought an answer before this request.
     pub(super) was_used: bool,
+    /// Closed when the connection has ended.
+    pub(super) ended: watch::Receiver<()>,
     _task: EndOnDrop,
 }
 
@@ -236,8 +238,12 @@ impl Connector {
         let shaken = self.http1.handshake(TokioIo::new(stream)).await;
         let (sender, connection) = shaken.map_err(|error| format!("HTTP/1 handshake: {}", cause(&error)))?;
         // How a connection ends is told to the request that was on it; one that ends idle concerns nobody.
-        let task = tokio::spawn(async move { drop(connection.await) });
-        Ok(Opened::Single(Single { sender, tally, was_used: false, _task: EndOnDrop(task.abort_handle()) }))
+        let (lives, ended) = watch::channel(());
+        let task = tokio::spawn(async move {
+            drop(connection.await);
+            drop(lives);
+        });
+        Ok(Opened::Single(Single { sender, tally, was_used: false, ended, _task: EndOnDrop(task.abort_handle()) }))
     }
 
     async fn open_shared<T>(&self, stream: Counted<T>) -> Result<Opened, String>

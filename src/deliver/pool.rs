@@ -8,13 +8,16 @@
 //! there are is bounded by the requests in flight plus `max_idle`.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::Response;
 use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use prometheus::IntGauge;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::connect::{Connector, Opened, Request, Shared, Single};
@@ -274,12 +277,13 @@ impl Lease {
         match self {
             Self::Single(single) => {
                 let before = single.tally.passed();
-                single.sender.try_send_request(request).await.map_err(|mut error| {
+                let sent = told(single.sender.try_send_request(request), single.ended.clone()).await;
+                sent.map_err(|untold| {
                     let after = single.tally.passed();
                     NoAnswer {
-                        nothing_written: error.take_message().is_some() || after.written == before.written,
+                        nothing_written: untold.came_back || after.written == before.written,
                         was_stale: single.was_used && after.read == before.read,
-                        detail: cause(error.error()),
+                        detail: untold.detail,
                     }
                 })
             }
@@ -302,6 +306,35 @@ impl Lease {
     }
 }
 
+/// Why hyper has no answer for us.
+struct Untold {
+    /// The request came back as it was given.
+    came_back: bool,
+    detail: String,
+}
+
+/// What becomes of a request on its connection. hyper tells it to all requests that it knows of, but one that is handed
+/// over in the very moment in which the connection's task ends can get lost between the two: it is never written, and
+/// nobody is ever told. Waiting for that would use up the whole deadline.
+async fn told<B>(
+    sending: impl Future<Output = Result<Response<Incoming>, TrySendError<B>>>,
+    mut ended: watch::Receiver<()>,
+) -> Result<Response<Incoming>, Untold> {
+    let mut sending = pin!(sending);
+    let sent = tokio::select! {
+        biased;
+        sent = &mut sending => Some(sent),
+        // Nothing is ever sent there: a change is the connection's end. What it told before then is there to be read.
+        _ = ended.changed() => timeout(END_SEEN_WITHIN, &mut sending).await.ok(),
+    };
+    match sent {
+        Some(sent) => {
+            sent.map_err(|mut error| Untold { came_back: error.take_message().is_some(), detail: cause(error.error()) })
+        }
+        None => Err(Untold { came_back: false, detail: "the connection ended before it took the request".to_owned() }),
+    }
+}
+
 impl Stream {
     fn new(connection: Arc<InUse>, pool: &Arc<Pool>) -> Self {
         Self::on(&connection, pool)
@@ -315,12 +348,12 @@ impl Stream {
 
     async fn send(&self, request: Request) -> Result<Response<Incoming>, NoAnswer> {
         let shared = &self.connection.shared;
-        let mut error = match shared.sender.clone().try_send_request(request).await {
+        let untold = match told(shared.sender.clone().try_send_request(request), shared.ended.clone()).await {
             Ok(response) => {
                 shared.was_used.store(true, Ordering::Relaxed);
                 return Ok(response);
             }
-            Err(error) => error,
+            Err(untold) => untold,
         };
         // One stream can fail alone: that is an answer of a kind. Only the end of the whole connection is the
         // keep-alive race. The sender of that channel never sends: a change is the connection's end.
@@ -330,9 +363,9 @@ impl Stream {
             self.pool.retire(&self.connection);
         }
         Err(NoAnswer {
-            nothing_written: error.take_message().is_some(),
+            nothing_written: untold.came_back,
             was_stale: self.was_used && has_ended,
-            detail: cause(error.error()),
+            detail: untold.detail,
         })
     }
 }
@@ -357,5 +390,22 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_its_ended_connection_never_took_is_not_waited_for() {
+        let (lives, ended) = watch::channel(());
+        let sending = std::future::pending::<Result<_, TrySendError<()>>>();
+        let waiting = tokio::spawn(told(sending, ended));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!waiting.is_finished(), "while the connection lives, its answer may come");
+        drop(lives);
+        let untold = timeout(2 * END_SEEN_WITHIN, waiting).await.unwrap().unwrap().unwrap_err();
+        assert!(!untold.came_back);
     }
 }
