@@ -131,23 +131,7 @@ impl Door {
         let new = Gateway::build(plan, Some(&old), &self.metrics, &self.state)?;
         self.buffer.resize(limits.max_buffered);
         self.in_flight.resize(limits.max_requests_per_client);
-        for source in old.sources.all() {
-            let kept = new.sources.all().iter().any(|new| new.settings.name == source.settings.name);
-            if !kept {
-                self.metrics.forget_source(&source.settings.name, &source.settings.secret_names);
-            }
-        }
-        for (name, upstream) in &old.upstreams {
-            let new = new.upstreams.get(name).map(|upstream| upstream.settings());
-            let gone = upstream
-                .settings()
-                .url_labels()
-                .filter(|url| !new.is_some_and(|new| new.url_labels().any(|kept| kept == *url)));
-            self.metrics.forget_upstream_urls(name, gone);
-            if new.is_none() {
-                self.metrics.forget_upstream(name, deliver::Ending::ALL.map(deliver::Ending::label));
-            }
-        }
+        new.forget_what_is_gone(&old, &self.metrics);
         self.current.store(Arc::new(new));
         Ok(())
     }
@@ -262,6 +246,32 @@ impl Gateway {
             upstreams,
             sources: Sources::new(sources),
         })
+    }
+
+    /// Takes away the series of what the old snapshot had and this one has not, so that they do not stand still for ever:
+    /// an upstream that is down, a secret that is idle.
+    fn forget_what_is_gone(&self, old: &Self, metrics: &Metrics) {
+        for source in old.sources.all() {
+            let (name, secrets) = (&source.settings.name, &source.settings.secret_names);
+            match self.sources.all().iter().find(|new| new.settings.name == *name) {
+                None => metrics.forget_source(name, secrets),
+                Some(new) => {
+                    for secret in secrets.iter().filter(|secret| !new.settings.secret_names.contains(secret)) {
+                        metrics.forget_secret(name, secret);
+                    }
+                }
+            }
+        }
+        for (name, upstream) in &old.upstreams {
+            let kept = self.upstreams.get(name);
+            let is_kept = |url: &String| kept.is_some_and(|new| new.settings().url_labels().any(|label| label == *url));
+            for url in upstream.settings().url_labels().filter(|url| !is_kept(url)) {
+                metrics.forget_url(name, &url);
+            }
+            if kept.is_none() {
+                metrics.forget_upstream(name, &deliver::Ending::ALL.map(deliver::Ending::label));
+            }
+        }
     }
 
     fn trusted(&self, listener: &str) -> &[IpNet] {

@@ -283,26 +283,37 @@ impl Metrics {
         let _ = self.claims.remove_label_values(&[name]);
         let _ = self.claims_limit.remove_label_values(&[name]);
         for secret in secrets {
-            let _ = self.secret_last_used.remove_label_values(&[name, secret.as_str()]);
+            self.forget_secret(name, secret);
         }
     }
 
-    /// Likewise of upstreams.
-    pub(crate) fn forget_upstream<const N: usize>(&self, upstream: &str, results: [&str; N]) {
+    /// One of a source that stays: its time would look idle for ever.
+    pub(crate) fn forget_secret(&self, source: &str, secret: &str) {
+        let _ = self.secret_last_used.remove_label_values(&[source, secret]);
+    }
+
+    pub(crate) fn forget_upstream(&self, name: &str, results: &[&str]) {
         for result in results {
-            let _ = self.upstream_requests.remove_label_values(&[upstream, result]);
+            let _ = self.upstream_requests.remove_label_values(&[name, result]);
         }
-        let _ = self.upstream_seconds.remove_label_values(&[upstream]);
-        let _ = self.upstream_in_flight.remove_label_values(&[upstream]);
-        let _ = self.upstream_idle_connections.remove_label_values(&[upstream]);
-        let _ = self.upstream_repeats.remove_label_values(&[upstream]);
+        let _ = self.upstream_seconds.remove_label_values(&[name]);
+        let _ = self.upstream_in_flight.remove_label_values(&[name]);
+        let _ = self.upstream_idle_connections.remove_label_values(&[name]);
+        let _ = self.upstream_repeats.remove_label_values(&[name]);
     }
 
-    /// And of urls: one that was down when it was taken away would be reported as down for ever.
-    pub(crate) fn forget_upstream_urls(&self, upstream: &str, urls: impl Iterator<Item = String>) {
-        for url in urls {
-            let _ = self.upstream_healthy.remove_label_values(&[upstream, &url]);
+    pub(crate) fn forget_url(&self, upstream: &str, url: &str) {
+        let _ = self.upstream_healthy.remove_label_values(&[upstream, url]);
+    }
+
+    pub(crate) fn forget_listener(&self, name: &str) {
+        for result in ["ok", "failed", "timeout"] {
+            let _ = self.handshakes.remove_label_values(&[name, result]);
         }
+        let _ = self.certificate_expiry.remove_label_values(&[name]);
+        let _ = self.connections.remove_label_values(&[name]);
+        let _ = self.connections_refused.remove_label_values(&[name]);
+        let _ = self.accept_errors.remove_label_values(&[name]);
     }
 
     pub(crate) fn upstream_requests(&self, upstream: &str, result: &str) -> IntCounter {

@@ -7,13 +7,13 @@
 )]
 
 mod accepts;
-mod forwards;
 mod docs;
+mod forwards;
 mod house;
-mod providers;
-mod replays;
 mod limits;
+mod providers;
 mod refuses;
+mod replays;
 #[allow(dead_code, reason = "each chapter uses a part of it")]
 mod support;
 mod tls;
