@@ -22,16 +22,22 @@ type Reply = Response<Full<Bytes>>;
 
 impl AdminPort {
     pub(crate) fn new(door: Arc<Door>, token: Option<Secret>) -> Self {
-        Self { door, token: ArcSwapOption::from(token.map(Arc::new)) }
+        Self { door, token: ArcSwapOption::from_pointee(token) }
     }
 
-    /// A reload brings another token, or none.
-    pub(crate) fn set_token(&self, token: Option<Secret>) {
+    /// The new one counts from now on, and the old one no longer.
+    pub(crate) fn change_token(&self, token: Option<Secret>) {
         self.token.store(token.map(Arc::new));
     }
 
     pub(crate) fn answer(&self, request: &Request<Incoming>) -> Reply {
         let path = request.uri().path();
+        // Without the token, not even what is here and what is not.
+        if !matches!(path, "/metrics" | "/healthz" | "/readyz") && !self.is_operator(request) {
+            let mut reply = text(StatusCode::UNAUTHORIZED, "the admin token, as a bearer token; see [admin] token\n");
+            reply.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            return reply;
+        }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD\n");
             reply.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -47,21 +53,16 @@ impl AdminPort {
                 self.door.refresh_gauges();
                 typed(StatusCode::OK, self.door.metrics.text().into(), "text/plain; version=0.0.4; charset=utf-8")
             }
-            "/sources" if self.is_operator(request) => typed(StatusCode::OK, self.sources().into(), "application/json"),
-            "/sources" => {
-                let mut reply =
-                    text(StatusCode::UNAUTHORIZED, "the admin token, as a bearer token; see [admin] token\n");
-                reply.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-                reply
-            }
+            "/sources" => typed(StatusCode::OK, self.sources().into(), "application/json"),
             _ => text(StatusCode::NOT_FOUND, "here are /metrics, /healthz, /readyz and, with the token, /sources\n"),
         }
     }
 
     fn is_operator(&self, request: &Request<Incoming>) -> bool {
         let mut values = request.headers().get_all(header::AUTHORIZATION).iter();
-        let token = self.token.load();
-        let (Some(token), Some(value), None) = (&*token, values.next(), values.next()) else { return false };
+        let (Some(token), Some(value), None) = (&*self.token.load(), values.next(), values.next()) else {
+            return false;
+        };
         let presented = value.as_bytes().split_at_checked(7);
         presented.is_some_and(|(scheme, presented)| scheme.eq_ignore_ascii_case(b"bearer ") && token.matches(presented))
     }

@@ -28,8 +28,10 @@ pub(super) struct Running {
     listeners: BTreeMap<Arc<str>, Serving>,
     /// Listeners that a reload took away, finishing what they have.
     leaving: Vec<Serving>,
-    admin: Option<Serving>,
-    port: Option<Arc<AdminPort>>,
+    admin: Option<(Serving, Arc<AdminPort>)>,
+    /// How a drain goes; a reload may change it.
+    pub(super) drain_delay: Duration,
+    pub(super) drain_timeout: Duration,
     permits: Arc<Permits>,
     log: Log,
     state: state::Settings,
@@ -85,14 +87,21 @@ impl Running {
             (serving.listener.settings().name.clone(), serving)
         });
         let listeners = listeners.collect();
-        let (admin, port) = match admin {
-            Some(((listener, configured), token)) => {
-                let port = Arc::new(AdminPort::new(door.clone(), token));
-                (Some(serve_admin(listener, configured, port.clone())), Some(port))
-            }
-            None => (None, None),
-        };
-        Ok(Self { door, listeners, leaving: Vec::new(), admin, port, permits, log: config.log, state: config.state })
+        let admin = admin.map(|((listener, configured), token)| {
+            let port = Arc::new(AdminPort::new(door.clone(), token));
+            (serve_admin(listener, configured, port.clone()), port)
+        });
+        Ok(Self {
+            door,
+            listeners,
+            leaving: Vec::new(),
+            admin,
+            drain_delay: config.drain_delay,
+            drain_timeout: config.drain_timeout,
+            permits,
+            log: config.log,
+            state: config.state,
+        })
     }
 
     /// Puts another configuration in force, or changes nothing.
@@ -126,6 +135,10 @@ impl Running {
         for (name, gone) in std::mem::replace(&mut self.listeners, listeners) {
             tracing::info!(listener = &*name, "no longer listening");
             gone.stop.send_replace(Stop::StopAccepting);
+            // One that moved has its name, and so its series, still.
+            if !self.listeners.contains_key(&name) {
+                self.door.metrics.forget_listener(&name);
+            }
             self.leaving.push(gone);
         }
         self.leaving.retain(|serving| !serving.task.is_finished());
@@ -137,17 +150,19 @@ impl Running {
         if config.state != self.state {
             tracing::warn!("[state] takes effect at the next start (max_claims did at once)");
         }
-        let configured = config.admin.as_ref().map(|admin| admin.settings.address);
-        if configured != self.admin.as_ref().map(|admin| admin.configured) {
-            tracing::warn!("[admin] takes effect at the next start");
-        } else if let (Some(port), Some(admin)) = (&self.port, config.admin) {
-            port.set_token(admin.token);
+        (self.drain_delay, self.drain_timeout) = (config.drain_delay, config.drain_timeout);
+        match (&self.admin, config.admin) {
+            (None, None) => {}
+            (Some((serving, port)), Some(admin)) if serving.configured == admin.settings.address => {
+                port.change_token(admin.token);
+            }
+            _ => tracing::warn!("[admin] takes effect at the next start"),
         }
         Ok(())
     }
 
     pub(super) fn addresses(&self) -> impl Iterator<Item = (Arc<str>, SocketAddr)> {
-        let all = self.listeners.values().chain(&self.admin);
+        let all = self.listeners.values().chain(self.admin.as_ref().map(|(serving, _)| serving));
         all.map(|serving| (serving.listener.settings().name.clone(), serving.listener.local_addr()))
     }
 
@@ -173,7 +188,9 @@ impl Running {
     }
 
     pub(super) async fn close(&mut self) {
-        for serving in self.listeners.values().chain(&self.leaving).chain(&self.admin) {
+        for serving in
+            self.listeners.values().chain(&self.leaving).chain(self.admin.as_ref().map(|(serving, _)| serving))
+        {
             serving.stop.send_replace(Stop::Abort);
         }
         // A disk that hangs must not keep the process.

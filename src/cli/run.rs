@@ -79,7 +79,6 @@ async fn serve(path: &Path, config: Config) -> Result<(), String> {
             "fewer file descriptors than max_connections and their upstream connections could need; raise LimitNOFILE"
         );
     }
-    let (drain_delay, drain_timeout) = (config.drain_delay, config.drain_timeout);
     let mut running = Running::start(config, server::inherited_sockets()).await?;
     tell_systemd(&[NotifyState::Ready]);
 
@@ -97,6 +96,7 @@ async fn serve(path: &Path, config: Config) -> Result<(), String> {
     tell_systemd(&[NotifyState::Stopping]);
     tracing::info!("draining: not ready; connections are still accepted for drain_delay");
     running.door.start_draining();
+    let (drain_delay, drain_timeout) = (running.drain_delay, running.drain_timeout);
     let calm = async {
         sleep(drain_delay).await;
         running.stop_accepting();

@@ -13,6 +13,7 @@ use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -72,7 +73,7 @@ pub(crate) struct Audit {
     jobs: SyncSender<Job>,
     format: Format,
     metrics: Arc<Metrics>,
-    off: bool,
+    off: AtomicBool,
 }
 
 impl Audit {
@@ -81,11 +82,11 @@ impl Audit {
         let sink = Sink::open(target)?;
         let (jobs, queue) = sync_channel(QUEUE);
         std::thread::Builder::new().name("audit".to_owned()).spawn(move || write_lines(&queue, sink))?;
-        Ok(Self { jobs, format, metrics, off: *target == Target::Off })
+        Ok(Self { jobs, format, metrics, off: AtomicBool::new(*target == Target::Off) })
     }
 
     pub(crate) fn write(&self, record: &Record<'_>) {
-        if self.off {
+        if self.off.load(Ordering::Relaxed) {
             return;
         }
         let line = match self.format {
@@ -99,6 +100,7 @@ impl Audit {
 
     /// Opens the file anew, as log rotation asks with SIGHUP.
     pub(crate) fn reopen(&self, target: &Target) {
+        self.off.store(*target == Target::Off, Ordering::Relaxed);
         if self.jobs.send(Job::Reopen(target.clone())).is_err() {
             tracing::error!("the audit log's writer is gone");
         }
