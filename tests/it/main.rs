@@ -14,6 +14,7 @@ mod limits;
 mod providers;
 mod refuses;
 mod replays;
+mod reloads;
 #[allow(dead_code, reason = "each chapter uses a part of it")]
 mod support;
 mod tls;

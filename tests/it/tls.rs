@@ -163,7 +163,6 @@ fn the_server_name_picks_the_certificate_and_another_host_on_that_connection_is_
 
 /// Everybody who might knock: one of ours, and those who are not, or not any more, or not yet.
 struct Clients {
-    ca: Authority,
     good: Pair,
     stranger: Pair,
     expired: Pair,
@@ -183,7 +182,7 @@ impl Clients {
         let revoked = ca.client("revoked", names);
         ca.revoke(&revoked);
         let tls = format!("tls.client_ca = {:?}\ntls.client_crl = {:?}\n", path(&ca.pem()), path(&ca.list()));
-        Self { ca, good, stranger, expired, future, revoked, tls }
+        Self { good, stranger, expired, future, revoked, tls }
     }
 
     fn bad(&self) -> [(&'static str, &Pair); 4] {
