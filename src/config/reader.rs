@@ -128,12 +128,15 @@ impl<'a> Table<'a> {
     }
 
     pub(super) fn text(&self, name: &'static str) -> Option<String> {
+        let text = self.unnoted_text(name)?;
+        self.note(name, format!("{text:?}"), self.node(name));
+        Some(text)
+    }
+
+    fn unnoted_text(&self, name: &'static str) -> Option<String> {
         let node = self.node(name)?;
         match &node.kind {
-            Kind::Text(text) => {
-                self.note(name, format!("{text:?}"), Some(node));
-                Some(text.clone())
-            }
+            Kind::Text(text) => Some(text.clone()),
             _ => {
                 self.wrong_kind(name, node, "a string");
                 None
@@ -153,9 +156,13 @@ impl<'a> Table<'a> {
 
     /// A string that `parse` turns into what is meant; its error is (what is wrong, what to try).
     pub(super) fn parsed<T>(&self, name: &'static str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
-        let text = self.text(name)?;
+        let text = self.unnoted_text(name)?;
         match parse(&text) {
-            Ok(value) => Some(value),
+            Ok(value) => {
+                self.note(name, format!("{text:?}"), self.node(name));
+                Some(value)
+            }
+            // Not noted: what stands where it should not may be a password.
             Err(what) => {
                 self.error(name, what, "");
                 None
@@ -286,6 +293,18 @@ impl<'a> Table<'a> {
 
     /// An array of strings; absent is empty.
     pub(super) fn texts(&self, name: &'static str) -> Vec<String> {
+        let texts = self.unnoted_texts(name);
+        self.note_texts(name, &texts);
+        texts
+    }
+
+    fn note_texts(&self, name: &'static str, texts: &[String]) {
+        if let Some(node) = self.node(name) {
+            self.note(name, format!("{texts:?}"), Some(node));
+        }
+    }
+
+    fn unnoted_texts(&self, name: &'static str) -> Vec<String> {
         let Some(node) = self.node(name) else { return Vec::new() };
         let Kind::Array(items) = &node.kind else {
             self.wrong_kind(name, node, "an array of strings");
@@ -304,7 +323,6 @@ impl<'a> Table<'a> {
                 ),
             }
         }
-        self.note(name, format!("{texts:?}"), Some(node));
         if items.is_empty() {
             // "None" and "any" look alike in an empty list, and one of the two would let everybody in.
             self.error(name, "is empty", "leave it out for its default, or list something");
@@ -314,12 +332,17 @@ impl<'a> Table<'a> {
 
     /// An array of strings, each of which `parse` turns into what is meant.
     pub(super) fn all_parsed<T>(&self, name: &'static str, parse: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
+        let texts = self.unnoted_texts(name);
         let mut values = Vec::new();
-        for text in self.texts(name) {
-            match parse(&text) {
+        for text in &texts {
+            match parse(text) {
                 Ok(value) => values.push(value),
                 Err(what) => self.error(name, what, ""),
             }
+        }
+        // As in `parsed`.
+        if values.len() == texts.len() {
+            self.note_texts(name, &texts);
         }
         values
     }

@@ -13,8 +13,8 @@ mod house;
 mod limits;
 mod providers;
 mod refuses;
-mod replays;
 mod reloads;
+mod replays;
 #[allow(dead_code, reason = "each chapter uses a part of it")]
 mod support;
 mod tls;
