@@ -9,6 +9,7 @@
 mod accepts;
 mod docs;
 mod forwards;
+mod admin;
 mod house;
 mod limits;
 mod providers;

@@ -133,6 +133,11 @@ impl Gateway {
             .iter()
             .filter(|line| line.contains("\"listening\"") || line.contains(" listening "))
             .filter_map(|line| {
+                if !line.starts_with('{') {
+                    let field = |name: &str| line.split(' ').find_map(|part| part.strip_prefix(name));
+                    let listener = field("listener=")?.trim_matches('"').to_owned();
+                    return Some((listener, field("address=")?.parse().ok()?));
+                }
                 let json: serde_json::Value = serde_json::from_str(line).ok()?;
                 Some((json.get("listener")?.as_str()?.to_owned(), json.get("address")?.as_str()?.parse().ok()?))
             })
