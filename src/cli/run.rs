@@ -124,6 +124,7 @@ fn reload(running: &mut Running, path: &Path) {
         Some(config) => running.replace(config),
         None => Err("the file has errors".to_owned()),
     };
+    running.reopen_audit();
     match done {
         Ok(()) => {
             running.door.metrics.reloads(true).inc();
@@ -134,7 +135,6 @@ fn reload(running: &mut Running, path: &Path) {
             tracing::error!("not reloaded: {why}; the configuration in force serves on");
         }
     }
-    running.reopen_audit();
     tell_systemd(&[NotifyState::Ready]);
 }
 

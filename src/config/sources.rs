@@ -324,12 +324,11 @@ fn methods(table: &Table<'_>) -> Vec<Method> {
         table.note_default("methods", "[\"POST\"]");
         return vec![Method::POST];
     }
-    let methods = table.all_parsed("methods", |text| match text {
+    table.all_parsed("methods", |text| match text {
         "CONNECT" | "TRACE" => Err(format!("{text} is never let in")),
         _ if text.bytes().all(|b| b.is_ascii_uppercase()) => text.parse().map_err(|_| format!("{text:?} is no method")),
         _ => Err(format!("{text:?} is no method; they are in upper case")),
-    });
-    methods
+    })
 }
 
 fn acknowledge(table: &Table<'_>) -> Option<Acknowledge> {

@@ -7,9 +7,9 @@
 )]
 
 mod accepts;
+mod admin;
 mod docs;
 mod forwards;
-mod admin;
 mod house;
 mod limits;
 mod providers;
