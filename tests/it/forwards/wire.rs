@@ -225,7 +225,7 @@ fn a_tls_upstream_is_known_by_its_own_ca_and_name_and_knows_the_gateway_by_its_c
         let gateway = Gateway::start_in(
             folder.clone(),
             &format!(
-                "{PLAIN}[upstreams.app]\nurls = [\"https://{}\"]\n{tls}\n{}",
+                "{PLAIN}[upstreams.app]\nurls = [\"https://{}\"]\nconnect_timeout = \"20s\"\ntimeout = \"20s\"\n{tls}\n{}",
                 service.address,
                 source("github", "/github", "")
             ),
@@ -247,7 +247,7 @@ fn a_tls_upstream_that_cannot_prove_itself_or_that_does_not_know_us_gets_nothing
     let identity = |name: &str| format!("certificate = \"{name}/client.pem\", private_key = \"{name}/client.key\"");
     let upstream = |name: &str, tls: &str| {
         format!(
-            "[upstreams.{name}]\nurls = [\"https://{}\"]\ntls = {{ {tls} }}\n{}",
+            "[upstreams.{name}]\nurls = [\"https://{}\"]\nconnect_timeout = \"20s\"\ntimeout = \"20s\"\ntls = {{ {tls} }}\n{}",
             service.address,
             source(name, &format!("/{name}"), &format!("upstream = \"{name}\""))
         )

@@ -114,10 +114,10 @@ fn a_newly_signed_delivery_with_an_id_that_was_accepted_is_acknowledged_rejected
 
 /// The first attempt ends as `script` says and is answered with `status`; the same bytes again are accepted; a third
 /// time they are a replay.
-fn a_retry_passes_after(status: u16, first: impl Fn() -> Reply + Send + Sync + 'static) {
+fn a_retry_passes_after(status: u16, timeout: &str, first: impl Fn() -> Reply + Send + Sync + 'static) {
     let upstream = Upstream::with(move |_, number| if number == 0 { first() } else { Reply::Status(200) });
     let gateway = Gateway::start(&format!(
-        "{}timeout = \"200ms\"\n{}{}",
+        "{}timeout = \"{timeout}\"\n{}{}",
         upstream.table(),
         source("github", "github", ""),
         source("stripe", "stripe", "")
@@ -134,30 +134,30 @@ fn a_retry_passes_after(status: u16, first: impl Fn() -> Reply + Send + Sync + '
 
 #[test]
 fn a_retry_passes_after_the_upstreams_5xx() {
-    a_retry_passes_after(500, || Reply::Status(500));
+    a_retry_passes_after(500, "20s", || Reply::Status(500));
 }
 
 #[test]
 fn a_retry_passes_after_the_upstreams_4xx() {
-    a_retry_passes_after(404, || Reply::Status(404));
+    a_retry_passes_after(404, "20s", || Reply::Status(404));
 }
 
 #[test]
 fn a_retry_passes_after_the_upstreams_timeout() {
     let gate = Gate::default();
     let held = gate.clone();
-    a_retry_passes_after(504, move || Reply::Held(held.clone(), Box::new(Reply::Close)));
+    a_retry_passes_after(504, "1s", move || Reply::Held(held.clone(), Box::new(Reply::Close)));
     gate.open();
 }
 
 #[test]
 fn a_retry_passes_after_the_upstreams_reset() {
-    a_retry_passes_after(502, || Reply::Reset);
+    a_retry_passes_after(502, "20s", || Reply::Reset);
 }
 
 #[test]
 fn a_retry_passes_after_the_upstream_hung_up() {
-    a_retry_passes_after(502, || Reply::Close);
+    a_retry_passes_after(502, "20s", || Reply::Close);
 }
 
 #[test]
