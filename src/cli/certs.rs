@@ -7,9 +7,9 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
 };
-use std::fs::OpenOptions;
+use std::fs::{OpenOptions, Permissions};
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use time::{Duration, OffsetDateTime};
@@ -106,6 +106,13 @@ pub(super) fn write(made: &Development, folder: &Path, force: bool) -> Result<Ve
         ("client.pem", &made.client.0, 0o644),
         ("client.key", &made.client.1, 0o600),
     ];
+    // Before anything is written: half of a new set beside half of an old one belongs to nothing.
+    for (name, ..) in files {
+        let path = folder.join(name);
+        if !force && path.symlink_metadata().is_ok() {
+            return Err(format!("{} is there already; --force replaces it", path.display()));
+        }
+    }
     let mut written = Vec::new();
     for (name, text, mode) in files {
         let path = folder.join(name);
@@ -116,11 +123,12 @@ pub(super) fn write(made: &Development, folder: &Path, force: bool) -> Result<Ve
         } else {
             options.create_new(true)
         };
-        let stored = options.open(&path).and_then(|mut file| file.write_all(text.as_bytes()));
-        stored.map_err(|error| match error.kind() {
-            std::io::ErrorKind::AlreadyExists => format!("{} is there already; --force replaces it", path.display()),
-            _ => format!("{}: {error}", path.display()),
-        })?;
+        let stored = options.open(&path).and_then(|mut file| {
+            // A file that was there keeps its mode when it is opened, and it may have been anybody's to read.
+            file.set_permissions(Permissions::from_mode(mode))?;
+            file.write_all(text.as_bytes())
+        });
+        stored.map_err(|error| format!("{}: {error}", path.display()))?;
         written.push(path);
     }
     Ok(written)
