@@ -154,7 +154,7 @@ fn read_tls(table: &Table<'_>, fact: &mut ListenerFacts, now: UnixMillis) -> Opt
     }
     if pairs.is_empty()
         || (table.has("client_ca") && client_ca.is_none())
-        || (table.has("client_crl") && client_crl.is_none())
+        || (table.has("client_crl") && (client_crl.is_none() || !table.has("client_ca")))
     {
         return None;
     }

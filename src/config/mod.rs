@@ -135,10 +135,10 @@ fn read(root: &Node, ledger: &Ledger) -> Option<Config> {
         idle_timeout: limits.duration("idle_timeout", 75 * second, (second / 10)..=hour),
         max_connections_per_client: count(limits.count("max_connections_per_client", 256, 1..=1_000_000)),
     };
-    let min_body_rate = limits.parsed("min_body_rate", byte_rate).unwrap_or_else(|| {
+    if !limits.has("min_body_rate") {
         limits.note_default("min_body_rate", "\"64KiB/s\"");
-        64 << 10
-    });
+    }
+    let min_body_rate = limits.parsed("min_body_rate", byte_rate).unwrap_or(64 << 10);
     let body_timeout = limits.duration("body_timeout", 480 * second, second..=hour);
     let max_connections = count(limits.count("max_connections", 10_000, 1..=10_000_000));
     let failed_auth = match limits.table("failed_auth") {
@@ -164,7 +164,9 @@ fn read(root: &Node, ledger: &Ledger) -> Option<Config> {
 
     let mut upstreams = BTreeMap::new();
     let mut upstream_names = BTreeMap::new();
+    let mut upstream_places = BTreeMap::new();
     for (name, table) in file.named("upstreams") {
+        upstream_places.insert(name.clone(), table.at());
         let upstream = upstreams::read(&name, table);
         upstream_names.insert(name.clone(), upstream.as_ref().is_some_and(|upstream| upstream.signs.is_some()));
         upstreams.extend(upstream.map(|upstream| (name, upstream)));
@@ -180,6 +182,7 @@ fn read(root: &Node, ledger: &Ledger) -> Option<Config> {
     };
     let mut read_sources = Vec::new();
     let tables = file.named("sources");
+    let written = tables.len();
     if tables.is_empty() {
         file.error(
             "",
@@ -201,8 +204,10 @@ fn read(root: &Node, ledger: &Ledger) -> Option<Config> {
         ledger.add(severity, source.at.clone(), &format!("sources.{}", source.settings.name), what, hint);
     });
     let used: BTreeSet<_> = read_sources.iter().map(|source| source.settings.upstream.clone()).collect();
-    for name in upstream_names.keys().filter(|name| !used.contains(*name)) {
-        ledger.add(Severity::Warning, None, &format!("upstreams.{name}"), "no source forwards to it".to_owned(), "");
+    // A source that did not load may well have named one.
+    let all_loaded = read_sources.len() == written;
+    for (name, place) in upstream_places.into_iter().filter(|(name, _)| all_loaded && !used.contains(name)) {
+        ledger.add(Severity::Warning, place, &format!("upstreams.{name}"), "no source forwards to it".to_owned(), "");
     }
     file.finish();
 

@@ -16,6 +16,8 @@ const LARGEST_FILE: u64 = 16 * 1024 * 1024;
 /// `include` goes this deep at most; an include of an include is rare, a loop is a mistake.
 const DEEPEST_INCLUDE: usize = 8;
 
+pub(super) const OUT_OF_RANGE: &str = "an integer out of range";
+
 #[derive(Clone)]
 pub(super) struct Node {
     pub(super) at: At,
@@ -59,10 +61,16 @@ impl Kind {
 /// and keys are named in problems.
 pub(super) fn read(path: &Path, problems: &mut Vec<Problem>) -> Option<Node> {
     let mut is_toml = true;
-    read_at_depth(path, 0, problems, &mut is_toml).filter(|_| is_toml)
+    read_within(path, &mut Vec::new(), problems, &mut is_toml).filter(|_| is_toml)
 }
 
-fn read_at_depth(path: &Path, depth: usize, problems: &mut Vec<Problem>, is_toml: &mut bool) -> Option<Node> {
+/// `around`: the files that include this one, from the outermost.
+fn read_within(
+    path: &Path,
+    around: &mut Vec<PathBuf>,
+    problems: &mut Vec<Problem>,
+    is_toml: &mut bool,
+) -> Option<Node> {
     let at = At { file: path.display().to_string().into(), line: 0 };
     let fail = |what: String, hint: &str| Problem {
         severity: Severity::Error,
@@ -94,7 +102,11 @@ fn read_at_depth(path: &Path, depth: usize, problems: &mut Vec<Problem>, is_toml
             }
         },
         Err(error) => {
-            problems.push(fail(format!("cannot be read: {error}"), "name the file with --config FILE"));
+            let hint = match around.is_empty() {
+                true => "name the file with --config FILE",
+                false => "an include is relative to the file that includes it",
+            };
+            problems.push(fail(format!("cannot be read: {error}"), hint));
             return None;
         }
     };
@@ -104,11 +116,21 @@ fn read_at_depth(path: &Path, depth: usize, problems: &mut Vec<Problem>, is_toml
     let Kind::Table(table) = &mut root.kind else { return Some(root) };
     let Some(include) = table.remove("include") else { return Some(root) };
     let base = path.parent().unwrap_or(Path::new("."));
-    for included in included_files(&include, base, depth, problems) {
-        if let Some(other) = read_at_depth(&included, depth + 1, problems, is_toml) {
+    around.push(path.canonicalize().unwrap_or_else(|_| path.to_owned()));
+    for included in included_files(&include, base, around.len(), problems) {
+        if included.canonicalize().is_ok_and(|included| around.contains(&included)) {
+            problems.push(Problem {
+                severity: Severity::Error,
+                at: Some(include.at.clone()),
+                key: "include".to_owned(),
+                what: format!("{} includes itself", included.display()),
+                hint: String::new(),
+            });
+        } else if let Some(other) = read_within(&included, around, problems, is_toml) {
             merge(&mut root, other, "", problems);
         }
     }
+    around.pop();
     Some(root)
 }
 
@@ -155,7 +177,7 @@ fn node(value: &DeValue<'_>, at: At, file: &Arc<str>, lines: &Lines) -> Node {
         DeValue::String(text) => Kind::Text(text.clone().into_owned()),
         DeValue::Integer(number) => match i64::from_str_radix(&number.as_str().replace('_', ""), number.radix()) {
             Ok(number) => Kind::Integer(number),
-            Err(_) => Kind::Other("an integer out of range"),
+            Err(_) => Kind::Other(OUT_OF_RANGE),
         },
         DeValue::Boolean(flag) => Kind::Boolean(*flag),
         DeValue::Float(_) => Kind::Other("a float"),
@@ -182,8 +204,8 @@ fn included_files(include: &Node, base: &Path, depth: usize, problems: &mut Vec<
         );
         return Vec::new();
     };
-    if depth >= DEEPEST_INCLUDE {
-        fail(&include.at, format!("includes go more than {DEEPEST_INCLUDE} deep"), "does a file include itself?");
+    if depth > DEEPEST_INCLUDE {
+        fail(&include.at, format!("includes go more than {DEEPEST_INCLUDE} deep"), "");
         return Vec::new();
     }
     let mut files = Vec::new();
@@ -211,13 +233,13 @@ fn included_files(include: &Node, base: &Path, depth: usize, problems: &mut Vec<
 fn matching(base: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
     let path = base.join(pattern);
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+    let folder = path.parent().unwrap_or(base);
+    if pattern.matches('*').count() > usize::from(name.contains('*')) {
+        return Err(format!("{pattern}: only one `*`, and only in the last part of the path"));
+    }
     let Some((head, tail)) = name.split_once('*') else {
         return Ok(vec![path]);
     };
-    let folder = path.parent().unwrap_or(base);
-    if tail.contains('*') || folder.to_string_lossy().contains('*') {
-        return Err(format!("{pattern}: only one `*`, and only in the last part of the path"));
-    }
     let entries = std::fs::read_dir(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let mut files = Vec::new();
     for entry in entries {

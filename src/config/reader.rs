@@ -2,10 +2,10 @@
 //!
 //! Invariant: whatever a table holds that nobody asked for is reported when the table is finished, so a misspelt key is
 //! an error and never silently without effect. Every value read, written or default, is noted for `check --effective`;
-//! secrets are noted by their reference.
+//! secrets are noted by their reference. One file, because all kinds of values share this bookkeeping and little else.
 
 use super::Environment;
-use super::node::{Kind, Node};
+use super::node::{Kind, Node, OUT_OF_RANGE};
 use super::problem::{At, Problem, Severity};
 use super::secret_ref::{self, Named};
 use super::units::{duration, nearest, show_duration, show_size, size};
@@ -123,6 +123,11 @@ impl<'a> Table<'a> {
         self.entries.is_some_and(|entries| entries.contains_key(name))
     }
 
+    pub(super) fn is_empty_array(&self, name: &str) -> bool {
+        let node = self.entries.and_then(|entries| entries.get(name));
+        node.is_some_and(|node| matches!(&node.kind, Kind::Array(items) if items.is_empty()))
+    }
+
     fn wrong_kind(&self, name: &str, node: &Node, wanted: &str) {
         self.error(name, format!("is {}, not {wanted}", node.kind.name()), "");
     }
@@ -148,7 +153,10 @@ impl<'a> Table<'a> {
     pub(super) fn needed_text(&self, name: &'static str, example: &str) -> Option<String> {
         if !self.has(name) {
             self.asked.borrow_mut().insert(name);
-            self.error("", format!("`{name}` is missing"), example);
+            // Where something else stands in the table's place, that was told.
+            if self.entries.is_some() {
+                self.error("", format!("`{name}` is missing"), example);
+            }
             return None;
         }
         self.text(name)
@@ -215,6 +223,10 @@ impl<'a> Table<'a> {
             }
             Kind::Integer(number) => {
                 self.error(name, format!("{number} is out of range"), &format!("{} to {}", range.start(), range.end()));
+                default
+            }
+            Kind::Other(OUT_OF_RANGE) => {
+                self.error(name, "is out of range", &format!("{} to {}", range.start(), range.end()));
                 default
             }
             _ => {

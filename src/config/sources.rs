@@ -208,6 +208,10 @@ fn say_what_is_not_protected(
     replay_window: Duration,
 ) {
     let by_certificate = client_cert.as_ref().is_some_and(|rule| rule.required);
+    if !found.proves_something && table.has("provider") {
+        // There is no such preset, and that was told.
+        return;
+    }
     if !found.proves_something && !by_certificate {
         let hint = "`provider`, `verify`, `basic`, `bearer`, `token`, or `client_cert` with required = true; or say danger_accept_unverified = true";
         match (accept_unverified, allow_ips.is_empty()) {
@@ -305,6 +309,9 @@ fn upstream(table: &Table<'_>, around: &Around<'_>) -> Option<String> {
 
 fn listeners(table: &Table<'_>, around: &Around<'_>) -> Vec<String> {
     let names = table.texts("listeners");
+    if !table.has("listeners") {
+        table.note_default("listeners", "all");
+    }
     for name in &names {
         if !around.listeners.contains_key(name) {
             let known: Vec<_> = around.listeners.keys().map(String::as_str).collect();

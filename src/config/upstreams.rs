@@ -15,7 +15,7 @@ pub(super) fn read(name: &str, table: Table<'_>) -> Option<UpstreamSettings> {
     let defaults = Settings::new(name.into(), Vec::new());
     table.choice("kind", Some("http"), &[("http", ())]);
     let urls = table.all_parsed("urls", url);
-    if urls.is_empty() {
+    if !table.has("urls") || table.is_empty_array("urls") {
         table.error("", "`urls` is missing or empty", r#"urls = ["http://10.0.0.7:9000"]"#);
     }
     let millisecond = Duration::from_millis(1);

@@ -75,6 +75,9 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
         scheme = read_scheme(source, &table, &keys_shown, public_url.as_deref());
         scheme_failed |= scheme.is_none();
         table.finish();
+    } else if !keys_shown.is_empty() && source.has("provider") {
+        // There is no such preset: then nobody knows what they are for.
+        scheme_failed = true;
     } else if !keys_shown.is_empty() {
         source.error(
             "secrets",
@@ -202,7 +205,14 @@ fn read_scheme(source: &Table<'_>, table: &Table<'_>, secrets: &[Secret], public
         table.error("", "`algorithm` is missing", r#"algorithm = "hmac-sha256""#);
     }
     let algorithm = table.choice("algorithm", None, &algorithms);
-    let keys = read_keys(source, table, algorithm?, secrets);
+    // Where there is none, the rest is read all the same: everything that is wrong is told at once.
+    let keys = match algorithm {
+        Some(algorithm) => read_keys(source, table, algorithm, secrets),
+        None => {
+            table.ignore(&["key"]);
+            None
+        }
+    };
     let signature = read_signature(table);
     let message = table.needed_text("message", r#"message = "{timestamp}.{body}""#).and_then(|text| {
         match Template::parse(&text) {
