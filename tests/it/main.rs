@@ -10,6 +10,7 @@ mod accepts;
 mod admin;
 mod docs;
 mod forwards;
+mod cli;
 mod house;
 mod limits;
 mod providers;

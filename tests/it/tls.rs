@@ -207,22 +207,21 @@ fn asked_for_a_certificate_a_client_may_have_none_and_then_the_source_decides() 
     assert_eq!(refused.status, 403);
     assert_eq!(gateway.audit_of(&refused.request_id)["outcome"], "client_cert_missing");
     assert_eq!(signed(stage.curl(&gateway), "{\"n\":1}").status, 200, "a source that asks for none");
-    assert_eq!(stage.curl(&gateway).as_client(&clients.good).post(&acme, b"{}").status, 200);
-    assert_eq!(signed(stage.curl(&gateway).as_client(&clients.good), "{\"n\":2}").status, 200);
+    assert_eq!(stage.curl(&gateway).presenting(&clients.good).post(&acme, b"{}").status, 200);
+    assert_eq!(signed(stage.curl(&gateway).presenting(&clients.good), "{\"n\":2}").status, 200);
 
     let before = upstream.count();
     for (position, (what, pair)) in clients.bad().into_iter().enumerate() {
         for version in ["1.2", "1.3"] {
-            let curl = stage.curl(&gateway).as_client(pair).with(&["--tls-max", version]);
+            let curl = stage.curl(&gateway).presenting(pair).with(&["--tls-max", version]);
             let fetched = curl.post(&acme, b"{}");
             assert_no_handshake(&fetched);
-            let _ = (what, version);
         }
         let counted = 2.0 * (position + 1) as f64;
         eventually(what, || (handshakes(&gateway, "failed") == counted).then_some(()));
     }
     // Not even at a source that asks for no certificate.
-    assert_no_handshake(&signed(stage.curl(&gateway).as_client(&clients.revoked), "{\"n\":3}"));
+    assert_no_handshake(&signed(stage.curl(&gateway).presenting(&clients.revoked), "{\"n\":3}"));
     assert_eq!(upstream.count(), before);
     assert_eq!(gateway.outcome("acme", "accepted"), 1);
 }
@@ -234,10 +233,10 @@ fn where_certificates_are_required_nobody_without_a_good_one_gets_as_far_as_http
     let gateway = stage.start(&format!("{}tls.client_auth = \"require\"", clients.tls), &github(&upstream));
     assert_no_handshake(&signed(stage.curl(&gateway), "{\"n\":1}"));
     for (_, pair) in clients.bad() {
-        assert_no_handshake(&signed(stage.curl(&gateway).as_client(pair), "{\"n\":1}"));
+        assert_no_handshake(&signed(stage.curl(&gateway).presenting(pair), "{\"n\":1}"));
     }
     assert_eq!(upstream.count(), 0);
-    assert_eq!(signed(stage.curl(&gateway).as_client(&clients.good), "{\"n\":1}").status, 200);
+    assert_eq!(signed(stage.curl(&gateway).presenting(&clients.good), "{\"n\":1}").status, 200);
     assert_eq!(handshakes(&gateway, "ok"), 1.0);
     eventually("each failure is counted", || (handshakes(&gateway, "failed") == 5.0).then_some(()));
 }
@@ -264,7 +263,7 @@ fn a_source_takes_the_certificates_it_names_and_no_others() {
     .concat();
     let gateway = stage.start(&format!("tls.client_ca = {:?}", path(&ca.pem())), &sources);
     let status = |pair: &Pair, source: &str| {
-        let fetched = stage.curl(&gateway).as_client(pair).post(&format!("{URL}/{source}"), b"{}");
+        let fetched = stage.curl(&gateway).presenting(pair).post(&format!("{URL}/{source}"), b"{}");
         assert_eq!(fetched.exit, 0, "{fetched:?}");
         let outcome = gateway.audit_of(&fetched.request_id)["outcome"].as_str().expect("an outcome").to_owned();
         (fetched.status, outcome)
@@ -302,8 +301,9 @@ fn a_subject_is_the_whole_name_however_it_is_spaced_and_ordered_and_cannot_be_fo
     ]
     .concat();
     let gateway = stage.start(&format!("tls.client_ca = {:?}", path(&ca.pem())), &sources);
-    let status =
-        |pair: &Pair, source: &str| stage.curl(&gateway).as_client(pair).post(&format!("{URL}/{source}"), b"{}").status;
+    let status = |pair: &Pair, source: &str| {
+        stage.curl(&gateway).presenting(pair).post(&format!("{URL}/{source}"), b"{}").status
+    };
     for source in ["rfc4514", "spaced", "openssl"] {
         assert_eq!(status(&genuine, source), 200, "{source}");
         for (what, pair) in [("longer", &longer), ("forged", &forged), ("comma", &comma)] {
@@ -328,7 +328,7 @@ fn behind_a_listener_that_trusts_two_authorities_a_source_takes_its_own_alone() 
     let gateway = stage.start(&format!("tls.client_ca = {:?}", path(&both)), &sources);
     for (pair, name) in [(&our_client, "ours"), (&their_client, "theirs")] {
         for source in ["ours", "theirs"] {
-            let fetched = stage.curl(&gateway).as_client(pair).post(&format!("{URL}/{source}"), b"{}");
+            let fetched = stage.curl(&gateway).presenting(pair).post(&format!("{URL}/{source}"), b"{}");
             assert_eq!(fetched.status, if name == source { 200 } else { 403 }, "{name} at {source}: {fetched:?}");
         }
     }
@@ -346,7 +346,7 @@ fn the_upstream_learns_whose_certificate_it_was_and_that_it_was_checked() {
         by_certificate("acme", "required = true")
     );
     let gateway = stage.start(&format!("tls.client_ca = {:?}", path(&ca.pem())), &sources);
-    let curl = stage.curl(&gateway).as_client(&client).header("X-Hookward-Client-Cert", "CN=forged");
+    let curl = stage.curl(&gateway).presenting(&client).header("X-Hookward-Client-Cert", "CN=forged");
     let first = signed(curl.clone(), "{}");
     let second = curl.post(&format!("{URL}/acme"), b"{}");
     assert_eq!((first.status, second.status), (200, 200));
@@ -441,5 +441,5 @@ fn the_certificates_end_is_a_metric_where_there_is_a_certificate() {
     // An alert on "ends soon" must not ring for a listener without one.
     let series: Vec<_> = gateway.metrics().lines().filter(|line| line.starts_with(name)).map(str::to_owned).collect();
     assert_eq!(series.len(), 1, "{series:?}");
-    assert_eq!(sign::now() < seconds as u64, true);
+    assert!(sign::now() < seconds as u64);
 }

@@ -38,7 +38,7 @@ impl Curl {
     }
 
     /// With this client certificate.
-    pub(crate) fn as_client(self, pair: &Pair) -> Self {
+    pub(crate) fn presenting(self, pair: &Pair) -> Self {
         self.with(&["--cert", path(&pair.certificate), "--key", path(&pair.key)])
     }
 
