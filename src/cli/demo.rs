@@ -75,7 +75,7 @@ pub(super) fn demo(arguments: &Arguments) -> ExitCode {
 async fn show(folder: &Path, exit: bool) -> Result<bool, String> {
     let seen = Arc::new(AtomicUsize::new(0));
     let upstream = start_upstream(seen.clone()).await.map_err(|error| format!("the upstream cannot start: {error}"))?;
-    let stage = Stage::set(folder, upstream)?;
+    let stage = Stage::set(folder, upstream, exit)?;
     let environment =
         |name: &str| SECRETS.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value));
     let file = folder.join("gateway.toml");
@@ -132,16 +132,18 @@ struct Stage {
 }
 
 impl Stage {
-    fn set(folder: &Path, upstream: SocketAddr) -> Result<Self, String> {
+    fn set(folder: &Path, upstream: SocketAddr, exit: bool) -> Result<Self, String> {
         let fail = |error: std::io::Error| format!("{}: {error}", folder.display());
         let hosts = ["localhost".to_owned(), "127.0.0.1".to_owned()];
         let make = || certs::make(&hosts, "sender.example.com", 1).map_err(|error| error.to_string());
         let (made, other) = (make()?, make()?);
         std::fs::create_dir(folder).map_err(fail)?;
         certs::write(&made, &folder.join("certs/dev"), false)?;
+        // A script asks nobody to connect, and several may run at once: then a port that looked free may be taken.
+        let port = |port| if exit { "127.0.0.1:0".to_owned() } else { free_or_any(port) };
         let text = EXAMPLE
-            .replace("0.0.0.0:8443", &free_or_any(8443))
-            .replace("127.0.0.1:9090", &free_or_any(9090))
+            .replace("0.0.0.0:8443", &port(8443))
+            .replace("127.0.0.1:9090", &port(9090))
             .replace("http://127.0.0.1:9000", &format!("http://{upstream}"));
         let text = format!("{text}\n[log]\nformat = \"json\"\nlevel = \"error\"\naudit = \"audit.log\"\n");
         std::fs::write(folder.join("gateway.toml"), text).map_err(fail)?;
