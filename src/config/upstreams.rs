@@ -15,8 +15,8 @@ pub(super) fn read(name: &str, table: Table<'_>) -> Option<UpstreamSettings> {
     let defaults = Settings::new(name.into(), Vec::new());
     table.choice("kind", Some("http"), &[("http", ())]);
     let urls = table.all_parsed("urls", url);
-    if !table.has("urls") || table.is_empty_array("urls") {
-        table.error("", "`urls` is missing or empty", r#"urls = ["http://10.0.0.7:9000"]"#);
+    if !table.has("urls") {
+        table.error("", "`urls` is missing", r#"urls = ["http://10.0.0.7:9000"]"#);
     }
     let millisecond = Duration::from_millis(1);
     let timeout = table.duration("timeout", defaults.timeout, millisecond..=MINUTES);

@@ -1,7 +1,7 @@
 //! The pages say what the program does: every key, metric and label, and every example loads.
 
-use crate::support::gateway::{BINARY, Folder};
-use crate::support::{Gateway, Request, Upstream};
+use crate::support::gateway::{BINARY, Folder, PLAIN};
+use crate::support::{Gateway, Request, Upstream, sign};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
@@ -13,7 +13,6 @@ const NOT_A_SETTING: &str = "include";
 
 /// A public key of Ed25519 (RFC 8032, section 7.1, test 1).
 const PUBLIC_KEY: &str = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
-const STANDARD_WEBHOOKS_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo=";
 const OTHER_SECRET: &str = "0123456789abcdef0123456789abcdef";
 
 fn page(name: &str) -> String {
@@ -31,13 +30,18 @@ fn stage(configuration: &str) -> Folder {
     }
     for line in configuration.lines().filter(|line| !line.trim_start().starts_with('#')) {
         for name in named(line, "file = \"") {
-            folder.write(&name, OTHER_SECRET);
+            folder.write(&name, secret_of(&name));
         }
         for name in named(line, "credential = \"") {
-            folder.write(&format!("credentials/{name}"), OTHER_SECRET);
+            folder.write(&format!("credentials/{name}"), secret_of(&name));
         }
     }
     folder
+}
+
+/// One that reads as text, as hexadecimal and as base64.
+fn secret_of(name: &str) -> String {
+    hex::encode(sign::hmac_sha256(b"a key", &[name.as_bytes()]))
 }
 
 /// Each NAME in `KEY = "NAME"`.
@@ -52,9 +56,10 @@ fn check(folder: &Folder, arguments: &[&str]) -> (i32, String, String) {
     command.env("CREDENTIALS_DIRECTORY", folder.path("credentials"));
     for name in named(&text, "env = \"") {
         let value = match name.as_str() {
-            name if name.ends_with("PUBLIC_KEY") => PUBLIC_KEY,
-            name if name.starts_with("WHSEC_") => STANDARD_WEBHOOKS_SECRET,
-            _ => OTHER_SECRET,
+            name if name.ends_with("PUBLIC_KEY") => PUBLIC_KEY.to_owned(),
+            name if name.starts_with("WHSEC_") => format!("whsec_{}", secret_of(name)),
+            // Each its own, as it should be.
+            name => secret_of(name),
         };
         command.env(name, value);
     }
@@ -152,7 +157,11 @@ fn every_metric_and_every_outcome_is_in_the_readme_and_no_other() {
     let upstream = Upstream::start();
     let observed = "[sources.watched]\npath = \"/watched\"\nprovider = \"slack\"\nmode = \"observe\"\n\
                     secrets = [{ value = \"0123456789abcdef0123\" }]\nupstream = \"app\"\n";
-    let gateway = Gateway::start(&format!("{}\n{observed}", upstream.table()));
+    // Some metrics are there only where there is TLS.
+    let secure = "[listeners.secure]\naddress = \"127.0.0.1:0\"\ntls.certificate = \"certs/dev/server.pem\"\n\
+                  tls.private_key = \"certs/dev/server.key\"\n";
+    let folder = Arc::new(stage(""));
+    let gateway = Gateway::start_in(folder, &format!("{PLAIN}{}\n{observed}{secure}", upstream.table()));
     // Requests that no source matched are counted from the first on.
     assert_eq!(Request::post("/nobody", "{}").send(gateway.public()).status, 404);
     let metrics = gateway.metrics();

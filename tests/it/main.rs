@@ -8,9 +8,9 @@
 
 mod accepts;
 mod admin;
+mod cli;
 mod docs;
 mod forwards;
-mod cli;
 mod house;
 mod limits;
 mod providers;
