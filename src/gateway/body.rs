@@ -1,12 +1,13 @@
 //! Reading the whole body under a cap, a deadline and a budget.
 //!
-//! Invariant: nothing is allocated for what was only declared; what has come is counted before it is kept; and a body
-//! always ends, because its deadline follows from its length: ten seconds and what `min_body_rate` needs, at most
-//! `body_timeout`.
+//! Invariant: nothing is allocated for what was only declared; what is allocated is counted before it is, spare room
+//! included; and a body always ends, because its deadline follows from its length: ten seconds and what `min_body_rate`
+//! needs, at most `body_timeout`. Not counted: what a connection has read and not yet handed over, which `server` bounds,
+//! and the old room of a body that grows, for as long as it takes to copy it.
 
 use super::budget::Share;
 use crate::refusal::Refusal;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use std::io::ErrorKind;
@@ -42,8 +43,11 @@ pub(crate) fn declared_too_large(body: &Incoming, most: u64) -> bool {
 pub(crate) async fn read(body: &mut Incoming, most: u64, pace: Pace, share: &Share) -> Result<Bytes, Refusal> {
     let started = Instant::now();
     let declared = body.size_hint().exact();
+    // No body has more room than it can use: what it says it is, or what it may be.
+    let ceiling = usize::try_from(declared.unwrap_or(most).min(most)).unwrap_or(usize::MAX);
     let mut first = Bytes::new();
-    let mut rest: Option<BytesMut> = None;
+    let mut joined: Vec<u8> = Vec::new();
+    let mut counted = 0;
     let mut length = 0_u64;
     loop {
         let deadline = started + pace.allowed(declared.unwrap_or(length));
@@ -68,20 +72,27 @@ pub(crate) async fn read(body: &mut Incoming, most: u64, pace: Pace, share: &Sha
         if length > most {
             return Err(Refusal::TooLarge);
         }
-        share.grow(data.len()).map_err(|_| Refusal::BufferFull)?;
-        match &mut rest {
-            None if first.is_empty() => first = data,
-            None => {
-                let mut joined = BytesMut::with_capacity(first.len() + data.len());
-                joined.extend_from_slice(&first);
-                joined.extend_from_slice(&data);
-                rest = Some(joined);
-            }
-            Some(joined) => joined.extend_from_slice(&data),
+        // Most bodies are one frame, and are kept as they came.
+        if first.is_empty() && joined.is_empty() {
+            share.grow(data.len()).map_err(|_| Refusal::BufferFull)?;
+            counted = data.len();
+            first = data;
+            continue;
         }
+        let needed = first.len() + joined.len() + data.len();
+        if needed > joined.capacity() {
+            share.grow(needed - counted).map_err(|_| Refusal::BufferFull)?;
+            // Twice as much each time, so that a body is not copied at every frame; nobody is cut for that.
+            let wished = joined.capacity().saturating_mul(2).min(ceiling);
+            let spare = wished.saturating_sub(needed);
+            counted = if share.grow_if_free(spare) { needed + spare } else { needed };
+            joined.reserve_exact(counted - joined.len());
+            joined.extend_from_slice(&std::mem::take(&mut first));
+        }
+        joined.extend_from_slice(&data);
     }
-    share.finish();
-    Ok(rest.map_or(first, BytesMut::freeze))
+    share.finish().map_err(|_| Refusal::BufferFull)?;
+    Ok(if joined.is_empty() { first } else { Bytes::from(joined) })
 }
 
 /// In HTTP/2, lets a body that was refused unread come to its end, for a moment and up to a bound.

@@ -1,16 +1,16 @@
 //! What all requests share: bytes of bodies held, and requests in flight per client.
 //!
-//! Invariant: every byte that is held is counted, and is given back by `Drop`, whatever becomes of its request. When
-//! the total is reached the slowest unfinished body makes room: somebody who sends a byte a second must not keep out
-//! somebody who is done in a millisecond.
+//! Invariant: every byte that is held is counted, and is given back by `Drop`, whatever becomes of its request. Where a
+//! client's, a source's or the whole room is used up, the unfinished bodies that cost others most (bytes held, times how
+//! long) make room: somebody who sends a byte a second must not keep out somebody who is done in a millisecond. Room
+//! that a cut body is about to leave is given away once; nobody is cut unless that makes room enough.
 
 use crate::client::ClientKey;
 use prometheus::IntGauge;
-use std::collections::HashMap;
-use std::hash::Hash;
+use std::collections::{BinaryHeap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// One client may hold this part of all, one source that.
@@ -18,7 +18,12 @@ const CLIENT_SHARE: u64 = 8;
 const SOURCE_SHARE: u64 = 2;
 
 /// A body younger than this is not judged slow.
-const TOO_YOUNG_TO_JUDGE: std::time::Duration = std::time::Duration::from_secs(1);
+const TOO_YOUNG_TO_JUDGE: Duration = Duration::from_secs(1);
+
+/// A search that found too little is not repeated for this long: it walks over all unfinished bodies under the lock,
+/// and those who are refused may come back as fast as they like. At most eight clients, two sources and the whole can
+/// be full at once, so this bounds the searches in vain; every other search ends somebody's request.
+const SEARCH_AGAIN: Duration = Duration::from_millis(100);
 
 /// Bytes of bodies, of all requests.
 pub(crate) struct Buffer {
@@ -27,22 +32,45 @@ pub(crate) struct Buffer {
     gauge: IntGauge,
 }
 
-/// What the lock guards: sums that must agree. Held for a few additions, and for a walk over the unfinished bodies
-/// only when the total is reached.
+/// What the lock guards: sums that must agree. Held for a few additions, and for one walk over the unfinished bodies
+/// when room has run out.
 #[derive(Default)]
 struct Held {
-    total: u64,
-    by_client: HashMap<ClientKey, u64>,
-    by_source: HashMap<Arc<str>, u64>,
+    total: Tally,
+    by_client: HashMap<ClientKey, Tally>,
+    by_source: HashMap<Arc<str>, Tally>,
     unfinished: HashMap<u64, Arc<Body>>,
     next: u64,
 }
 
+#[derive(Default)]
+struct Tally {
+    held: u64,
+    /// The part of it whose bodies were cut and whose requests have yet to notice.
+    leaving: u64,
+    /// When a search last found too little, and how much there was at most.
+    searched: Option<(Instant, u64)>,
+}
+
 struct Body {
+    client: ClientKey,
+    source: Arc<str>,
     started: Instant,
     bytes: AtomicUsize,
     cut: AtomicBool,
     wake: Notify,
+}
+
+/// Whose room.
+#[derive(Clone, Copy)]
+enum Scope {
+    Client,
+    Source,
+    All,
+}
+
+fn rooms(most: u64) -> [(Scope, u64); 3] {
+    [(Scope::Client, most / CLIENT_SHARE), (Scope::Source, most / SOURCE_SHARE), (Scope::All, most)]
 }
 
 /// One body's share, given back when dropped.
@@ -50,8 +78,6 @@ pub(crate) struct Share {
     buffer: Arc<Buffer>,
     body: Arc<Body>,
     number: u64,
-    client: ClientKey,
-    source: Arc<str>,
 }
 
 /// There is no room for these bytes, or the body was cut to make room for others.
@@ -72,17 +98,27 @@ impl Buffer {
     }
 
     pub(crate) fn share(self: &Arc<Self>, client: ClientKey, source: Arc<str>, started: Instant) -> Share {
-        let body =
-            Arc::new(Body { started, bytes: AtomicUsize::new(0), cut: AtomicBool::new(false), wake: Notify::new() });
+        let body = Arc::new(Body {
+            client,
+            source,
+            started,
+            bytes: AtomicUsize::new(0),
+            cut: AtomicBool::new(false),
+            wake: Notify::new(),
+        });
         let mut held = self.lock();
         let number = held.next;
         held.next += 1;
         held.unfinished.insert(number, body.clone());
-        Share { buffer: self.clone(), body, number, client, source }
+        Share { buffer: self.clone(), body, number }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn show(&self, held: &Held) {
+        self.gauge.set(i64::try_from(held.total.held).unwrap_or(i64::MAX));
     }
 }
 
@@ -92,86 +128,193 @@ impl Share {
         let most = self.buffer.most.load(Ordering::Relaxed) as u64;
         let more = bytes as u64;
         let mut held = self.buffer.lock();
-        if self.body.cut.load(Ordering::Relaxed) {
+        if self.body.is_cut() {
             return Err(NoRoom);
         }
-        let client = held.by_client.get(&self.client).copied().unwrap_or(0);
-        let source = held.by_source.get(&self.source).copied().unwrap_or(0);
-        if client + more > most / CLIENT_SHARE || source + more > most / SOURCE_SHARE {
-            return Err(NoRoom);
-        }
-        if held.total + more > most && !held.make_room(more, most, self.number) {
-            return Err(NoRoom);
-        }
-        held.total += more;
-        *held.by_client.entry(self.client).or_default() += more;
-        *held.by_source.entry(self.source.clone()).or_default() += more;
+        held.make_room(more, most, &self.body)?;
+        held.update(&self.body, |tally| tally.held += more);
         self.body.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.buffer.gauge.set(i64::try_from(held.total).unwrap_or(i64::MAX));
+        self.buffer.show(&held);
         Ok(())
+    }
+
+    /// Counts bytes that would be convenient, if nobody has to go for them; says whether it did.
+    pub(crate) fn grow_if_free(&self, bytes: usize) -> bool {
+        let most = self.buffer.most.load(Ordering::Relaxed) as u64;
+        let more = bytes as u64;
+        let mut held = self.buffer.lock();
+        let is_free = rooms(most).into_iter().all(|room| held.missing(room, more, &self.body) == 0);
+        if is_free && !self.body.is_cut() {
+            held.update(&self.body, |tally| tally.held += more);
+            self.body.bytes.fetch_add(bytes, Ordering::Relaxed);
+            self.buffer.show(&held);
+            return true;
+        }
+        false
     }
 
     /// Waits until somebody else's body needs this one's room.
     pub(crate) async fn cut(&self) {
-        while !self.body.cut.load(Ordering::Relaxed) {
+        while !self.body.is_cut() {
             self.body.wake.notified().await;
         }
     }
 
-    /// The body is whole: from here on it is not slow, it is being worked on.
-    pub(crate) fn finish(&self) {
-        self.buffer.lock().unfinished.remove(&self.number);
+    /// The body is whole: from here on it is not slow, it is being worked on. One that was cut meanwhile has no room
+    /// to be worked on in: it was given to somebody else.
+    pub(crate) fn finish(&self) -> Result<(), NoRoom> {
+        match self.buffer.lock().unfinished.remove(&self.number) {
+            Some(_) => Ok(()),
+            None => Err(NoRoom),
+        }
     }
 }
 
 impl Held {
-    /// Cuts slow bodies until there is room. The bytes of a cut body count until its request lets go of them, a moment
-    /// later; for that moment the total may be passed by as much.
-    fn make_room(&mut self, more: u64, most: u64, asking: u64) -> bool {
-        let mut freed = 0;
-        while self.total + more > most + freed {
-            let now = Instant::now();
-            let pace = |body: &Body| {
-                let age = now.saturating_duration_since(body.started).max(TOO_YOUNG_TO_JUDGE);
-                body.bytes.load(Ordering::Relaxed) as f64 / age.as_secs_f64()
-            };
-            let slowest = self
-                .unfinished
-                .iter()
-                .filter(|(number, body)| {
-                    let old = now.saturating_duration_since(body.started) >= TOO_YOUNG_TO_JUDGE;
-                    **number != asking && old && body.bytes.load(Ordering::Relaxed) > 0
-                })
-                .min_by(|(_, a), (_, b)| pace(a).total_cmp(&pace(b)))
-                .map(|(number, _)| *number);
-            let Some(victim) = slowest.and_then(|number| self.unfinished.remove(&number)) else { return false };
-            victim.cut.store(true, Ordering::Relaxed);
-            victim.wake.notify_one();
-            freed += victim.bytes.load(Ordering::Relaxed) as u64;
+    /// Sees to it that `more` bytes fit into all three rooms, or cuts nobody. The bytes of a cut body are held until
+    /// its request lets go of them, a moment later; for that moment more than `most` may be held, by as much.
+    fn make_room(&mut self, more: u64, most: u64, asking: &Body) -> Result<(), NoRoom> {
+        let mut victims = HashMap::new();
+        for room in rooms(most) {
+            let scope = room.0;
+            let going: u64 =
+                victims.values().filter(|body: &&Arc<Body>| scope.has(asking, body)).map(|body| body.held()).sum();
+            let missing = self.missing(room, more, asking).saturating_sub(going);
+            if missing > 0 {
+                self.choose(scope, missing, asking, &mut victims)?;
+            }
         }
-        true
+        for (number, body) in victims {
+            self.unfinished.remove(&number);
+            self.update(&body, |tally| tally.leaving += body.held());
+            body.cut.store(true, Ordering::Relaxed);
+            body.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    fn missing(&self, (scope, limit): (Scope, u64), more: u64, asking: &Body) -> u64 {
+        let (held, leaving) = self.tally(scope, asking).map_or((0, 0), |tally| (tally.held, tally.leaving));
+        (held + more).saturating_sub(limit + leaving)
+    }
+
+    /// Adds the dearest bodies of this room to the victims, until there is what is missing. Whoever costs others more
+    /// than they do gets no room at their expense: one hog must not outlive forty small ones by asking for more.
+    fn choose(
+        &mut self,
+        scope: Scope,
+        mut missing: u64,
+        asking: &Body,
+        victims: &mut HashMap<u64, Arc<Body>>,
+    ) -> Result<(), NoRoom> {
+        let now = Instant::now();
+        if let Some((since, found)) = self.tally(scope, asking).and_then(|tally| tally.searched)
+            && now.saturating_duration_since(since) < SEARCH_AGAIN
+            && missing > found
+        {
+            return Err(NoRoom);
+        }
+        let own_cost = asking.cost(now);
+        let mut found = 0;
+        let mut candidates = BinaryHeap::new();
+        for (number, body) in &self.unfinished {
+            let cost = body.cost(now);
+            if cost == 0 || !scope.has(asking, body) {
+                continue;
+            }
+            found += body.held();
+            // The asking body is as dear as itself, and so never its own victim.
+            if cost > own_cost && !victims.contains_key(number) {
+                candidates.push((cost, *number));
+            }
+        }
+        while missing > 0 {
+            let dearest =
+                candidates.pop().and_then(|(_, number)| Some((number, self.unfinished.get(&number)?.clone())));
+            let Some((number, body)) = dearest else {
+                if let Some(tally) = self.tally_mut(scope, asking) {
+                    tally.searched = Some((now, found));
+                }
+                return Err(NoRoom);
+            };
+            missing = missing.saturating_sub(body.held());
+            victims.insert(number, body);
+        }
+        Ok(())
+    }
+
+    fn tally(&self, scope: Scope, of: &Body) -> Option<&Tally> {
+        match scope {
+            Scope::Client => self.by_client.get(&of.client),
+            Scope::Source => self.by_source.get(&of.source),
+            Scope::All => Some(&self.total),
+        }
+    }
+
+    fn tally_mut(&mut self, scope: Scope, of: &Body) -> Option<&mut Tally> {
+        match scope {
+            Scope::Client => self.by_client.get_mut(&of.client),
+            Scope::Source => self.by_source.get_mut(&of.source),
+            Scope::All => Some(&mut self.total),
+        }
+    }
+
+    /// The same change to all three sums. Entries at zero go, so that the tables are as large as what is held, not as
+    /// what was ever seen.
+    fn update(&mut self, body: &Body, change: impl Fn(&mut Tally)) {
+        change(&mut self.total);
+        let by_client = self.by_client.entry(body.client).or_default();
+        change(by_client);
+        if by_client.held == 0 {
+            self.by_client.remove(&body.client);
+        }
+        let by_source = self.by_source.entry(body.source.clone()).or_default();
+        change(by_source);
+        if by_source.held == 0 {
+            self.by_source.remove(&body.source);
+        }
+    }
+}
+
+impl Body {
+    fn held(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed) as u64
+    }
+
+    fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Relaxed)
+    }
+
+    /// Bytes times milliseconds that others could not have: a body that came fast and stalls grows dearer by standing
+    /// there, and pace plays no part. 0: too young to judge, or nothing to give.
+    fn cost(&self, now: Instant) -> u128 {
+        let age = now.saturating_duration_since(self.started);
+        if age < TOO_YOUNG_TO_JUDGE { 0 } else { u128::from(self.held()) * age.as_millis() }
+    }
+}
+
+impl Scope {
+    /// Whether this body uses the asking body's room.
+    fn has(self, asking: &Body, body: &Body) -> bool {
+        match self {
+            Self::Client => body.client == asking.client,
+            Self::Source => body.source == asking.source,
+            Self::All => true,
+        }
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
         let mut held = self.buffer.lock();
-        let bytes = self.body.bytes.load(Ordering::Relaxed) as u64;
+        let bytes = self.body.held();
+        let leaving = if self.body.is_cut() { bytes } else { 0 };
         held.unfinished.remove(&self.number);
-        held.total = held.total.saturating_sub(bytes);
-        give_back(&mut held.by_client, &self.client, bytes);
-        give_back(&mut held.by_source, &self.source, bytes);
-        self.buffer.gauge.set(i64::try_from(held.total).unwrap_or(i64::MAX));
-    }
-}
-
-/// Entries at zero go, so that the tables are as large as what is held, not as what was ever seen.
-fn give_back<K: Hash + Eq>(table: &mut HashMap<K, u64>, key: &K, bytes: u64) {
-    if let Some(held) = table.get_mut(key) {
-        *held = held.saturating_sub(bytes);
-        if *held == 0 {
-            table.remove(key);
-        }
+        held.update(&self.body, |tally| {
+            tally.held = tally.held.saturating_sub(bytes);
+            tally.leaving = tally.leaving.saturating_sub(leaving);
+        });
+        self.buffer.show(&held);
     }
 }
 
@@ -222,7 +365,6 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn buffer(most: u64) -> Arc<Buffer> {
         Buffer::new(most, IntGauge::new("held", "held").expect("a valid name"))
@@ -232,8 +374,27 @@ mod tests {
         ClientKey::of([192, 0, 2, last].into())
     }
 
-    fn long_ago() -> Instant {
-        Instant::now() - Duration::from_secs(10)
+    fn seconds_ago(seconds: u64) -> Instant {
+        Instant::now() - Duration::from_secs(seconds)
+    }
+
+    /// A body of source `a` that has stood for so long with so many bytes.
+    fn stalled(buffer: &Arc<Buffer>, of: u8, seconds: u64, bytes: usize) -> Share {
+        let share = buffer.share(client(of), "a".into(), seconds_ago(seconds));
+        share.grow(bytes).expect("there is room");
+        share
+    }
+
+    fn cut<'a>(shares: impl IntoIterator<Item = &'a Share>) -> Vec<usize> {
+        shares.into_iter().enumerate().filter(|(_, share)| share.body.is_cut()).map(|(at, _)| at).collect()
+    }
+
+    fn is_as_new(buffer: &Buffer) -> bool {
+        let held = buffer.lock();
+        (held.total.held, held.total.leaving, buffer.gauge.get()) == (0, 0, 0)
+            && held.by_client.is_empty()
+            && held.by_source.is_empty()
+            && held.unfinished.is_empty()
     }
 
     #[test]
@@ -251,26 +412,118 @@ mod tests {
         let elsewhere = buffer.share(client(5), "b".into(), Instant::now());
         assert_eq!(elsewhere.grow(100), Ok(()));
         drop((first, others, fifth, elsewhere));
-        let held = buffer.lock();
-        assert_eq!((held.total, held.by_client.len(), held.by_source.len(), held.unfinished.len()), (0, 0, 0, 0));
+        assert!(is_as_new(&buffer));
     }
 
     #[tokio::test]
-    async fn the_slowest_unfinished_body_makes_room() {
+    async fn four_stalled_clients_do_not_keep_a_fifth_out_of_their_source() {
+        let buffer = buffer(800);
+        let shares = [1, 2, 3, 4].map(|of| stalled(&buffer, of, 2 + u64::from(of), 100));
+        let newcomer = buffer.share(client(5), "a".into(), Instant::now());
+        assert_eq!(newcomer.grow(50), Ok(()));
+        assert_eq!(cut(&shares), [3], "the one that stood longest");
+        let [.., longest] = &shares;
+        longest.cut().await;
+        assert_eq!((longest.grow(1), longest.finish()), (Err(NoRoom), Err(NoRoom)));
+        assert_eq!(newcomer.finish(), Ok(()));
+        drop((shares, newcomer));
+        assert!(is_as_new(&buffer));
+    }
+
+    #[test]
+    fn a_stalled_body_does_not_keep_others_of_its_address_out_and_nobody_elses_is_cut_for_them() {
+        let buffer = buffer(800);
+        let neighbour = stalled(&buffer, 1, 100, 100);
+        let hog = stalled(&buffer, 2, 5, 100);
+        let newcomer = buffer.share(client(2), "b".into(), Instant::now());
+        assert_eq!(newcomer.grow(50), Ok(()));
+        assert_eq!(cut([&neighbour, &hog]), [1]);
+    }
+
+    #[test]
+    fn the_dearest_of_all_makes_room_when_the_total_is_reached() {
         let buffer = buffer(800);
         let shares: Vec<_> = (0..8u8)
             .map(|n| {
-                let share = buffer.share(client(n), if n % 2 == 0 { "a" } else { "b" }.into(), long_ago());
-                share.grow(if n == 3 { 99 } else { 100 }).expect("there is room");
+                let share = buffer.share(client(n), if n % 2 == 0 { "a" } else { "b" }.into(), seconds_ago(10));
+                share.grow(if n == 3 { 100 } else { 99 }).expect("there is room");
                 share
             })
             .collect();
         let newcomer = buffer.share(client(9), "c".into(), Instant::now());
         assert_eq!(newcomer.grow(50), Ok(()));
-        let slowest = shares.get(3).expect("eight");
-        slowest.cut().await;
-        assert_eq!(slowest.grow(1), Err(NoRoom));
-        assert!(shares.iter().filter(|share| share.body.cut.load(Ordering::Relaxed)).count() == 1);
+        assert_eq!(cut(&shares), [3]);
+    }
+
+    #[test]
+    fn one_hog_goes_before_forty_small_ones_even_if_it_came_fast() {
+        let buffer = buffer(8000);
+        let small: Vec<_> = (0..40).map(|_| stalled(&buffer, 1, 3, 10)).collect();
+        let hog = stalled(&buffer, 1, 3, 600);
+        let newcomer = buffer.share(client(1), "a".into(), Instant::now());
+        assert_eq!(newcomer.grow(300), Ok(()));
+        assert_eq!((cut(&small).len(), cut([&hog])), (0, vec![0]));
+    }
+
+    #[test]
+    fn a_hog_that_asks_for_more_is_refused_instead_of_served_at_the_cost_of_small_ones() {
+        let buffer = buffer(8000);
+        let small: Vec<_> = (0..40).map(|_| stalled(&buffer, 1, 3, 10)).collect();
+        let hog = stalled(&buffer, 1, 3, 600);
+        assert_eq!(hog.grow(1), Err(NoRoom));
+        assert_eq!(cut(&small).len(), 0);
+        // Its twin: one of the small ones asks, and the hog goes.
+        assert_eq!(small.first().expect("forty").grow(1), Ok(()));
+        assert_eq!(cut([&hog]), [0]);
+    }
+
+    #[test]
+    fn nobody_is_cut_for_room_that_is_already_being_left() {
+        let buffer = buffer(800);
+        let shares = [1, 2, 3, 4].map(|of| stalled(&buffer, of, 2, 100));
+        let newcomer = buffer.share(client(5), "a".into(), Instant::now());
+        for _ in 0..10 {
+            assert_eq!(newcomer.grow(10), Ok(()));
+        }
+        assert_eq!(cut(&shares).len(), 1);
+        assert_eq!(buffer.gauge.get(), 500, "what a cut body still holds is counted");
+        // The room is used up again: now somebody else has to go.
+        let another = buffer.share(client(6), "a".into(), Instant::now());
+        assert_eq!(another.grow(1), Ok(()));
+        assert_eq!(cut(&shares).len(), 2);
+        drop((shares, newcomer, another));
+        assert!(is_as_new(&buffer));
+    }
+
+    #[test]
+    fn nobody_is_cut_in_vain() {
+        let buffer = buffer(800);
+        // The client's own stalled body would make room in its eighth, but the source's half is held by whole bodies.
+        let whole = [1, 2, 3].map(|of| {
+            let share = stalled(&buffer, of, 9, 100);
+            share.finish().expect("not cut");
+            share
+        });
+        let own = stalled(&buffer, 4, 9, 10);
+        let young = buffer.share(client(5), "a".into(), Instant::now());
+        young.grow(90).expect("there is room");
+        let newcomer = buffer.share(client(4), "a".into(), Instant::now());
+        assert_eq!(newcomer.grow(95), Err(NoRoom));
+        assert_eq!(cut(whole.iter().chain([&own, &young])).len(), 0);
+        assert_eq!(newcomer.grow(5), Ok(()), "five fit where ten can be had");
+        assert_eq!(cut([&own]), [0]);
+    }
+
+    #[test]
+    fn nobody_goes_for_room_that_is_only_convenient() {
+        let buffer = buffer(800);
+        let old = stalled(&buffer, 1, 9, 60);
+        let newcomer = buffer.share(client(1), "a".into(), Instant::now());
+        assert!(newcomer.grow_if_free(40));
+        assert!(!newcomer.grow_if_free(1));
+        assert_eq!((cut([&old]).len(), buffer.gauge.get()), (0, 100));
+        drop((old, newcomer));
+        assert!(is_as_new(&buffer));
     }
 
     #[test]
@@ -278,15 +531,32 @@ mod tests {
         let buffer = buffer(800);
         let shares: Vec<_> = (0..8u8)
             .map(|n| {
-                let share = buffer.share(client(n), if n % 2 == 0 { "a" } else { "b" }.into(), long_ago());
+                let share = buffer.share(client(n), if n % 2 == 0 { "a" } else { "b" }.into(), seconds_ago(10));
                 share.grow(100).expect("there is room");
-                share.finish();
+                share.finish().expect("not cut");
                 share
             })
             .collect();
         let newcomer = buffer.share(client(9), "c".into(), Instant::now());
         assert_eq!(newcomer.grow(50), Err(NoRoom));
-        assert!(shares.iter().all(|share| !share.body.cut.load(Ordering::Relaxed)));
+        assert!(cut(&shares).is_empty());
+    }
+
+    #[test]
+    fn a_search_in_vain_is_not_repeated_at_once_but_one_that_can_succeed_is_made() {
+        let buffer = buffer(800);
+        let old = stalled(&buffer, 1, 5, 20);
+        let young = buffer.share(client(1), "a".into(), Instant::now());
+        young.grow(80).expect("there is room");
+        let newcomer = buffer.share(client(1), "a".into(), Instant::now());
+        assert_eq!(newcomer.grow(21), Err(NoRoom));
+        let searched = |buffer: &Buffer| buffer.lock().by_client.get(&client(1)).and_then(|tally| tally.searched);
+        let first = searched(&buffer);
+        assert_eq!(first.map(|(_, found)| found), Some(20));
+        assert_eq!(newcomer.grow(21), Err(NoRoom));
+        assert_eq!(searched(&buffer), first);
+        assert_eq!(newcomer.grow(20), Ok(()));
+        assert_eq!(cut([&old, &young]), [0]);
     }
 
     #[test]

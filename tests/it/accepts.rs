@@ -1,6 +1,10 @@
 //! A genuine webhook comes in and reaches the service behind, whole.
 
-use crate::support::{Gateway, Request, Upstream, sign};
+use crate::support::http::{connect, read_answer};
+use crate::support::{Gateway, Request, Upstream, eventually, sign};
+use std::io::{BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 pub(crate) const SECRET: &str = "a-github-secret-for-tests";
 
@@ -81,4 +85,57 @@ fn a_hundred_copies_at_once_reach_the_upstream_once() {
     // One got the upstream's answer; the others were told to come back, or that it is done.
     assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 1, "{statuses:?}");
     assert!(statuses.iter().all(|status| matches!(status, 200 | 202 | 429 | 503)), "{statuses:?}");
+}
+
+/// All but the last byte of a body that would be a client's whole eighth of the smallest `max_buffered`, 1 MiB.
+fn stall(to: SocketAddr, client: &str) -> TcpStream {
+    let mut request = push(&[b' '; 128 * 1024]).header("X-Forwarded-For", client).bytes();
+    request.pop();
+    let mut stream = connect(to).expect("a connection");
+    stream.write_all(&request).expect("the gateway reads");
+    stream
+}
+
+#[test]
+fn stalled_bodies_of_four_clients_do_not_keep_a_genuine_delivery_out_of_their_source() {
+    a_delivery_passes_stalled_bodies_of(&["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"], "192.0.2.5");
+}
+
+#[test]
+fn a_stalled_body_does_not_keep_out_a_genuine_delivery_from_the_same_address() {
+    a_delivery_passes_stalled_bodies_of(&["192.0.2.1"], "192.0.2.1");
+}
+
+fn a_delivery_passes_stalled_bodies_of(clients: &[&str], newcomer: &str) {
+    let upstream = Upstream::start();
+    let limits = "\n[limits]\nmax_buffered = \"1MiB\"\n";
+    let public = "[listeners.public]\ntrusted_proxies = [\"127.0.0.1/32\"]\n";
+    let plain = crate::support::gateway::PLAIN.replace("[listeners.public]\n", public);
+    let gateway = Gateway::start_in(
+        std::sync::Arc::new(crate::support::gateway::Folder::new()),
+        &format!("{plain}{limits}{}max_body = \"128KiB\"\n", github(&upstream)),
+    );
+    let stalled: Vec<_> = clients.iter().map(|client| stall(gateway.public(), client)).collect();
+    let held = clients.len() * 128 * 1024;
+    eventually("the stalled bodies are held", || {
+        (gateway.metric("hookward_buffered_bytes", &[]) as usize + clients.len() >= held).then_some(())
+    });
+    // The source's half, or the client's eighth, is full to the last byte; from one second on a body counts as slow.
+    std::thread::sleep(Duration::from_secs(1));
+    let genuine = push(b"{\"small\":true}").header("X-Forwarded-For", newcomer);
+    assert_eq!(genuine.send(gateway.public()).status, 200);
+    assert_eq!(upstream.count(), 1);
+    eventually("one is cut", || (gateway.outcome("github", "buffer_full") == 1).then_some(()));
+    // Whoever was not cut is not hurt: with its last byte it is judged like any other.
+    let mut statuses: Vec<_> = stalled
+        .into_iter()
+        .map(|mut stream| {
+            // The one that was cut may have been closed already.
+            let _ = stream.write_all(b" ");
+            read_answer(&mut BufReader::new(stream)).map(|answer| answer.status).unwrap_or(503)
+        })
+        .collect();
+    statuses.sort_unstable();
+    assert_eq!(statuses.iter().filter(|status| **status == 503).count(), 1, "{statuses:?}");
+    eventually("all is given back", || (gateway.metric("hookward_buffered_bytes", &[]) == 0.0).then_some(()));
 }
