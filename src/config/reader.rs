@@ -125,11 +125,6 @@ impl<'a> Table<'a> {
         self.entries.is_some_and(|entries| entries.contains_key(name))
     }
 
-    pub(super) fn is_empty_array(&self, name: &str) -> bool {
-        let node = self.entries.and_then(|entries| entries.get(name));
-        node.is_some_and(|node| matches!(&node.kind, Kind::Array(items) if items.is_empty()))
-    }
-
     fn wrong_kind(&self, name: &str, node: &Node, wanted: &str) {
         self.error(name, format!("is {}, not {wanted}", node.kind.name()), "");
     }

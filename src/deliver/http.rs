@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::answer::{Answer, AnswerBody};
 use super::connect::{self, Connector, Request};
 use super::failure::{Fault, SendError};
 use super::gate::{Gate, Slot};
@@ -28,7 +29,7 @@ use super::health::Sign;
 use super::meters::{Ending, Meters};
 use super::pool::{Lease, NoConnection, Pool};
 use super::settings::{BuildError, HealthCheck, Settings};
-use super::{Answer, AnswerBody};
+
 use crate::parcel::Parcel;
 
 /// Several gateways must not probe in step.
@@ -166,7 +167,7 @@ impl Upstream {
                         started,
                         status: response.status(),
                     };
-                    return Ok(endpoint.answer(response, exchange, deadline, &parcel.method));
+                    return Ok(endpoint.answer(response, exchange, deadline, &parcel.method).await);
                 }
                 Err(failed) => failed,
             };
@@ -295,7 +296,7 @@ impl Endpoint {
         request
     }
 
-    fn answer(
+    async fn answer(
         &self,
         response: hyper::Response<Incoming>,
         exchange: Exchange,
@@ -307,7 +308,7 @@ impl Endpoint {
         if method != Method::HEAD && !declares(&head.headers, &incoming) {
             head.headers.remove(CONTENT_LENGTH);
         }
-        let body = AnswerBody::new(incoming, exchange, deadline, Arc::clone(&self.name));
+        let body = AnswerBody::begin(incoming, exchange, deadline, Arc::clone(&self.name)).await;
         Answer { status: head.status, headers: head.headers, body }
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ::http::{HeaderMap, Method, Uri};
 use bytes::Bytes;
+use http_body::Body as _;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -15,6 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::http::Upstream;
 use super::meters::{Ending, Meters};
@@ -564,20 +566,110 @@ async fn beyond_max_in_flight_requests_wait_and_then_are_told_busy() {
     assert!(raw.connections() <= 2);
 }
 
-#[tokio::test]
-async fn a_place_is_held_until_the_answer_is_read_or_dropped() {
-    let raw = Raw::answering(OK).await;
+/// One place, and an answer of so many bytes, written whole.
+async fn one_place(bytes: usize, timeout: Duration) -> (Raw, Arc<Upstream>, Meters) {
+    let raw = Raw::start(move |mut wire, _| async move {
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {bytes}\r\n\r\n{}", "x".repeat(bytes));
+        while wire.request().await.is_some() {
+            wire.write(&answer).await;
+        }
+    })
+    .await;
     let mut settings = settings(&[raw.url()]);
     settings.max_in_flight = 1;
     settings.queue_timeout = Duration::from_millis(20);
-    let (upstream, _) = upstream(settings);
+    settings.timeout = timeout;
+    let (upstream, meters) = upstream(settings);
+    (raw, upstream, meters)
+}
+
+/// Longer than what is read at once.
+const LONG: usize = 64 * 1024 + 1;
+
+#[tokio::test]
+async fn a_place_is_held_until_a_long_answer_is_read_or_dropped() {
+    let (_raw, upstream, meters) = one_place(LONG, NEVER).await;
     let answer = upstream.send(&parcel()).await.unwrap();
     assert_eq!(fault(&upstream).await, Fault::Busy);
     drop(answer);
     let mut answer = upstream.send(&parcel()).await.unwrap();
-    assert_eq!(answer.body.frame().await.unwrap().unwrap().into_data().unwrap(), "ok");
-    assert!(answer.body.is_end_stream(), "the length said so: the place is free before the body is dropped");
+    let mut read = 0;
+    while !answer.body.is_end_stream() {
+        assert_eq!(meters.in_flight.get(), 1);
+        read += answer.body.frame().await.unwrap().unwrap().into_data().unwrap().len();
+    }
+    assert_eq!(read, LONG, "the length said so: the place is free before the body is dropped");
     assert!(upstream.send(&parcel()).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_short_answer_frees_its_place_and_its_connection_before_anybody_reads_it() {
+    let (raw, upstream, meters) = one_place(LONG - 1, NEVER).await;
+    let mut answers = Vec::new();
+    for _ in 0..3 {
+        answers.push(upstream.send(&parcel()).await.unwrap());
+        assert_eq!((meters.in_flight.get(), meters.idle_connections.get()), (0, 1));
+    }
+    for answer in answers {
+        assert_eq!(answer.body.size_hint().exact(), Some(LONG as u64 - 1));
+        assert_eq!(text(answer).await.unwrap().len(), LONG - 1);
+    }
+    assert_eq!((raw.connections(), meters.of(Ending::Success).get()), (1, 3));
+}
+
+#[tokio::test]
+async fn the_deadline_frees_the_place_of_an_answer_that_nobody_reads() {
+    let (_raw, upstream, meters) = one_place(LONG, Duration::from_millis(300)).await;
+    let started = Instant::now();
+    let mut unread = Vec::new();
+    for _ in 0..4 {
+        unread.push(upstream.send(&parcel()).await.unwrap());
+        assert_eq!((fault(&upstream).await, meters.in_flight.get()), (Fault::Busy, 1));
+        eventually("the place is free", || meters.in_flight.get() == 0).await;
+    }
+    assert!(started.elapsed() < NEVER / 2);
+    for mut answer in unread {
+        // A reset for the sender, not a clean end; and then nothing more.
+        assert!(!answer.body.is_end_stream());
+        assert_eq!(answer.body.frame().await.unwrap().unwrap_err().fault, Fault::TimedOut);
+        assert!(answer.body.frame().await.is_none());
+    }
+    // The connections were in mid-answer; and that nobody read does not speak against the upstream.
+    assert_eq!((meters.idle_connections.get(), meters.healthy[0].get()), (0, 1));
+    assert_eq!((meters.of(Ending::Success).get(), meters.of(Ending::TimedOut).get()), (4, 0));
+}
+
+#[tokio::test]
+async fn the_deadline_of_a_streamed_answer_wakes_who_waits_for_it_and_counts_against_the_upstream() {
+    let raw = Raw::start(|mut wire, _| async move {
+        wire.request().await.unwrap();
+        wire.write("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n").await;
+        wire.hang().await;
+    })
+    .await;
+    let mut settings = settings(&[raw.url()]);
+    settings.timeout = Duration::from_millis(300);
+    let (upstream, meters) = upstream(settings);
+    let mut answer = upstream.send(&parcel()).await.unwrap();
+    assert_eq!(answer.body.frame().await.unwrap().unwrap().into_data().unwrap(), "first");
+    assert_eq!(answer.body.frame().await.unwrap().unwrap_err().fault, Fault::TimedOut);
+    assert_eq!((meters.of(Ending::TimedOut).get(), meters.in_flight.get()), (1, 0));
+}
+
+#[tokio::test]
+async fn a_short_answer_that_is_cut_is_relayed_as_far_as_it_came_and_ends_in_an_error() {
+    let raw = Raw::start(|mut wire, _| async move {
+        wire.request().await.unwrap();
+        wire.write("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfive!").await;
+    })
+    .await;
+    let (upstream, _) = upstream(settings(&[raw.url()]));
+    let mut answer = upstream.send(&parcel()).await.unwrap();
+    assert_eq!((answer.status.as_u16(), answer.body.size_hint().exact()), (200, None));
+    assert_eq!(answer.body.frame().await.unwrap().unwrap().into_data().unwrap(), "five!");
+    assert!(!answer.body.is_end_stream());
+    assert_eq!(answer.body.frame().await.unwrap().unwrap_err().fault, Fault::Broken);
+    assert!(answer.body.frame().await.is_none() && answer.body.is_end_stream());
 }
 
 #[tokio::test]
@@ -794,7 +886,7 @@ async fn http2_opens_another_connection_when_the_peer_allows_no_more_streams() {
     let (arrived, mut arrivals) = mpsc::channel(8);
     let raw = http2(2, move |_, _| {
         arrived.try_send(()).unwrap();
-        Some("ok".to_owned())
+        Some("x".repeat(LONG))
     })
     .await;
     let mut settings = settings(&[raw.url()]);

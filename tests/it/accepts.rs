@@ -1,10 +1,14 @@
 //! A genuine webhook comes in and reaches the service behind, whole.
 
 use crate::support::http::{connect, read_answer};
-use crate::support::{Gateway, Request, Upstream, eventually, sign};
+use crate::support::upstream::Reply;
+use crate::support::{Gateway, PATIENCE, Request, Upstream, eventually, sign};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::io::{BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(crate) const SECRET: &str = "a-github-secret-for-tests";
 
@@ -138,4 +142,69 @@ fn a_delivery_passes_stalled_bodies_of(clients: &[&str], newcomer: &str) {
     statuses.sort_unstable();
     assert_eq!(statuses.iter().filter(|status| **status == 503).count(), 1, "{statuses:?}");
     eventually("all is given back", || (gateway.metric("hookward_buffered_bytes", &[]) == 0.0).then_some(()));
+}
+
+/// An upstream with one place, whose answers are so long.
+fn one_place(answer: usize, timeout: &str) -> (Upstream, Gateway) {
+    let upstream =
+        Upstream::with(move |_, _| Reply::Full { status: 200, headers: Vec::new(), body: vec![b'x'; answer] });
+    let limits = format!("max_in_flight = 1\nqueue_timeout = \"10s\"\ntimeout = \"{timeout}\"\n");
+    let table = format!("{}{limits}", upstream.table());
+    let gateway = Gateway::start(&github(&upstream).replace(&upstream.table(), &table));
+    (upstream, gateway)
+}
+
+fn event(id: &str) -> Request {
+    let mut request = push(id.as_bytes());
+    request.headers.retain(|(name, _)| name != "X-GitHub-Delivery");
+    request.header("X-GitHub-Delivery", id)
+}
+
+/// Over HTTP/2, with a window of so many bytes for the answer. The head has come, and nothing is read yet.
+async fn unread(to: SocketAddr, request: &Request, window: u32) -> hyper::Response<Incoming> {
+    let stream = tokio::net::TcpStream::connect(to).await.expect("a connection");
+    let mut client = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    client.initial_stream_window_size(window);
+    let (mut sender, connection) =
+        client.handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await.expect("an HTTP/2 handshake");
+    tokio::spawn(connection);
+    let mut sent = hyper::Request::post(format!("http://hooks.example.com{}", request.target));
+    for (name, value) in &request.headers {
+        sent = sent.header(name.as_str(), value.as_slice());
+    }
+    let sent = sent.body(Full::new(Bytes::from(request.body.clone()))).expect("a request");
+    sender.send_request(sent).await.expect("an answer")
+}
+
+#[test]
+fn a_sender_that_does_not_read_its_answer_holds_an_upstreams_place_until_the_deadline_and_is_reset() {
+    let (upstream, gateway) = one_place(128 * 1024, "500ms");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let started = Instant::now();
+    let stuck = runtime.block_on(unread(gateway.public(), &event("e-0"), 0));
+    let reads_late = runtime.block_on(unread(gateway.public(), &event("e-1"), 16 * 1024));
+    assert_eq!((stuck.status(), reads_late.status()), (hyper::StatusCode::OK, hyper::StatusCode::OK));
+    let next = event("e-2").send(gateway.public());
+    assert_eq!((next.status, next.body.len()), (200, 128 * 1024));
+    assert!(started.elapsed() >= Duration::from_millis(900), "both held the place for their time");
+    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+    assert_eq!(upstream.count(), 3);
+    // A cut answer is an error, never a clean end.
+    let read = runtime.block_on(async { tokio::time::timeout(PATIENCE, reads_late.into_body().collect()).await });
+    assert!(read.expect("the answer ends").is_err());
+    // That nobody read did not speak against the upstream.
+    assert_eq!(gateway.metric("hookward_upstream_healthy", &[("upstream", "app")]), 1.0);
+    drop(stuck);
+}
+
+#[test]
+fn a_short_answer_that_nobody_reads_holds_no_place() {
+    // More than one frame: the first is taken ahead of the window.
+    let (upstream, gateway) = one_place(60 * 1024, "30s");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let stuck = ["e-0", "e-1", "e-2"].map(|id| runtime.block_on(unread(gateway.public(), &event(id), 0)));
+    assert!(stuck.iter().all(|answer| answer.status() == hyper::StatusCode::OK));
+    assert_eq!(event("e-3").send(gateway.public()).status, 200);
+    assert_eq!(upstream.count(), 4);
+    drop(stuck);
 }

@@ -1,0 +1,275 @@
+//! An upstream's answer, and for how long it may hold a place and a connection.
+//!
+//! Invariant: the place and the connection are given back when the answer's end has come, when the deadline has passed
+//! or when nobody wants the answer any more, whichever is first, and whether or not anybody reads: a reader that
+//! stands still must cost its own answer, not others their place. An answer that is cut, or late, ends in an error, so
+//! that whoever relays it resets instead of ending cleanly.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use ::http::{HeaderMap, StatusCode};
+use bytes::{Bytes, BytesMut};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::failure::{Fault, SendError, cause};
+use super::http::Exchange;
+use super::meters::Ending;
+
+/// An answer that says it is no longer than this is read before it is relayed, so that its place is free at once. Most
+/// answers to webhooks are a few bytes; a longer one is relayed as it comes and never held whole.
+const READ_AT_ONCE: u64 = 64 * 1024;
+
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    /// Without hop-by-hop headers; a `Content-Length` is there only if it is that of the body.
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: AnswerBody,
+}
+
+pub(crate) struct AnswerBody(Kind);
+
+enum Kind {
+    /// What came, and how it broke off if it did: its place is free.
+    Read {
+        data: Bytes,
+        cut: Option<SendError>,
+    },
+    Coming(Coming),
+}
+
+/// An answer on its way, and the task that ends it at its deadline.
+struct Coming {
+    relay: Arc<Relay>,
+    deadline: AbortHandle,
+}
+
+struct Relay {
+    /// Guards who ends the exchange, the reader or the deadline; never held across an await.
+    stage: Mutex<Stage>,
+    deadline: Instant,
+    authority: Arc<str>,
+}
+
+enum Stage {
+    Live {
+        live: Live,
+        /// Who waits for the upstream. None: the upstream waits for the reader.
+        reader: Option<Waker>,
+    },
+    /// The deadline passed; the reader has yet to hear of it.
+    Late,
+    Over,
+}
+
+struct Live {
+    incoming: Incoming,
+    exchange: Exchange,
+}
+
+impl AnswerBody {
+    /// Reads a short answer, and watches over a long one. Dropped half-way it lets go of the place and the connection.
+    pub(super) async fn begin(incoming: Incoming, exchange: Exchange, deadline: Instant, authority: Arc<str>) -> Self {
+        let live = Live { incoming, exchange };
+        let length = live.incoming.size_hint().exact();
+        if live.incoming.is_end_stream() || length.is_some_and(|length| length <= READ_AT_ONCE) {
+            let (data, cut) = live.read_whole(deadline, &authority).await;
+            return Self(Kind::Read { data, cut });
+        }
+        let stage = Mutex::new(Stage::Live { live, reader: None });
+        let relay = Arc::new(Relay { stage, deadline, authority });
+        let watched = Arc::clone(&relay);
+        let deadline = tokio::spawn(async move {
+            sleep_until(watched.deadline).await;
+            watched.expire();
+        });
+        Self(Kind::Coming(Coming { relay, deadline: deadline.abort_handle() }))
+    }
+}
+
+impl Live {
+    /// The connection enforces the declared length, so what is held here is at most `READ_AT_ONCE`.
+    async fn read_whole(mut self, deadline: Instant, authority: &str) -> (Bytes, Option<SendError>) {
+        let mut first = Bytes::new();
+        let mut joined = BytesMut::new();
+        let cut = loop {
+            // The last byte is known to be the last without asking again: the length was declared.
+            if self.incoming.is_end_stream() {
+                break None;
+            }
+            let next = match timeout_at(deadline, self.incoming.frame()).await {
+                // Frames that never stop coming never leave the timer a turn.
+                Ok(next) if Instant::now() < deadline => next,
+                Ok(_) | Err(_) => break Some(late(authority)),
+            };
+            match next {
+                // Trailers could smuggle a header past whoever judged the head: they are dropped.
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) if first.is_empty() => first = data,
+                    Ok(data) => {
+                        if joined.is_empty() {
+                            joined.extend_from_slice(&first);
+                        }
+                        joined.extend_from_slice(&data);
+                    }
+                    Err(_) => {}
+                },
+                Some(Err(error)) => break Some(broken(authority, &error)),
+                None => break None,
+            }
+        };
+        match &cut {
+            Some(error) => self.end(Ending::by(error.fault)),
+            None => self.end_well(),
+        }
+        (if joined.is_empty() { first } else { joined.freeze() }, cut)
+    }
+
+    fn end(self, ending: Ending) {
+        // What was not read goes before its connection does.
+        drop(self.incoming);
+        self.exchange.end(ending);
+    }
+
+    fn end_well(self) {
+        let ending = Ending::of(self.exchange.status());
+        self.end(ending);
+    }
+
+    fn leave(self) {
+        drop(self.incoming);
+        self.exchange.leave();
+    }
+}
+
+impl Relay {
+    /// At the deadline, whether anybody reads or not.
+    fn expire(&self) {
+        let mut stage = self.lock();
+        let Stage::Live { live, reader } = std::mem::replace(&mut *stage, Stage::Late) else {
+            *stage = Stage::Over;
+            return;
+        };
+        drop(stage);
+        match reader {
+            Some(reader) => {
+                live.end(Ending::TimedOut);
+                reader.wake();
+            }
+            // The upstream had more to give and nobody took it: that must not speak against the upstream.
+            None => live.leave(),
+        }
+    }
+
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, SendError>>> {
+        let mut stage = self.lock();
+        loop {
+            let (live, reader) = match &mut *stage {
+                Stage::Live { live, reader } => (live, reader),
+                Stage::Late => {
+                    *stage = Stage::Over;
+                    return Poll::Ready(Some(Err(late(&self.authority))));
+                }
+                Stage::Over => return Poll::Ready(None),
+            };
+            // A body that never stops coming may keep the deadline's task from its turn.
+            if Instant::now() >= self.deadline {
+                take(stage, |live| live.end(Ending::TimedOut));
+                return Poll::Ready(Some(Err(late(&self.authority))));
+            }
+            *reader = None;
+            match Pin::new(&mut live.incoming).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    // As above: trailers are dropped.
+                    let Ok(data) = frame.into_data() else {
+                        continue;
+                    };
+                    // Servers do not ask again after the last declared byte: this is the end.
+                    if live.incoming.is_end_stream() {
+                        take(stage, Live::end_well);
+                    }
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    take(stage, |live| live.end(Ending::Broken));
+                    return Poll::Ready(Some(Err(broken(&self.authority, &error))));
+                }
+                Poll::Ready(None) => {
+                    take(stage, Live::end_well);
+                    return Poll::Ready(None);
+                }
+                Poll::Pending => {
+                    *reader = Some(cx.waker().clone());
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Stage> {
+        // A stage is whole between any two statements.
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends what is live, if anything is, after letting go of the lock.
+fn take(mut stage: MutexGuard<'_, Stage>, end: impl FnOnce(Live)) {
+    let ended = std::mem::replace(&mut *stage, Stage::Over);
+    drop(stage);
+    if let Stage::Live { live, .. } = ended {
+        end(live);
+    }
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.deadline.abort();
+        take(self.relay.lock(), Live::leave);
+    }
+}
+
+fn late(authority: &str) -> SendError {
+    SendError::new(Fault::TimedOut, authority, "the answer's body was not whole at the deadline")
+}
+
+fn broken(authority: &str, error: &hyper::Error) -> SendError {
+    SendError::new(Fault::Broken, authority, &format!("the answer's body was cut: {}", cause(error)))
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = SendError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, SendError>>> {
+        match &mut self.get_mut().0 {
+            Kind::Read { data, .. } if !data.is_empty() => Poll::Ready(Some(Ok(Frame::data(std::mem::take(data))))),
+            Kind::Read { cut, .. } => Poll::Ready(cut.take().map(Err)),
+            Kind::Coming(coming) => coming.relay.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Read { data, cut } => data.is_empty() && cut.is_none(),
+            Kind::Coming(coming) => matches!(*coming.relay.lock(), Stage::Over),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Read { data, cut: None } => SizeHint::with_exact(data.len() as u64),
+            // How long it would have been is of no use to anybody, and what came is not all.
+            Kind::Read { cut: Some(_), .. } => SizeHint::default(),
+            Kind::Coming(coming) => match &*coming.relay.lock() {
+                Stage::Live { live, .. } => live.incoming.size_hint(),
+                Stage::Late => SizeHint::default(),
+                Stage::Over => SizeHint::with_exact(0),
+            },
+        }
+    }
+}
