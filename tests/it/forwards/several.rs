@@ -277,8 +277,9 @@ fn a_sender_that_does_not_read_its_answer_holds_a_place_no_longer_than_the_upstr
     deaf.write_all(&delivery("/github", 0).bytes()).expect("sent");
     upstream.wait_for(1);
     eventually("the place is free", || (delivery("/github", 1).send(gateway.public()).status == 200).then_some(()));
+    // Whoever did not read is not held against the upstream.
     let late = gateway.metric("hookward_upstream_requests_total", &[("upstream", "app"), ("result", "timeout")]);
-    assert!(late >= 1.0, "{late}");
+    assert_eq!(late, 0.0);
     // What it reads at last does not end as if it were whole.
     let answer = read_answer(&mut BufReader::new(deaf)).map(|answer| (answer.status, answer.body.len()));
     assert!(answer.is_err(), "{answer:?}");

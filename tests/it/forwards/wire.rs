@@ -122,9 +122,12 @@ fn an_answer_that_is_cut_is_reset_towards_an_http_2_sender() {
                 request = request.header(name, value.as_slice());
             }
             let body = Full::new(bytes::Bytes::from(delivery.body));
-            let answer = sender.send_request(request.body(body).expect("a request")).await.expect("an answer");
-            assert_eq!(answer.status(), 200);
-            assert_eq!(answer.into_body().collect().await.is_ok(), whole, "{number}");
+            // The reset may overtake the head.
+            let arrived = match sender.send_request(request.body(body).expect("a request")).await {
+                Ok(answer) => answer.status() == 200 && answer.into_body().collect().await.is_ok(),
+                Err(_) => false,
+            };
+            assert_eq!(arrived, whole, "{number}");
         }
     });
 }
