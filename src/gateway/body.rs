@@ -111,6 +111,9 @@ pub(crate) fn let_end(mut body: Incoming) {
                 Some(Err(_)) | None => return,
             }
         }
+        // Not dropped yet: that would reset the stream under a client that is still sending. It is read no further, so
+        // the client runs out of window, with the answer already in its hands.
+        std::future::pending::<()>().await;
     }));
 }
 
