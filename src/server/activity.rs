@@ -38,6 +38,8 @@ pub(super) struct Activity {
     body_may_be_unread: AtomicBool,
     answer_was_cut: AtomicBool,
     is_stopping: AtomicBool,
+    /// What the peer was judged by is no longer in force.
+    outdated_since: Moment,
 }
 
 /// Looking again is cheap, but not free.
@@ -73,6 +75,7 @@ impl Activity {
             body_may_be_unread: AtomicBool::new(false),
             answer_was_cut: AtomicBool::new(false),
             is_stopping: AtomicBool::new(false),
+            outdated_since: Moment::default(),
         };
         if head_since.is_some() {
             activity.head_since.set(0);
@@ -139,6 +142,17 @@ impl Activity {
 
     pub(super) fn is_stopping(&self) -> bool {
         self.is_stopping.load(Relaxed)
+    }
+
+    /// The peer was judged by what is no longer in force: it is told to go, and after a while it has been told.
+    pub(super) fn outdate(&self) {
+        self.stop();
+        self.outdated_since.set_once(self.millis());
+    }
+
+    /// It has been outdated for longer than this.
+    pub(super) fn is_outdated_for(&self, grace: Duration) -> bool {
+        self.outdated_since.get().is_some_and(|since| self.at(since) + grace < Instant::now())
     }
 
     /// Before the connection is polled.

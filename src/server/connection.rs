@@ -7,7 +7,6 @@
 //! The watchdog stands beside hyper and not within: hyper's `header_read_timeout` also counts the time between two
 //! requests, so it can only be as generous as the idle time-out; and HTTP/2 in hyper has neither.
 
-use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -30,6 +29,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::activity::{Activity, Answer, Verdict};
+use super::parting::{Parting, Signals};
 use super::permits::{ClientPermit, Permit, Permits};
 use super::proxy_protocol::{self, Header};
 use super::transport::{LINGER, Protocol, Socket, Transport, Watched};
@@ -55,6 +55,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(15);
 /// For how long, while we stop, a connection may be open before its first request begins: it was taken from the backlog,
 /// and its request is on the way.
 const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
+/// HTTP/2: a peer learns of our GOAWAY a round trip later, and what it began before is served. One that was judged by what
+/// is no longer in force may not want to hear; from then on its streams are refused.
+const LAST_STREAMS_GRACE: Duration = Duration::from_secs(1);
 
 const REQUEST_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
@@ -67,6 +70,8 @@ pub(super) struct Accepted {
     pub(super) permit: Permit,
     /// `None` for trusted proxies; with PROXY protocol the client is counted once it is known.
     pub(super) client: Option<ClientPermit>,
+    /// Changes when what the peer is judged by is replaced.
+    pub(super) judgement: watch::Receiver<()>,
 }
 
 pub(super) async fn run<H, F, B>(accepted: Accepted, meters: Arc<Meters>, handler: H, stop: watch::Receiver<Stop>)
@@ -76,18 +81,19 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let Accepted { tcp, address, settings, permits, permit, client } = accepted;
+    let Accepted { tcp, address, settings, permits, permit, client, judgement } = accepted;
+    let signals = Signals { stop, judgement };
     let _open = Open::count(&meters.connections);
     let _permit = permit;
     let limits = settings.limits;
     // Boxed: a handshake's state is far larger than what an idle connection needs.
-    let established = Box::pin(establish(tcp, address, &settings, &permits, &meters, stop.clone())).await;
+    let established = Box::pin(establish(tcp, address, &settings, &permits, &meters, signals.clone())).await;
     drop((settings, permits, meters));
     let Some(Established { io, protocol, peer, activity, client_behind_proxy }) = established else { return };
     let _client = client.or(client_behind_proxy);
     let service = Requests { handler, peer, activity: Arc::clone(&activity), protocol };
     let mut http = Http::start(io, protocol, service, &limits);
-    let end = watch(&mut http, &activity, &limits, stop).await;
+    let end = watch(&mut http, &activity, &limits, signals).await;
     Box::pin(http.close(end, &activity, address)).await;
 }
 
@@ -121,7 +127,7 @@ async fn establish(
     settings: &Settings,
     permits: &Arc<Permits>,
     meters: &Meters,
-    mut stop: watch::Receiver<Stop>,
+    mut signals: Signals,
 ) -> Option<Established> {
     let limits = &settings.limits;
     let deadline = Instant::now() + limits.handshake_timeout;
@@ -178,7 +184,7 @@ async fn establish(
         (Transport::Tls(stream), protocol, head_since)
     } else {
         let grace_is_over = async {
-            stopped(&mut stop).await;
+            signals.parting().await;
             sleep(FIRST_REQUEST_GRACE).await;
         };
         tokio::select! {
@@ -221,13 +227,18 @@ where
     F: Future<Output = Response<B>> + Send + 'static,
 {
     type Response = Response<Answer<B>>;
-    type Error = Infallible;
+    type Error = h2::Error;
     // Boxed, because hyper keeps room for one such future as long as an HTTP/1 connection lives, idle or not.
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, h2::Error>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let has_body = !request.body().is_end_stream();
         let is_http1 = self.protocol == Protocol::Http1;
+        // HTTP/1 needs no such rule: it closes behind one answer, whatever the peer wants.
+        if !is_http1 && self.activity.is_outdated_for(LAST_STREAMS_GRACE) {
+            // Nothing was done, so it may be sent again on another connection (RFC 9113 §8.7).
+            return Box::pin(async { Err(h2::Reason::REFUSED_STREAM.into()) });
+        }
         let handling = self.activity.request_begins(is_http1, has_body);
         let answer = (self.handler)(request, Arc::clone(&self.peer));
         let activity = Arc::clone(&self.activity);
@@ -353,28 +364,28 @@ where
 }
 
 /// Drives a connection until it ends or its time is over.
-async fn watch<H, F, B>(
-    http: &mut Http<H, F, B>,
-    activity: &Activity,
-    limits: &Limits,
-    mut stop: watch::Receiver<Stop>,
-) -> End
+async fn watch<H, F, B>(http: &mut Http<H, F, B>, activity: &Activity, limits: &Limits, mut signals: Signals) -> End
 where
     H: Fn(Request<Incoming>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let mut stopping = pin!(stopped(&mut stop));
+    let mut parting = pin!(signals.parting());
     let mut alarm = pin!(sleep_until(Instant::now() + limits.idle_timeout));
     let mut stopped_at = None;
     let mut was_told = false;
     let mut closes_at = None;
     poll_fn(move |cx| {
         loop {
-            if stopped_at.is_none() && stopping.as_mut().poll(cx).is_ready() {
+            if stopped_at.is_none()
+                && let Poll::Ready(why) = parting.as_mut().poll(cx)
+            {
                 stopped_at = Some(Instant::now());
-                activity.stop();
+                match why {
+                    Parting::Stopping => activity.stop(),
+                    Parting::Outdated => activity.outdate(),
+                }
             }
             activity.turn_begins();
             if let Poll::Ready(result) = http.poll(cx) {
@@ -460,10 +471,4 @@ fn on_stop(activity: &Activity, stopped_at: Instant, now: Instant) -> OnStop {
         return OnStop::Wait(Some(until));
     }
     OnStop::Close
-}
-
-/// Ends when the process stops accepting, or its owner is gone.
-async fn stopped(stop: &mut watch::Receiver<Stop>) {
-    // An error means that nobody is left to say anything else.
-    let _ = stop.wait_for(|stop| *stop != Stop::Serve).await;
 }

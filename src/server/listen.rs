@@ -1,7 +1,8 @@
 //! A bound socket and its accept loop.
 //!
 //! Invariants: the socket lives as long as the process serves, whatever is reloaded; nothing in the loop waits for a peer;
-//! no error of `accept` ends the loop; and a connection that the kernel has completed is served, also while we stop.
+//! no error of `accept` ends the loop; a connection that the kernel has completed is served, also while we stop; and
+//! nobody stays connected on the word of a CA or a proxy that is no longer trusted.
 
 use std::future::Future;
 use std::io;
@@ -35,6 +36,8 @@ pub(crate) struct Listener {
     socket: Mutex<Option<std::net::TcpListener>>,
     local_addr: SocketAddr,
     settings: ArcSwap<Settings>,
+    /// Changes when peers would now be judged differently than those that are connected were.
+    judgement: watch::Sender<()>,
     meters: Arc<Meters>,
     permits: Arc<Permits>,
 }
@@ -77,6 +80,7 @@ impl Listener {
             socket: Mutex::new(Some(socket)),
             local_addr,
             settings: ArcSwap::from_pointee(settings),
+            judgement: watch::Sender::new(()),
             meters: Arc::new(meters),
             permits,
         }))
@@ -90,11 +94,19 @@ impl Listener {
         self.settings.load_full()
     }
 
-    /// For connections accepted from now on; those that are open keep what they began with. The socket stays, and so
-    /// the address must be the same.
+    /// For connections accepted from now on. Those that are open keep what they began with; but where peers are judged
+    /// differently from now on, they finish what is in flight and are closed, and their clients connect anew. The socket
+    /// stays, and so the address must be the same.
     pub(crate) fn update(&self, settings: Settings) {
         show_expiry(&settings, &self.meters);
-        self.settings.store(Arc::new(settings));
+        let name = Arc::clone(&settings.name);
+        let settings = Arc::new(settings);
+        let before = self.settings.swap(Arc::clone(&settings));
+        if !settings.judges_peers_like(&before) {
+            tracing::info!(listener = &*name, "peers are judged differently; open connections are told to go");
+            // Behind the swap: who subscribes after this has the new settings.
+            self.judgement.send_replace(());
+        }
     }
 
     /// Serves until `stop` moves on; returns when every connection has ended, or at once after `Abort` (or when the sender
@@ -203,6 +215,8 @@ impl Listener {
         // Small answers must not wait for an acknowledgement. A failure means that the peer is gone, which will show.
         let _ = tcp.set_nodelay(true);
         let address = canonical(address);
+        // In this order: a reload between the two tells a connection to go that could have stayed, never the reverse.
+        let judgement = self.judgement.subscribe();
         let settings = self.settings.load_full();
         let trusted_proxy = settings.trusts(address.ip());
         if settings.proxy_protocol && !trusted_proxy {
@@ -222,7 +236,7 @@ impl Listener {
             }
             client
         };
-        Some(Admitted { tcp, address, settings, client })
+        Some(Admitted { tcp, address, settings, client, judgement })
     }
 }
 
@@ -232,12 +246,13 @@ struct Admitted {
     address: SocketAddr,
     settings: Arc<Settings>,
     client: Option<ClientPermit>,
+    judgement: watch::Receiver<()>,
 }
 
 impl Admitted {
     fn with(self, permit: Permit, permits: Arc<Permits>) -> Accepted {
-        let Self { tcp, address, settings, client } = self;
-        Accepted { tcp, address, settings, permits, permit, client }
+        let Self { tcp, address, settings, client, judgement } = self;
+        Accepted { tcp, address, settings, permits, permit, client, judgement }
     }
 }
 

@@ -11,6 +11,7 @@ mod descriptors;
 mod distinguished_name;
 mod frames;
 mod listen;
+mod parting;
 mod permits;
 mod proxy_protocol;
 mod roots;
@@ -49,6 +50,15 @@ pub(crate) struct Settings {
 impl Settings {
     fn trusts(&self, peer: IpAddr) -> bool {
         self.trusted_proxies.iter().any(|network| network.contains(&peer))
+    }
+
+    /// Whether whoever is let in by the one is let in by the other, as the same peer. A reload builds everything anew, so
+    /// this compares what the files said.
+    fn judges_peers_like(&self, other: &Self) -> bool {
+        let clients = |settings: &Self| settings.tls.as_ref().map(|tls| tls.client_rules());
+        clients(self) == clients(other)
+            && self.proxy_protocol == other.proxy_protocol
+            && self.trusted_proxies == other.trusted_proxies
     }
 }
 

@@ -816,8 +816,135 @@ async fn a_reload_shows_the_new_certificate_and_forgets_the_old_ca() {
         date_time_ymd(3000, 1, 1).unix_timestamp()
     );
     assert!(ask_tls(&served, (*config).clone(), "a.example").await.is_err());
-    // A connection that was let in keeps what it began with.
-    assert!(ask(&mut open).await.contains("client=good.example "));
+    // Who was let in on the old CA's word is told to go.
+    assert_eq!(read_all(&mut open).await.unwrap(), "");
+}
+
+/// Each differs from the first in one thing that peers are judged by.
+fn judged_otherwise(side: &ClientSide) -> Vec<(&'static str, Settings)> {
+    let base = || side.tls(ClientAuth::Request, Some(side.clients.revoke(66, 4000)));
+    let tls = |change: fn(&mut tls::Settings, &ClientSide)| {
+        let mut settings = base();
+        change(&mut settings, side);
+        with_tls(settings)
+    };
+    vec![
+        ("client_ca", tls(|tls, _| tls.client_ca = Some(Authority::new("other").certificate.pem().into_bytes()))),
+        ("client_crl", tls(|tls, side| tls.client_crl = Some(side.clients.revoke(1, 4000)))),
+        ("no client_crl", tls(|tls, _| tls.client_crl = None)),
+        ("client_auth", tls(|tls, _| tls.client_auth = ClientAuth::Require)),
+        ("trusted_proxies", Settings { trusted_proxies: loopback(), ..with_tls(base()) }),
+        ("proxy_protocol", Settings { proxy_protocol: true, trusted_proxies: loopback(), ..with_tls(base()) }),
+        ("no tls", settings()),
+    ]
+}
+
+#[tokio::test]
+async fn a_client_stays_connected_until_a_reload_changes_what_it_was_judged_by() {
+    let side = ClientSide::new();
+    let list = side.clients.revoke(66, 4000);
+    let ca = side.clients.certificate.pem().into_bytes();
+    // The files as they were, read again, and a renewed certificate of the server's.
+    let same = || {
+        let mut tls = side.tls(ClientAuth::Request, Some(list.clone()));
+        tls.client_ca = Some(ca.clone());
+        with_tls(tls)
+    };
+    for (what, next) in judged_otherwise(&side) {
+        let served = serve(same());
+        let config = Arc::new(client(&side.server, &["http/1.1"], Some(&side.good)));
+        let mut one = connect_tls(served.address(), &config, "a.example").await.unwrap();
+        assert!(ask(&mut one).await.contains("client=good.example "));
+        let config = Arc::new(client(&side.server, &["h2"], Some(&side.good)));
+        let (mut two, connection) = http2(connect_tls(served.address(), &config, "a.example").await.unwrap()).await;
+        body_of(two.send_request(get()).await.unwrap()).await;
+
+        served.listener.update(same());
+        served.listener.update(Settings { limits: Limits { max_header_bytes: 9000, ..LIMITS }, ..same() });
+        let answer = ask(&mut one).await;
+        assert!(answer.contains("client=good.example ") && !answer.contains("connection: close"), "{what}: {answer}");
+        body_of(two.send_request(get()).await.unwrap()).await;
+
+        served.listener.update(next);
+        assert_eq!(read_all(&mut one).await.unwrap(), "", "{what}");
+        timeout(PATIENCE, connection).await.expect("GOAWAY, and the end").unwrap().unwrap();
+        assert!(two.send_request(get()).await.is_err(), "{what}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_in_flight_when_peers_are_judged_anew_is_answered_and_nothing_behind_it() {
+    let (entered, mut entries) = mpsc::channel(2);
+    let (release, released) = watch::channel(false);
+    let served = start(bind(settings(), Permits::new(3)), move |_, _| {
+        let (entered, mut released) = (entered.clone(), released.clone());
+        async move {
+            entered.send(()).await.unwrap();
+            released.wait_for(|released| *released).await.unwrap();
+            text("done")
+        }
+    });
+    let mut one = served.connect().await;
+    // The second is there before the first is answered.
+    one.write_all(&[GET, GET].concat()).await.unwrap();
+    entries.recv().await.unwrap();
+    let (mut two, connection) = http2(served.connect().await).await;
+    let in_flight = tokio::spawn(async move { two.send_request(get()).await });
+    entries.recv().await.unwrap();
+    served.listener.update(Settings { trusted_proxies: loopback(), ..settings() });
+    release.send(true).unwrap();
+    let answer = read_all(&mut one).await.unwrap();
+    assert!(answer.ends_with("done") && answer.contains("connection: close"), "{answer}");
+    assert_eq!(answer.matches("HTTP/1.1 200").count(), 1, "{answer}");
+    assert_eq!(body_of(in_flight.await.unwrap().unwrap()).await, "done");
+    timeout(PATIENCE, connection).await.unwrap().unwrap().unwrap();
+    // Whoever connects now stays.
+    let mut fresh = served.connect().await;
+    assert!(!ask(&mut fresh).await.contains("connection: close"));
+    ask(&mut fresh).await;
+}
+
+/// Sends GET / on a stream of its own and waits for what becomes of it: an answer, or the code of its reset.
+async fn raw_stream(io: &mut TcpStream, stream: u32) -> Result<(), u32> {
+    // Static indices for GET, http and /; then :authority, literal.
+    let head = b"\x82\x86\x84\x41\x09a.example";
+    let length = u32::try_from(head.len()).unwrap().to_be_bytes();
+    let id = stream.to_be_bytes();
+    io.write_all(&[&length[1..], &[1, 5], &id, head].concat()).await.unwrap();
+    loop {
+        let mut frame = [0; 9];
+        io.read_exact(&mut frame).await.unwrap();
+        let mut payload = vec![0; u32::from_be_bytes([0, frame[0], frame[1], frame[2]]) as usize];
+        io.read_exact(&mut payload).await.unwrap();
+        match (frame[3], u32::from_be_bytes([frame[5], frame[6], frame[7], frame[8]]) == stream) {
+            (1, true) => return Ok(()),
+            (3, true) => return Err(u32::from_be_bytes(payload.try_into().unwrap())),
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_http2_client_that_does_not_hear_goaway_is_refused_all_the_same() {
+    const REFUSED_STREAM: u32 = 7;
+    let served = serve(settings());
+    let mut io = served.connect().await;
+    // Neither our settings nor our ping is acknowledged.
+    io.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    raw_stream(&mut io, 1).await.unwrap();
+    served.listener.update(Settings { trusted_proxies: loopback(), ..settings() });
+    let refused = async {
+        let mut stream = 3;
+        while raw_stream(&mut io, stream).await.is_ok() {
+            stream += 2;
+            tokio::time::sleep(SHORT / 4).await;
+        }
+        raw_stream(&mut io, stream + 2).await
+    };
+    assert_eq!(timeout(PATIENCE, refused).await.expect("it is refused in the end"), Err(REFUSED_STREAM));
+    // With nothing in flight, the connection goes too.
+    let meters = served.meters.clone();
+    wait_until(|| meters.connections.get() == 0).await;
 }
 
 fn refusal(settings: tls::Settings) -> TlsError {

@@ -18,6 +18,7 @@ use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use rustls::{InconsistentKeys, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use sha2::{Digest, Sha256};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use x509_parser::prelude::{CertificateRevocationList, FromDer};
@@ -88,8 +89,33 @@ pub(crate) enum TlsError {
 pub(crate) struct Tls {
     /// Never empty.
     identities: Vec<Identity>,
+    client_rules: ClientRules,
     deadlines: Vec<Deadline>,
     notes: Vec<String>,
+}
+
+/// What clients' certificates are judged by: equal where the files are. The server's own certificates are no part of it;
+/// a renewal concerns nobody who is connected.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct ClientRules([u8; 32]);
+
+impl ClientRules {
+    fn of(settings: &Settings) -> Self {
+        let mut digest = Sha256::new();
+        digest.update([match settings.client_auth {
+            ClientAuth::None => 0,
+            ClientAuth::Request => 1,
+            ClientAuth::Require => 2,
+        }]);
+        for file in [&settings.client_ca, &settings.client_crl] {
+            digest.update([u8::from(file.is_some())]);
+            let bytes = file.as_deref().unwrap_or_default();
+            // So that no byte can move from one file to the next.
+            digest.update((bytes.len() as u64).to_be_bytes());
+            digest.update(bytes);
+        }
+        Self(digest.finalize().into())
+    }
 }
 
 struct Identity {
@@ -127,6 +153,7 @@ impl Tls {
         let mut deadlines = Vec::new();
         let mut notes = Vec::new();
         let verifier = client_verifier(&settings, &provider, &mut deadlines, &mut notes)?;
+        let client_rules = ClientRules::of(&settings);
         let mut identities = Vec::new();
         for files in settings.certificates {
             let label = files.label.clone();
@@ -145,7 +172,11 @@ impl Tls {
         if identities.is_empty() {
             return Err(TlsError::NoCertificate);
         }
-        Ok(Self { identities, deadlines, notes })
+        Ok(Self { identities, client_rules, deadlines, notes })
+    }
+
+    pub(super) fn client_rules(&self) -> ClientRules {
+        self.client_rules
     }
 
     /// Unix seconds: the earliest end of the server's own certificates.
