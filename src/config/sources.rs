@@ -4,7 +4,8 @@ use super::problem::{At, Severity};
 use super::reader::Table;
 use super::verification::{self, Credentials, Resends};
 use crate::gateway::source::{
-    Acknowledge, ClientCertRule, OnDuplicate, OnReplay, PathRule, Per, RateLimit, Roots, Settings, UpstreamPath,
+    Acknowledge, AlternativeName, ClientCertRule, OnDuplicate, OnReplay, PathRule, Per, RateLimit, Roots, Settings,
+    UpstreamPath,
 };
 use crate::server::{DistinguishedName, roots_verifier};
 use bytes::Bytes;
@@ -362,15 +363,7 @@ fn read_client_cert(rule: Table<'_>, listeners: &[String], around: &Around<'_>) 
             None
         }
     });
-    let names = rule
-        .texts("names")
-        .into_iter()
-        // Only URIs hold a colon, and only host names are compared without case.
-        .map(|name| if name.contains(':') { name } else { name.to_ascii_lowercase() })
-        .collect::<Vec<_>>();
-    if names.iter().any(|name| name.contains('*')) {
-        rule.error("names", "holds a `*`: a name is compared whole", "");
-    }
+    let names = rule.all_parsed("names", alternative_name);
     let subject = rule.parsed("subject", DistinguishedName::parse);
     let fingerprints = rule.all_parsed("fingerprints", |text| {
         let hex = text.strip_prefix("sha256:").ok_or_else(|| format!("{text:?} does not begin with `sha256:`"))?;
@@ -400,6 +393,21 @@ fn read_client_cert(rule: Table<'_>, listeners: &[String], around: &Around<'_>) 
     Some(ClientCertRule { required, roots, names, subject, fingerprints })
 }
 
+/// No DNS name has a colon, and no URI is without.
+fn alternative_name(text: &str) -> Result<AlternativeName, String> {
+    if text.contains('*') {
+        return Err(format!("{text:?} holds a `*`: a name is compared whole"));
+    }
+    if text.is_empty() || text.parse::<std::net::IpAddr>().is_ok() {
+        return Err(format!("{text:?} is neither a DNS name nor a URI; addresses belong into `allow_ips`"));
+    }
+    Ok(if text.contains(':') {
+        AlternativeName::Uri(text.to_owned())
+    } else {
+        AlternativeName::Dns(text.to_ascii_lowercase())
+    })
+}
+
 pub(super) fn network(text: &str) -> Result<IpNet, String> {
     let single = || text.parse::<std::net::IpAddr>().ok().map(IpNet::from);
     let network: IpNet = text
@@ -421,5 +429,22 @@ fn host(text: &str) -> Result<String, String> {
         Ok(text.trim_end_matches('.').to_ascii_lowercase())
     } else {
         Err(format!("{text:?} is no host name (no scheme, no port, no `*`)"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_a_colon_is_a_uri_and_keeps_its_case() {
+        let uri = |text: &str| Ok(AlternativeName::Uri(text.to_owned()));
+        for text in ["spiffe://Example/Sender", "urn:uuid:F81D4FAE-7DEC-11D0-A765-00A0C91E6BF6", "mailto:A@b.example"] {
+            assert_eq!(alternative_name(text), uri(text));
+        }
+        assert_eq!(alternative_name("Hooks.Example.com"), Ok(AlternativeName::Dns("hooks.example.com".to_owned())));
+        for wrong in ["", "*.example.com", "spiffe://example/*", "192.0.2.1", "2001:db8::1"] {
+            assert!(alternative_name(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! source's budget.
 
 use super::forwarded::Client;
-use super::source::{ClientCertRule, Source};
+use super::source::{AlternativeName, ClientCertRule, Source};
 use crate::client::ClientKey;
 use crate::clock::UnixMillis;
 use crate::refusal::Refusal;
@@ -124,8 +124,9 @@ impl ClientCertRule {
         if self.names.is_empty() && self.subject.is_none() && self.fingerprints.is_empty() {
             return true;
         }
-        let named = self.names.iter().any(|name| {
-            certificate.uris.contains(name) || certificate.dns_names.iter().any(|dns| dns.eq_ignore_ascii_case(name))
+        let named = self.names.iter().any(|name| match name {
+            AlternativeName::Dns(name) => certificate.dns_names.contains(name),
+            AlternativeName::Uri(uri) => certificate.uris.contains(uri),
         });
         let subject = self.subject.as_ref().is_some_and(|subject| subject.is(&certificate.subject));
         named || subject || self.fingerprints.contains(&certificate.sha256)
@@ -142,8 +143,46 @@ pub(super) fn not_guessing(source: &Source, client: ClientKey) -> Result<(), Ref
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::DistinguishedName;
     use http::Request;
     use proptest::prelude::*;
+
+    fn presented(dns: &[&str], uris: &[&str], subject: &str) -> ClientCertificate {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        ClientCertificate {
+            der: vec![0x30, 0].into(),
+            intermediates: Vec::new(),
+            sha256: [7; 32],
+            dns_names: owned(dns),
+            uris: owned(uris),
+            subject: DistinguishedName::parse(subject).expect("a name"),
+            subject_text: subject.to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_certificate_is_taken_for_a_name_of_the_same_kind_and_nothing_like_it() {
+        let rule = |names: Vec<AlternativeName>, subject: Option<&str>| {
+            let subject = subject.map(|subject| DistinguishedName::parse(subject).expect("a name"));
+            ClientCertRule { required: true, roots: None, names, subject, fingerprints: Vec::new() }
+        };
+        let takes = |rule: &ClientCertRule, dns: &[&str], uris: &[&str], subject: &str| {
+            rule.takes(&presented(dns, uris, subject), UnixMillis(0))
+        };
+        let uri = rule(vec![AlternativeName::Uri("spiffe://Example/Billing".to_owned())], None);
+        assert!(takes(&uri, &[], &["spiffe://other/x", "spiffe://Example/Billing"], "CN=x"));
+        assert!(!takes(&uri, &[], &["spiffe://example/billing"], "CN=x"));
+        assert!(!takes(&uri, &[], &["spiffe://Example/Billing/more"], "CN=x"));
+        assert!(!takes(&uri, &["spiffe://Example/Billing"], &[], "CN=x"));
+        let dns = rule(vec![AlternativeName::Dns("hooks.example".to_owned())], None);
+        assert!(takes(&dns, &["hooks.example"], &[], "CN=x"));
+        assert!(!takes(&dns, &["x.hooks.example"], &["hooks.example"], "CN=hooks.example"));
+        let subject = rule(Vec::new(), Some("CN=billing,O=Acme"));
+        assert!(takes(&subject, &[], &[], "cn = billing, o = Acme"));
+        assert!(!takes(&subject, &[], &[], r"CN=billing\,O\=Acme"));
+        assert!(!takes(&subject, &[], &[], r"CN=billing\, O=Acme"));
+        assert!(!takes(&subject, &[], &[], "CN=billing,O=Acme,C=DE"));
+    }
 
     fn parts(version: Version, uri: &str, headers: &[(&'static str, &'static str)]) -> Parts {
         let mut request = Request::builder().version(version).uri(uri);

@@ -93,11 +93,19 @@ pub(crate) struct ClientCertRule {
     pub(crate) required: bool,
     /// This source's own roots, where it has some.
     pub(crate) roots: Option<Roots>,
-    /// dNSName (lower case) or URI, exact.
-    pub(crate) names: Vec<String>,
+    pub(crate) names: Vec<AlternativeName>,
     /// The whole of it.
     pub(crate) subject: Option<DistinguishedName>,
     pub(crate) fingerprints: Vec<[u8; 32]>,
+}
+
+/// A name in a certificate, compared whole, and only with names of its kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum AlternativeName {
+    /// In lower case.
+    Dns(String),
+    /// As it is: only a scheme and a host have no case, and nobody but the CA wrote it.
+    Uri(String),
 }
 
 /// A source's own roots, and which leaf certificates they were found to sign.
