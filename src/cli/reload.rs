@@ -56,12 +56,12 @@ impl Running {
         let permits = Permits::new(config.max_connections);
         let mut bound = Vec::new();
         for plan in config.listeners {
-            let socket = take_inherited(&mut inherited, &plan.settings);
+            let socket = take_inherited(&mut inherited, &plan.settings)?;
             bound.push(bind(plan, socket, &metrics, &permits)?);
         }
         let admin = match config.admin {
             Some(Admin { settings, token }) => {
-                let socket = take_inherited(&mut inherited, &settings);
+                let socket = take_inherited(&mut inherited, &settings)?;
                 let permits = Permits::new(ADMIN_CONNECTIONS);
                 Some((bind(ListenerPlan { settings }, socket, &metrics, &permits)?, token))
             }
@@ -202,14 +202,31 @@ impl Running {
 }
 
 /// An inherited socket belongs to the listener of its name (FileDescriptorName=), or to the one with its address.
-fn take_inherited(inherited: &mut Inherited, settings: &server::Settings) -> Option<TcpListener> {
-    let by_name = |name: &Option<String>| name.as_deref().is_some_and(|name| name == &*settings.name);
-    let by_address = |socket: &TcpListener| socket.local_addr().is_ok_and(|address| address == settings.address);
+///
+/// What the configuration allows was judged by its address (passwords in the clear on loopback, say), so a socket of
+/// another one is refused, by whatever name it comes. Port 0 takes any port.
+fn take_inherited(inherited: &mut Inherited, settings: &server::Settings) -> Result<Option<TcpListener>, String> {
+    let (name, wanted) = (&settings.name, settings.address);
+    let by_name = |named: &Option<String>| named.as_deref().is_some_and(|named| named == &**name);
+    let by_address = |socket: &TcpListener| socket.local_addr().is_ok_and(|address| address == wanted);
     let position = inherited
         .iter()
-        .position(|(name, _)| by_name(name))
-        .or_else(|| inherited.iter().position(|(_, socket)| by_address(socket)))?;
-    Some(inherited.remove(position).1)
+        .position(|(named, _)| by_name(named))
+        .or_else(|| inherited.iter().position(|(_, socket)| by_address(socket)));
+    let Some(position) = position else { return Ok(None) };
+    let socket = inherited.remove(position).1;
+    let found = socket.local_addr().map_err(|error| format!("listeners.{name}: the inherited socket: {error}"))?;
+    let mut expected = wanted;
+    if expected.port() == 0 {
+        expected.set_port(found.port());
+    }
+    if found != expected {
+        return Err(format!(
+            "listeners.{name}: the inherited socket of this name listens on {found}, and `address` says {wanted}; make \
+             ListenStream= of the socket unit and `address` the same"
+        ));
+    }
+    Ok(Some(socket))
 }
 
 fn bind(
@@ -251,4 +268,66 @@ fn serve_admin(listener: Arc<Listener>, configured: SocketAddr, port: Arc<AdminP
     };
     let task = tokio::spawn(listener.clone().serve(handler, stopped));
     Serving { listener, configured, stop, task }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn settings(address: SocketAddr) -> server::Settings {
+        server::Settings {
+            name: "public".into(),
+            address,
+            tls: None,
+            proxy_protocol: false,
+            trusted_proxies: Vec::new().into(),
+            limits: server::Limits {
+                max_connections_per_client: 1,
+                max_header_bytes: 8192,
+                header_timeout: Duration::from_secs(1),
+                handshake_timeout: Duration::from_secs(1),
+                idle_timeout: Duration::from_secs(1),
+                max_concurrent_streams: 1,
+            },
+        }
+    }
+
+    fn socket(address: &str) -> (TcpListener, SocketAddr) {
+        let socket = TcpListener::bind(address).unwrap();
+        let address = socket.local_addr().unwrap();
+        (socket, address)
+    }
+
+    #[test]
+    fn an_inherited_socket_is_taken_by_name_only_where_its_address_is_the_configured_one() {
+        let take = |bound: &str, configured: &dyn Fn(SocketAddr) -> SocketAddr| {
+            let (socket, address) = socket(bound);
+            let configured = configured(address);
+            let taken = take_inherited(&mut vec![(Some("public".to_owned()), socket)], &settings(configured));
+            taken.map(|taken| taken.is_some()).map_err(|error| (error, address, configured))
+        };
+        let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        assert_eq!(take("127.0.0.1:0", &|bound| bound), Ok(true));
+        assert_eq!(take("127.0.0.1:0", &|_| loopback(0)), Ok(true));
+        // A listener in the clear that was judged by its being loopback, open to everybody.
+        for configured in [&(|bound: SocketAddr| loopback(bound.port())) as &dyn Fn(_) -> _, &|_| loopback(0)] {
+            let (error, found, wanted) = take("0.0.0.0:0", configured).unwrap_err();
+            assert!(error.starts_with("listeners.public: "), "{error}");
+            assert!(error.contains(&format!("listens on {found}, and `address` says {wanted}")), "{error}");
+            assert!(error.contains("ListenStream="), "{error}");
+        }
+        assert!(take("127.0.0.1:0", &|bound| loopback(bound.port() ^ 1)).is_err());
+    }
+
+    #[test]
+    fn an_inherited_socket_of_another_name_is_taken_by_its_address() {
+        let (one, address) = socket("127.0.0.1:0");
+        let (other, _) = socket("127.0.0.1:0");
+        let mut inherited = vec![(Some("else".to_owned()), other), (None, one)];
+        let taken = take_inherited(&mut inherited, &settings(address)).unwrap().unwrap();
+        assert_eq!(taken.local_addr().unwrap(), address);
+        assert_eq!(inherited.len(), 1);
+        assert!(take_inherited(&mut inherited, &settings(address)).unwrap().is_none());
+    }
 }
