@@ -2,7 +2,8 @@
 //!
 //! Invariant: no header value but the ids that the source is configured to read, no body, no credential, no query
 //! string. Text that a stranger chose is escaped, so that nobody can write a line of their own. The request path never
-//! waits for the log: lines go through a bounded queue to one thread, and what does not fit is counted as lost.
+//! waits for the log: lines go through a bounded queue to one thread, and what does not fit is counted as lost. Nobody
+//! else waits for it without a bound either: its reader may have stopped reading.
 
 use super::metrics::Metrics;
 use super::outcome::Outcome;
@@ -11,11 +12,12 @@ use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -24,6 +26,13 @@ const QUEUE: usize = 8192;
 
 /// Text of a stranger's choosing (event ids, names in certificates) is cut at this many bytes.
 const LONGEST_FIELD: usize = 256;
+
+/// Of a new file, at most: whose requests came when is nobody else's business. The umask may take more away.
+const FILE_MODE: u32 = 0o640;
+
+/// For how long the end of the process waits for the log, and how often it looks for room in the queue.
+const FLUSH_WITHIN: Duration = Duration::from_secs(2);
+const LOOK_FOR_ROOM_EVERY: Duration = Duration::from_millis(5);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
@@ -65,14 +74,31 @@ pub(crate) struct Record<'a> {
 
 enum Job {
     Line(String),
-    Reopen(Target),
+    Reopen(Order),
     Flush(SyncSender<()>),
+}
+
+/// Where the writer is to go on.
+struct Order {
+    /// From 1, in the order in which they were given.
+    number: u64,
+    target: Target,
+}
+
+/// Orders for which there was no room in the queue, the last of them: the writer looks here before it writes. Guards only
+/// this value; held for a moment.
+#[derive(Default)]
+struct Urgent {
+    given: u64,
+    order: Option<Order>,
 }
 
 pub(crate) struct Audit {
     jobs: SyncSender<Job>,
     format: Format,
     metrics: Arc<Metrics>,
+    urgent: Arc<Mutex<Urgent>>,
+    /// As the target says, so that no line is made in vain.
     off: AtomicBool,
 }
 
@@ -81,8 +107,10 @@ impl Audit {
     pub(crate) fn start(target: &Target, format: Format, metrics: Arc<Metrics>) -> std::io::Result<Self> {
         let sink = Sink::open(target)?;
         let (jobs, queue) = sync_channel(QUEUE);
-        std::thread::Builder::new().name("audit".to_owned()).spawn(move || write_lines(&queue, sink))?;
-        Ok(Self { jobs, format, metrics, off: AtomicBool::new(*target == Target::Off) })
+        let urgent = Arc::<Mutex<Urgent>>::default();
+        let writer = Writer { sink, follows: 0, failing: false, urgent: Arc::clone(&urgent) };
+        std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run(&queue))?;
+        Ok(Self { jobs, format, metrics, urgent, off: AtomicBool::new(*target == Target::Off) })
     }
 
     pub(crate) fn write(&self, record: &Record<'_>) {
@@ -98,21 +126,34 @@ impl Audit {
         }
     }
 
-    /// Opens the file anew, as log rotation asks with SIGHUP.
+    /// Opens the file anew, as log rotation asks with SIGHUP, or goes on elsewhere. Does not wait for it.
     pub(crate) fn reopen(&self, target: &Target) {
-        self.off.store(*target == Target::Off, Ordering::Relaxed);
-        if self.jobs.send(Job::Reopen(target.clone())).is_err() {
-            tracing::error!("the audit log's writer is gone");
+        let mut urgent = self.urgent.lock().unwrap_or_else(PoisonError::into_inner);
+        urgent.given += 1;
+        let order = Order { number: urgent.given, target: target.clone() };
+        match self.jobs.try_send(Job::Reopen(order)) {
+            Err(TrySendError::Full(Job::Reopen(order))) => urgent.order = Some(order),
+            Err(TrySendError::Disconnected(_)) => tracing::error!("the audit log's writer is gone"),
+            Ok(()) | Err(TrySendError::Full(_)) => {}
         }
+        drop(urgent);
+        self.off.store(*target == Target::Off, Ordering::Relaxed);
     }
 
-    /// Waits, with a bound, until what has been said is written.
+    /// Waits, with a bound, until what has been said is written. A log that hangs must not hold up the end of the process.
     pub(crate) fn flush(&self) {
+        let deadline = Instant::now() + FLUSH_WITHIN;
         let (done, written) = sync_channel(1);
-        if self.jobs.send(Job::Flush(done)).is_ok() {
-            // A log that hangs must not hold up the end of the process.
-            let _ = written.recv_timeout(Duration::from_secs(2));
+        let mut job = Job::Flush(done);
+        loop {
+            match self.jobs.try_send(job) {
+                Ok(()) => break,
+                Err(TrySendError::Full(back)) if Instant::now() < deadline => job = back,
+                Err(_) => return,
+            }
+            std::thread::sleep(LOOK_FOR_ROOM_EVERY);
         }
+        let _ = written.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
 }
 
@@ -127,7 +168,7 @@ impl Sink {
         Ok(match target {
             Target::Off => Self::Off,
             Target::Stderr => Self::Stderr,
-            Target::File(path) => Self::File(OpenOptions::new().create(true).append(true).open(path)?),
+            Target::File(path) => Self::File(OpenOptions::new().create(true).append(true).mode(FILE_MODE).open(path)?),
         })
     }
 
@@ -140,53 +181,76 @@ impl Sink {
     }
 }
 
-fn write_lines(queue: &Receiver<Job>, mut sink: Sink) {
-    let mut batch = Vec::with_capacity(16 * 1024);
-    let mut failing = false;
-    loop {
-        let mut next = match queue.recv_timeout(Duration::from_secs(3600)) {
-            Ok(job) => Some(job),
-            Err(RecvTimeoutError::Timeout) => continue,
-            Err(RecvTimeoutError::Disconnected) => return,
-        };
-        let mut flushed = None;
-        while let Some(job) = next {
-            match job {
-                Job::Line(line) => batch.extend_from_slice(line.as_bytes()),
-                Job::Flush(done) => flushed = Some(done),
-                Job::Reopen(target) => {
-                    put(&mut sink, &mut batch, &mut failing);
-                    match Sink::open(&target) {
-                        Ok(opened) => sink = opened,
-                        Err(error) => {
-                            tracing::error!(%error, ?target, "the audit log cannot be reopened; the old one is written on")
-                        }
-                    }
-                }
-            }
-            next = if batch.len() < 64 * 1024 { queue.try_recv().ok() } else { None };
-        }
-        put(&mut sink, &mut batch, &mut failing);
-        if let Some(done) = flushed {
-            // Whoever asked may have stopped waiting.
-            let _ = done.send(());
-        }
-    }
+/// The one thread that writes.
+struct Writer {
+    sink: Sink,
+    /// The number of the last order that was followed.
+    follows: u64,
+    failing: bool,
+    urgent: Arc<Mutex<Urgent>>,
 }
 
-fn put(sink: &mut Sink, batch: &mut Vec<u8>, failing: &mut bool) {
-    if batch.is_empty() {
-        return;
-    }
-    match sink.write(batch) {
-        Ok(()) => *failing = false,
-        Err(error) if !*failing => {
-            *failing = true;
-            tracing::error!(%error, "the audit log cannot be written; its lines are lost until it can");
+impl Writer {
+    fn run(mut self, queue: &Receiver<Job>) {
+        let mut batch = Vec::with_capacity(16 * 1024);
+        loop {
+            let mut next = match queue.recv_timeout(Duration::from_secs(3600)) {
+                Ok(job) => Some(job),
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let mut flushed = None;
+            while let Some(job) = next {
+                match job {
+                    Job::Line(line) => batch.extend_from_slice(line.as_bytes()),
+                    Job::Flush(done) => flushed = Some(done),
+                    Job::Reopen(order) => {
+                        self.put(&mut batch);
+                        self.follow(order);
+                    }
+                }
+                next = if batch.len() < 64 * 1024 { queue.try_recv().ok() } else { None };
+            }
+            let urgent = self.urgent.lock().unwrap_or_else(PoisonError::into_inner).order.take();
+            if let Some(order) = urgent {
+                self.follow(order);
+            }
+            self.put(&mut batch);
+            if let Some(done) = flushed {
+                // Whoever asked may have stopped waiting.
+                let _ = done.send(());
+            }
         }
-        Err(_) => {}
     }
-    batch.clear();
+
+    fn follow(&mut self, Order { number, target }: Order) {
+        // An urgent one overtakes those in the queue.
+        if number < self.follows {
+            return;
+        }
+        self.follows = number;
+        match Sink::open(&target) {
+            Ok(opened) => self.sink = opened,
+            Err(error) => {
+                tracing::error!(%error, ?target, "the audit log cannot be reopened; the old one is written on")
+            }
+        }
+    }
+
+    fn put(&mut self, batch: &mut Vec<u8>) {
+        if batch.is_empty() {
+            return;
+        }
+        match self.sink.write(batch) {
+            Ok(()) => self.failing = false,
+            Err(error) if !self.failing => {
+                self.failing = true;
+                tracing::error!(%error, "the audit log cannot be written; its lines are lost until it can");
+            }
+            Err(_) => {}
+        }
+        batch.clear();
+    }
 }
 
 fn timestamp(at: UnixMillis) -> String {
@@ -316,5 +380,113 @@ mod tests {
         }
         let long = "é".repeat(1000);
         assert!(text(&record(&long)).len() < 1000);
+    }
+
+    /// A folder of its own, gone with the value.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("hookward-audit-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        fn file(&self, name: &str) -> Target {
+            Target::File(self.0.join(name))
+        }
+
+        fn text(&self, name: &str) -> String {
+            std::fs::read_to_string(self.0.join(name)).unwrap()
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            // What cannot be removed lies in the folder for temporary files.
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn start(target: &Target) -> Audit {
+        Audit::start(target, Format::Text, Arc::new(Metrics::new())).unwrap()
+    }
+
+    #[test]
+    fn the_log_follows_its_target_from_off_to_a_file_and_back() {
+        let folder = Folder::new("follow");
+        let audit = start(&Target::Off);
+        audit.write(&record("e0"));
+        for (target, event_id) in [
+            (folder.file("a"), "e1"),
+            (folder.file("b"), "e2"),
+            (Target::Off, "e3"),
+            (folder.file("a"), "e4"),
+            (folder.file("b"), "e5"),
+        ] {
+            audit.reopen(&target);
+            audit.write(&record(event_id));
+        }
+        audit.flush();
+        let ids = |name: &str| {
+            let text = folder.text(name);
+            text.lines().map(|line| line.split("event_id=").nth(1).unwrap()[..2].to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(ids("a"), ["e1", "e4"]);
+        assert_eq!(ids("b"), ["e2", "e5"]);
+    }
+
+    #[test]
+    fn a_target_that_cannot_be_opened_leaves_the_old_one() {
+        let folder = Folder::new("old");
+        let audit = start(&folder.file("a"));
+        audit.reopen(&folder.file("no/such/folder"));
+        audit.write(&record("e1"));
+        audit.flush();
+        assert!(folder.text("a").contains("event_id=e1"));
+    }
+
+    #[test]
+    fn a_new_file_is_nobody_elses_and_an_old_one_stays_as_it_is() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = Folder::new("mode");
+        let mode = |name: &str| std::fs::metadata(folder.0.join(name)).unwrap().permissions().mode() & 0o777;
+        std::fs::write(folder.0.join("old"), "").unwrap();
+        std::fs::set_permissions(folder.0.join("old"), std::fs::Permissions::from_mode(0o604)).unwrap();
+        let audit = start(&folder.file("new"));
+        assert_eq!(mode("new") & !0o640, 0);
+        assert_eq!(mode("new") & 0o600, 0o600);
+        audit.reopen(&folder.file("old"));
+        audit.flush();
+        assert_eq!(mode("old"), 0o604);
+    }
+
+    #[test]
+    fn a_reader_that_stopped_reading_holds_up_nobody_and_no_reopening_is_lost() {
+        use rustix::fs::{CWD, Mode, mkfifoat};
+        let folder = Folder::new("stuck");
+        let pipe = folder.0.join("pipe");
+        mkfifoat(CWD, &pipe, Mode::RUSR | Mode::WUSR).unwrap();
+        let opening = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || File::open(pipe).unwrap()
+        });
+        let metrics = Arc::new(Metrics::new());
+        let audit = Audit::start(&Target::File(pipe), Format::Text, metrics.clone()).unwrap();
+        let mut reader = opening.join().unwrap();
+        // The pipe is full, and so is the queue.
+        while metrics.audit_dropped.get() == 0 {
+            audit.write(&record("e1"));
+        }
+        let began = Instant::now();
+        audit.reopen(&folder.file("next"));
+        assert!(began.elapsed() < FLUSH_WITHIN / 2, "{:?}", began.elapsed());
+        audit.flush();
+        assert!(began.elapsed() < 2 * FLUSH_WITHIN, "{:?}", began.elapsed());
+        // Whoever reads it at last ends at its end: the writer has gone on to the file.
+        std::io::copy(&mut reader, &mut std::io::sink()).unwrap();
+        audit.write(&record("e2"));
+        audit.flush();
+        assert!(folder.text("next").contains("event_id=e2"));
     }
 }
