@@ -386,7 +386,7 @@ fn read_client_cert(rule: Table<'_>, listeners: &[String], around: &Around<'_>) 
             r#"ca = "certs/github-ca.pem""#,
         );
     }
-    if roots.is_none() && names.is_empty() && subject.is_none() && fingerprints.is_empty() {
+    if !["ca", "names", "subject", "fingerprints"].iter().any(|key| rule.has(key)) {
         rule.remark("", "any certificate of the listener's CA will do", r#"names = ["hooks.example.com"]"#);
     }
     rule.finish();
