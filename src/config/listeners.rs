@@ -40,6 +40,10 @@ pub(super) fn read(
     let mut plans: Vec<ListenerPlan> = Vec::new();
     let mut facts = BTreeMap::new();
     for (name, table) in file.named("listeners") {
+        if name == "admin" {
+            // Metrics and inherited sockets are told apart by these names.
+            table.error("", "the name is that of the operator's port", "another name");
+        }
         let address = address(&table, r#"address = "0.0.0.0:8443""#);
         let trusted = table.all_parsed("trusted_proxies", sources::network);
         let proxy_protocol = table.flag("proxy_protocol", false);

@@ -10,6 +10,7 @@ mod problem;
 mod properties;
 mod providers;
 mod reader;
+mod scheme;
 mod secret_ref;
 mod sources;
 mod units;

@@ -1,0 +1,318 @@
+//! The `verify` table: where the proof is, what it signs, and with which keys.
+
+use super::reader::Table;
+use super::verification::{header_name, header_value};
+use crate::secret::Secret;
+use crate::verify::{
+    Algorithm, Answer, AnswerBody, Encoding, Handshake, Key, KeyEncoding, KeyFormat, Layout, Locator, Place, Scheme,
+    SignatureAt, Template, Timestamp, TimestampPlace, Unit,
+};
+use bytes::Bytes;
+use http::StatusCode;
+use std::time::Duration;
+
+/// Below this many bytes a key can be found by trying: RFC 2104 §3 wants one as long as the hash.
+const SHORT_KEY: usize = 16;
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+pub(super) fn read_scheme(
+    source: &Table<'_>,
+    table: &Table<'_>,
+    secrets: &[Secret],
+    public_url: Option<&str>,
+) -> Option<Scheme> {
+    let algorithms = [
+        ("hmac-sha256", Algorithm::HmacSha256),
+        ("hmac-sha1", Algorithm::HmacSha1),
+        ("hmac-sha384", Algorithm::HmacSha384),
+        ("hmac-sha512", Algorithm::HmacSha512),
+        ("ed25519", Algorithm::Ed25519),
+    ];
+    if !table.has("algorithm") {
+        table.error("", "`algorithm` is missing", r#"algorithm = "hmac-sha256""#);
+    }
+    let algorithm = table.choice("algorithm", None, &algorithms);
+    // Where there is none, the rest is read all the same: everything that is wrong is told at once.
+    let keys = match algorithm {
+        Some(algorithm) => read_keys(source, table, algorithm, secrets),
+        None => {
+            table.ignore(&["key"]);
+            None
+        }
+    };
+    let signature = read_signature(table);
+    let message = table.needed_text("message", r#"message = "{timestamp}.{body}""#).and_then(|text| {
+        match Template::parse(&text) {
+            Ok(template) => Some(template),
+            Err(error) => {
+                table.error("message", format!("at character {}: {}", error.position + 1, error.what), &error.try_this);
+                None
+            }
+        }
+    });
+    let timestamp = table.has("timestamp").then(|| read_timestamp(table));
+    let required_headers = table.all_parsed("required_headers", header_name);
+    let handshakes: Vec<_> = table.tables("handshakes").into_iter().filter_map(read_handshake).collect();
+    let unsigned_body = table.flag("allow_unsigned_body", false);
+    let timestamp = match timestamp {
+        Some(None) => return None,
+        Some(found) => found,
+        None => None,
+    };
+    let (keys, signature, message) = (keys?, signature?, message?);
+
+    if message.uses_url() && public_url.is_none() {
+        source.error(
+            "",
+            "the signature covers the URL that the provider was told, and `public_url` is missing",
+            r#"public_url = "https://hooks.example.com/path""#,
+        );
+    }
+    if message.uses_timestamp() && timestamp.is_none() {
+        table.error(
+            "message",
+            "names {timestamp}, and there is no `timestamp`",
+            r#"timestamp = { header = "X-Timestamp", unit = "s", tolerance = "5m" }"#,
+        );
+        return None;
+    }
+    if timestamp.is_some() && !message.covers_timestamp() {
+        table.warn(
+            "timestamp",
+            "is not part of `message`, so anyone can write a fresh one: it proves nothing",
+            "name {timestamp} in `message`, if the provider signs it",
+        );
+    }
+    if !message.covers_body() && !unsigned_body {
+        table.error(
+            "message",
+            "does not name {body}: a stranger who sees one delivery can send any body under its signature",
+            "name {body}, or say allow_unsigned_body = true",
+        );
+    }
+    if matches!(algorithm, Some(Algorithm::HmacSha1)) {
+        table.remark("algorithm", "HMAC with SHA-1 is not broken, but no new sender should choose it", "");
+    }
+    Some(Scheme {
+        algorithm: algorithm?,
+        keys,
+        signature,
+        message,
+        timestamp,
+        required_headers,
+        handshakes,
+        single_use: false,
+    })
+}
+
+fn read_keys(source: &Table<'_>, table: &Table<'_>, algorithm: Algorithm, secrets: &[Secret]) -> Option<Vec<Key>> {
+    let is_hmac = algorithm != Algorithm::Ed25519;
+    let of = table.table_or_empty("key");
+    let encodings = [
+        ("utf8", KeyEncoding::Utf8),
+        ("hex", KeyEncoding::Hex),
+        ("base64", KeyEncoding::Base64),
+        ("base64url", KeyEncoding::Base64Url),
+        ("pem", KeyEncoding::Pem),
+    ];
+    let encoding = of.choice("encoding", Some(if is_hmac { "utf8" } else { "hex" }), &encodings)?;
+    let format = KeyFormat { encoding, strip_prefix: of.text("strip_prefix") };
+    of.finish();
+    let mut keys = Vec::new();
+    for (position, secret) in secrets.iter().enumerate() {
+        match Key::decode(secret, &format) {
+            Ok(key) => {
+                if is_hmac && key.bytes().len() < SHORT_KEY {
+                    let what = format!(
+                        "secret {} makes a key of {} bytes; one under {SHORT_KEY} can be found by trying",
+                        position + 1,
+                        key.bytes().len()
+                    );
+                    source.warn("secrets", what, "openssl rand -hex 32");
+                }
+                keys.push(key);
+            }
+            Err(error) => source.error(
+                "secrets",
+                format!("secret {}: {error}", position + 1),
+                "compare `verify.key.encoding` with the provider's page",
+            ),
+        }
+    }
+    (keys.len() == secrets.len()).then_some(keys)
+}
+
+fn read_signature(table: &Table<'_>) -> Option<SignatureAt> {
+    let Some(at) = table.table("signature") else {
+        if !table.has("signature") {
+            table.error("", "`signature` is missing", r#"signature = { header = "X-Signature", encoding = "hex" }"#);
+        }
+        return None;
+    };
+    let headers = if at.has("headers") {
+        at.all_parsed("headers", header_name)
+    } else {
+        at.parsed("header", header_name).into_iter().collect()
+    };
+    let places = [
+        (at.has("header") || at.has("headers")).then_some(Place::Header(headers)),
+        at.text("query").map(Place::Query),
+        at.text("form").map(Place::Form),
+        at.text("json").map(Place::Json),
+    ];
+    let place = exactly_one(&at, places, r#"header = "X-Signature""#, "one of header, headers, query, form, json");
+    let encodings = [("hex", Encoding::Hex), ("base64", Encoding::Base64), ("base64url", Encoding::Base64Url)];
+    let encoding = at.choice("encoding", Some("hex"), &encodings);
+    let prefix = || at.text("prefix").unwrap_or_default();
+    let separator = || character(&at, "separator", ',');
+    #[derive(Clone, Copy)]
+    enum Shape {
+        Plain,
+        Pairs,
+        List,
+        Positional,
+    }
+    let shapes =
+        [("plain", Shape::Plain), ("pairs", Shape::Pairs), ("list", Shape::List), ("positional", Shape::Positional)];
+    let shape = at.choice("layout", Some("plain"), &shapes);
+    let used: &[&str] = match shape {
+        Some(Shape::Plain) => &["prefix"],
+        Some(Shape::List) => &["separator", "prefix"],
+        Some(Shape::Positional) => &["separator", "timestamp_index"],
+        Some(Shape::Pairs) => &["separator", "equals", "key"],
+        None => &["prefix", "separator", "equals", "key", "timestamp_index"],
+    };
+    for key in ["prefix", "separator", "equals", "key", "timestamp_index"] {
+        if at.has(key) && !used.contains(&key) {
+            at.ignore(&[key]);
+            at.error(
+                key,
+                "has no effect with this `layout`",
+                &format!("remove it; this layout takes {}", used.join(", ")),
+            );
+        }
+    }
+    let layout = match shape {
+        Some(Shape::Plain) => Some(Layout::Plain { prefix: prefix() }),
+        Some(Shape::List) => Some(Layout::List { separator: separator(), prefix: prefix() }),
+        Some(Shape::Positional) => {
+            let timestamp_index = usize::try_from(at.count("timestamp_index", 0, 0..=1)).unwrap_or(0);
+            Some(Layout::Positional { separator: separator(), timestamp_index })
+        }
+        Some(Shape::Pairs) => {
+            let equals = character(&at, "equals", '=');
+            at.needed_text("key", r#"key = "v1": the name of the pair that holds the signature"#)
+                .map(|key| Layout::Pairs { separator: separator(), equals, key })
+        }
+        None => None,
+    };
+    at.finish();
+    Some(SignatureAt { place: place?, layout: layout?, encoding: encoding? })
+}
+
+fn read_timestamp(table: &Table<'_>) -> Option<Timestamp> {
+    let at = table.table("timestamp")?;
+    let position = at.has("position").then(|| at.flag("position", true)).filter(|flag| *flag);
+    let places = [
+        at.parsed("header", header_name).map(TimestampPlace::Header),
+        at.text("key").map(TimestampPlace::Pair),
+        at.text("json").map(TimestampPlace::Json),
+        position.map(|_| TimestampPlace::Position),
+    ];
+    let place = exactly_one(&at, places, r#"header = "X-Timestamp""#, "one of header, key, json, position");
+    let units = [
+        ("s", Unit::Seconds),
+        ("ms", Unit::Millis),
+        ("rfc3339", Unit::Rfc3339),
+        ("http-date", Unit::HttpDate),
+        ("auto", Unit::Auto),
+    ];
+    let unit = at.choice("unit", Some("s"), &units);
+    let tolerance = at.duration("tolerance", Duration::from_secs(300), Duration::from_secs(1)..=DAY);
+    at.finish();
+    Some(Timestamp { place: place?, unit: unit?, tolerance })
+}
+
+fn read_handshake(table: Table<'_>) -> Option<Handshake> {
+    let mut match_json = Vec::new();
+    let mut absent_json = Vec::new();
+    for condition in table.tables("match") {
+        let pointer = condition.needed_text("json", r#"match = { json = "/type", equals = "url_verification" }"#);
+        let value = condition.scalar("equals");
+        match (condition.flag("absent", false), condition.has("equals")) {
+            (true, false) => absent_json.extend(pointer),
+            (false, true) => match_json.extend(pointer.zip(value)),
+            _ => condition.error(
+                "",
+                "says either `equals` or `absent = true`",
+                r#"match = { json = "/type", equals = "url_verification" }"#,
+            ),
+        }
+        condition.finish();
+    }
+    if match_json.is_empty() {
+        table.error(
+            "",
+            "a handshake needs a `match`, or it would swallow every delivery",
+            r#"match = { json = "/type", equals = "url_verification" }"#,
+        );
+    }
+    let status =
+        u16::try_from(table.count("status", 200, 200..=299)).ok().and_then(|code| StatusCode::from_u16(code).ok());
+    let content_type = table.parsed("content_type", header_value);
+    let body = match (table.text("echo"), table.text("body")) {
+        (Some(pointer), None) => Some(AnswerBody::Echo(pointer)),
+        (None, body) => Some(AnswerBody::Fixed(Bytes::from(body.unwrap_or_default()))),
+        (Some(_), Some(_)) => {
+            table.error("echo", "stands beside `body`", "keep one of the two");
+            None
+        }
+    };
+    table.finish();
+    (!match_json.is_empty()).then_some(())?;
+    Some(Handshake { match_json, absent_json, answer: Answer { status: status?, content_type, body: body? } })
+}
+
+/// One place, or several of which the first present counts.
+pub(super) fn locators(table: &Table<'_>, name: &'static str) -> Vec<Locator> {
+    table.tables(name).into_iter().filter_map(locator).collect()
+}
+
+fn locator(at: Table<'_>) -> Option<Locator> {
+    let places = [
+        at.parsed("header", header_name).map(Locator::Header),
+        at.text("json").map(Locator::Json),
+        at.text("query").map(Locator::Query),
+        at.text("form").map(Locator::Form),
+    ];
+    let found = exactly_one(&at, places, r#"header = "X-Delivery-Id""#, "one of header, json, query, form");
+    at.finish();
+    found
+}
+
+fn exactly_one<T, const N: usize>(table: &Table<'_>, found: [Option<T>; N], example: &str, choices: &str) -> Option<T> {
+    let mut found = found.into_iter().flatten();
+    match (found.next(), found.next()) {
+        (Some(one), None) => Some(one),
+        (None, _) => {
+            table.error("", format!("says no place: {choices}"), example);
+            None
+        }
+        (Some(_), Some(_)) => {
+            table.error("", "says more than one place", choices);
+            None
+        }
+    }
+}
+
+fn character(table: &Table<'_>, name: &'static str, default: char) -> char {
+    let one = |text: &str| {
+        let mut chars = text.chars();
+        match (chars.next(), chars.next()) {
+            (Some(c), None) if c.is_ascii() => Ok(c),
+            _ => Err(format!("{text:?} is not one ASCII character")),
+        }
+    };
+    table.parsed(name, one).unwrap_or(default)
+}
