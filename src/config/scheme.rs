@@ -1,7 +1,7 @@
 //! The `verify` table: where the proof is, what it signs, and with which keys.
 
 use super::reader::Table;
-use super::verification::{header_name, header_value};
+use super::units::{header_name, header_value};
 use crate::secret::Secret;
 use crate::verify::{
     Algorithm, Answer, AnswerBody, Encoding, Handshake, Key, KeyEncoding, KeyFormat, Layout, Locator, Place, Scheme,

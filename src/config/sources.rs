@@ -2,6 +2,7 @@
 
 use super::problem::{At, Severity};
 use super::reader::Table;
+use super::units::header_value;
 use super::verification::{self, Credentials, Resends};
 use crate::gateway::source::{
     Acknowledge, AlternativeName, ClientCertRule, OnDuplicate, OnReplay, PathRule, Per, RateLimit, Roots, Settings,
@@ -348,7 +349,7 @@ fn acknowledge(table: &Table<'_>) -> Option<Acknowledge> {
     let of = table.table("acknowledge")?;
     let status = status(of.count("status", 202, 200..=299));
     let body = of.text("body").unwrap_or_default();
-    let content_type = of.parsed("content_type", verification::header_value);
+    let content_type = of.parsed("content_type", header_value);
     of.finish();
     let default = (!body.is_empty()).then_some(HeaderValue::from_static("text/plain; charset=utf-8"));
     Some(Acknowledge { status: status?, body: Bytes::from(body), content_type: content_type.or(default) })

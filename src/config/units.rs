@@ -1,5 +1,7 @@
-//! Durations and sizes as people write them, and words that were nearly right.
+//! Durations, sizes and headers as people write them, and words that were nearly right.
 
+use http::HeaderValue;
+use http::header::HeaderName;
 use std::time::Duration;
 
 /// The candidate at most two edits away, if there is one.
@@ -78,6 +80,14 @@ pub(super) fn show_size(size: u64) -> String {
         }
     }
     format!("{size}B")
+}
+
+pub(super) fn header_name(text: &str) -> Result<HeaderName, String> {
+    text.parse().map_err(|_| format!("{text:?} is not a header name"))
+}
+
+pub(super) fn header_value(text: &str) -> Result<HeaderValue, String> {
+    HeaderValue::from_str(text).map_err(|_| format!("{text:?} is not a header value"))
 }
 
 #[cfg(test)]

@@ -2,11 +2,11 @@
 
 use super::reader::Table;
 use super::scheme::{locators, read_scheme};
+use super::units::header_name;
 use crate::secret::Secret;
 use crate::state::Quota;
 use crate::verify::{Basic, Settings, Token, Verifier};
 use http::HeaderValue;
-use http::header::HeaderName;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
@@ -184,14 +184,6 @@ fn warn_if_short(table: &Table<'_>, key: &str, secret: &Secret, least: usize) {
             "openssl rand -hex 32",
         );
     }
-}
-
-pub(super) fn header_name(text: &str) -> Result<HeaderName, String> {
-    text.parse().map_err(|_| format!("{text:?} is not a header name"))
-}
-
-pub(super) fn header_value(text: &str) -> Result<HeaderValue, String> {
-    HeaderValue::from_str(text).map_err(|_| format!("{text:?} is not a header value"))
 }
 
 /// `{ rate = "100/s", burst = 200 }`.

@@ -3,11 +3,11 @@
 //! Invariant: a claim that was taken is committed on the upstream's 2xx and released on everything else, 4xx included:
 //! the provider will try again, and its retry must get through.
 
+use super::Door;
 use super::budget::{Place, Share};
-use super::receive::{Judged, Reply, refuse, refuse_after};
+use super::respond::{self, Reply};
 use super::source::{OnDuplicate, OnReplay, PathRule, Source, UpstreamPath};
 use super::visit::Visit;
-use super::{Door, respond};
 use crate::client::ClientKey;
 use crate::clock::UnixMillis;
 use crate::deliver::{Answer, Fault, SendError};
@@ -37,6 +37,12 @@ const COMMIT_WAIT: Duration = Duration::from_secs(5);
 /// How often a commit that failed after the upstream's 2xx is tried again, until its lease ends.
 const COMMIT_RETRY: Duration = Duration::from_millis(250);
 
+/// Judged: proven, or (in observe mode alone) known to be one that enforcing would refuse.
+pub(super) enum Judged {
+    Proven(Box<Verified>),
+    Unproven(Box<Delivery>, Refusal),
+}
+
 /// One delivery on its way.
 pub(super) struct Journey {
     pub(super) door: Arc<Door>,
@@ -63,7 +69,7 @@ impl Journey {
             match self.claim(verified).await {
                 Step::Go(claimed) => reservation = claimed,
                 Step::Stop(refusal) | Step::Acknowledge(refusal) if observes => visit.would_refuse = Some(refusal),
-                Step::Stop(refusal) => return refuse(visit, refusal),
+                Step::Stop(refusal) => return visit.refuse(refusal),
                 Step::Acknowledge(refusal) => {
                     let reply = respond::acknowledge(&self.source.settings.acknowledge, &visit.request_id);
                     visit.record(Outcome::Refused(refusal), reply.status());
@@ -78,7 +84,7 @@ impl Journey {
                     reservation.release();
                 }
                 if !observes {
-                    return refuse_after(visit, Refusal::RateLimited, Some(wait));
+                    return visit.refuse_for(Refusal::RateLimited, Some(wait));
                 }
                 visit.would_refuse = Some(Refusal::RateLimited);
             }
@@ -190,7 +196,7 @@ impl Journey {
         if let Some(reservation) = reservation {
             reservation.release();
         }
-        refuse(visit, refusal)
+        visit.refuse(refusal)
     }
 
     /// Sends, and renews the lease while that takes its time: the lease is longer than any sending, but it is counted

@@ -5,21 +5,21 @@
 //! claim or leave a request without a record.
 
 use super::budget::{Place, Share};
-use super::journey::Journey;
+use super::journey::{Journey, Judged};
+use super::respond::{self, Details, Reply};
 use super::source::Source;
 use super::visit::Visit;
-use super::{Door, Gateway, admit, body, forwarded, respond};
+use super::{Door, Gateway, admit, body, forwarded};
 use crate::client::ClientKey;
 use crate::delivery::Delivery;
 use crate::refusal::Refusal;
 use crate::server::Peer;
 use crate::telemetry::Outcome;
-use crate::verify::{Refused, Verified};
+use crate::verify::Refused;
 use http::header;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Response, Version};
+use http::{HeaderMap, HeaderValue, Request, Version};
 use hyper::body::Incoming;
-use respond::{Details, ReplyBody};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
@@ -29,14 +29,6 @@ const LARGE_BODY: usize = 256 * 1024;
 
 /// How long a client that failed too often waits for its signature to be judged at all.
 const LONGEST_TURN: Duration = Duration::from_secs(1);
-
-pub(super) type Reply = Response<ReplyBody>;
-
-/// Judged: proven, or (in observe mode alone) known to be one that enforcing would refuse.
-pub(super) enum Judged {
-    Proven(Box<Verified>),
-    Unproven(Box<Delivery>, Refusal),
-}
 
 impl Door {
     pub(crate) async fn receive(self: Arc<Self>, request: Request<Incoming>, peer: Arc<Peer>) -> Reply {
@@ -73,18 +65,18 @@ impl Door {
 
         let authority = match find(gateway, &parts, peer, &mut visit) {
             Ok(authority) => authority,
-            Err(refusal) => return refuse(visit, refusal),
+            Err(refusal) => return visit.refuse(refusal),
         };
-        let Some(source) = visit.source.clone() else { return refuse(visit, Refusal::NoSource) };
+        let Some(source) = visit.source.clone() else { return visit.refuse(Refusal::NoSource) };
         let (place, with_certificate) = match self.admit(&source, &parts, incoming, key, &visit) {
             Ok(admitted) => admitted,
-            Err(refusal) => return refuse(visit, refusal),
+            Err(refusal) => return visit.refuse(refusal),
         };
 
         let share = self.buffer.share(key, source.settings.name.clone(), visit.started);
         let body = match body::read(incoming, source.settings.max_body, gateway.pace, &share).await {
             Ok(body) => body,
-            Err(refusal) => return refuse(visit, refusal),
+            Err(refusal) => return visit.refuse(refusal),
         };
         visit.body_bytes = body.len();
         let arrival = forwarded::Arrival {
@@ -110,20 +102,20 @@ impl Door {
         let judging = self.judge(&source, delivery, key, with_certificate, (share, place), &mut visit);
         let (judged, permits) = match judging.await {
             Ok(judged) => judged,
-            Err(refusal) => return refuse(visit, refusal),
+            Err(refusal) => return visit.refuse(refusal),
         };
         if let Judged::Proven(verified) = &judged
             && let Some(answer) = verified.challenge()
         {
             if source.budgets.handshakes.take().is_err() {
-                return refuse(visit, Refusal::ChallengeLimited);
+                return visit.refuse(Refusal::ChallengeLimited);
             }
             let reply = respond::challenge(answer, &visit.request_id);
             visit.record(Outcome::Challenge, reply.status());
             return reply;
         }
 
-        let Ok(work) = self.detached.clone().try_acquire_owned() else { return refuse(visit, Refusal::ClientBusy) };
+        let Ok(work) = self.detached.clone().try_acquire_owned() else { return visit.refuse(Refusal::ClientBusy) };
         let journey = Journey { door: self.clone(), source, key, forwarding, traceparent };
         let task = tokio::spawn(async move {
             let reply = journey.conclude(judged, visit, permits).await;
@@ -239,26 +231,6 @@ fn find(gateway: &Gateway, parts: &Parts, peer: &Peer, visit: &mut Visit) -> Res
     let source = gateway.sources.find(&host, parts.uri.path(), &peer.listener).ok_or(Refusal::NoSource)?;
     visit.source = Some(source.clone());
     Ok(authority)
-}
-
-pub(super) fn refuse(visit: Visit, refusal: Refusal) -> Reply {
-    refuse_after(visit, refusal, None)
-}
-
-pub(super) fn refuse_after(mut visit: Visit, refusal: Refusal, wait: Option<Duration>) -> Reply {
-    let details = Details {
-        source: visit.source.as_deref(),
-        wait,
-        // What is left of a body that was not read is of no use to anybody.
-        close: visit.body_bytes == 0
-            && matches!(
-                refusal,
-                Refusal::TooLarge | Refusal::BodyTimeout | Refusal::TransferCoding | Refusal::Malformed
-            ),
-    };
-    let reply = respond::refuse(refusal, &visit.request_id, &details);
-    visit.record(Outcome::Refused(refusal), reply.status());
-    reply
 }
 
 /// W3C Trace Context: a trusted proxy's trace goes on with a new parent id; anybody else's begins here.

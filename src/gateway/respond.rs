@@ -6,7 +6,7 @@
 use super::source::{Acknowledge, Source};
 use crate::deliver::{Answer, AnswerBody};
 use crate::refusal::Refusal;
-use crate::verify::Reply;
+use crate::verify;
 use bytes::Bytes;
 use http::header::{self, HeaderName};
 use http::{HeaderValue, Response, StatusCode};
@@ -21,6 +21,8 @@ pub(crate) enum ReplyBody {
     Whole(Option<Bytes>),
     Relayed(AnswerBody),
 }
+
+pub(crate) type Reply = Response<ReplyBody>;
 
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -60,7 +62,7 @@ pub(crate) struct Details<'a> {
 }
 
 /// RFC 9457, with the members that are the same for every cause of a status.
-pub(crate) fn refuse(refusal: Refusal, request_id: &str, details: &Details<'_>) -> Response<ReplyBody> {
+pub(crate) fn refuse(refusal: Refusal, request_id: &str, details: &Details<'_>) -> Reply {
     let status = refusal.status();
     let title = status.canonical_reason().unwrap_or("Error");
     let body = format!("{{\"title\":\"{title}\",\"status\":{},\"request_id\":\"{request_id}\"}}\n", status.as_u16());
@@ -89,16 +91,16 @@ pub(crate) fn refuse(refusal: Refusal, request_id: &str, details: &Details<'_>) 
 }
 
 /// In the upstream's place: a replay or duplicate that is acknowledged.
-pub(crate) fn acknowledge(acknowledge: &Acknowledge, request_id: &str) -> Response<ReplyBody> {
+pub(crate) fn acknowledge(acknowledge: &Acknowledge, request_id: &str) -> Reply {
     whole(acknowledge.status, acknowledge.body.clone(), acknowledge.content_type.clone(), request_id)
 }
 
 /// A handshake's answer: exactly what the provider documents.
-pub(crate) fn challenge(reply: &Reply, request_id: &str) -> Response<ReplyBody> {
+pub(crate) fn challenge(reply: &verify::Reply, request_id: &str) -> Reply {
     whole(reply.status, reply.body.clone(), reply.content_type.clone(), request_id)
 }
 
-pub(crate) fn relay(answer: Answer, request_id: &str) -> Response<ReplyBody> {
+pub(crate) fn relay(answer: Answer, request_id: &str) -> Reply {
     let mut response = Response::new(ReplyBody::Relayed(answer.body));
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;
@@ -106,7 +108,7 @@ pub(crate) fn relay(answer: Answer, request_id: &str) -> Response<ReplyBody> {
     response
 }
 
-fn whole(status: StatusCode, body: Bytes, content_type: Option<HeaderValue>, request_id: &str) -> Response<ReplyBody> {
+fn whole(status: StatusCode, body: Bytes, content_type: Option<HeaderValue>, request_id: &str) -> Reply {
     let mut response = Response::new(ReplyBody::Whole((!body.is_empty()).then_some(body)));
     *response.status_mut() = status;
     if let Some(content_type) = content_type {

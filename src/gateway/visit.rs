@@ -5,6 +5,7 @@
 
 use super::Door;
 use super::forwarded::Client;
+use super::respond::{self, Details, Reply};
 use super::source::Source;
 use crate::clock::UnixMillis;
 use crate::refusal::Refusal;
@@ -76,6 +77,28 @@ impl Visit {
     pub(super) fn proven(&mut self, verified: &Verified) {
         self.event_id = verified.event_id().unwrap_or_default().to_owned();
         self.event_type = verified.event_type().unwrap_or_default().to_owned();
+    }
+
+    /// The answer to a refusal, and its record.
+    pub(super) fn refuse(self, refusal: Refusal) -> Reply {
+        self.refuse_for(refusal, None)
+    }
+
+    /// `wait`: how long until it is worth trying again, where that is known.
+    pub(super) fn refuse_for(mut self, refusal: Refusal, wait: Option<Duration>) -> Reply {
+        let details = Details {
+            source: self.source.as_deref(),
+            wait,
+            // What is left of a body that was not read is of no use to anybody.
+            close: self.body_bytes == 0
+                && matches!(
+                    refusal,
+                    Refusal::TooLarge | Refusal::BodyTimeout | Refusal::TransferCoding | Refusal::Malformed
+                ),
+        };
+        let reply = respond::refuse(refusal, &self.request_id, &details);
+        self.record(Outcome::Refused(refusal), reply.status());
+        reply
     }
 
     pub(super) fn record(&mut self, outcome: Outcome, status: StatusCode) {
