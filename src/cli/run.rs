@@ -28,7 +28,7 @@ pub(super) fn run(path: &Path) -> ExitCode {
         }
         return ExitCode::from(UNUSABLE_CONFIGURATION);
     };
-    crate::telemetry::start_log(config.log.format, config.log.level);
+    let _log = crate::telemetry::start_log(config.log.format, config.log.level);
     log_problems(&problems);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

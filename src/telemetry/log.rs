@@ -5,6 +5,7 @@
 
 use super::audit::Format;
 use tracing::level_filters::LevelFilter;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -18,7 +19,12 @@ pub(crate) enum Level {
     Debug,
 }
 
-pub(crate) fn start_log(format: Format, level: Level) {
+/// Lines waiting for stderr: with a reader that stands still, some MB, and then the newest are lost.
+const QUEUE: usize = 8192;
+
+/// Whoever holds the guard lets the last lines be written, within a second, when it goes.
+#[must_use = "dropping the guard ends the log"]
+pub(crate) fn start_log(format: Format, level: Level) -> WorkerGuard {
     let ours = match level {
         Level::Error => LevelFilter::ERROR,
         Level::Warn => LevelFilter::WARN,
@@ -26,11 +32,14 @@ pub(crate) fn start_log(format: Format, level: Level) {
         Level::Debug => LevelFilter::DEBUG,
     };
     let filter = Targets::new().with_default(LevelFilter::WARN).with_target("hookward", ours);
-    let lines = fmt::layer().with_writer(std::io::stderr).with_target(false);
+    // No request waits for whoever reads stderr, and no end of the process does.
+    let (writer, guard) = NonBlockingBuilder::default().buffered_lines_limit(QUEUE).finish(std::io::stderr());
+    let lines = fmt::layer().with_writer(writer).with_target(false);
     let layer = match format {
         Format::Text => lines.with_ansi(false).boxed(),
         Format::Json => lines.json().flatten_event(true).boxed(),
     };
     // A second start (tests in one process) keeps the first log.
     let _ = Registry::default().with(layer.with_filter(filter)).try_init();
+    guard
 }

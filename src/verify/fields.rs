@@ -65,7 +65,7 @@ impl Pointers {
                 node.children.push(Child { index: array_index(&key), key, node: Node::default() });
                 node.children.len() - 1
             });
-            node = &mut node.children[position].node;
+            node = &mut node.children.get_mut(position).expect("found there, or put there a line above").node;
         }
         node.pointer = Some(pointer.to_owned());
         Ok(())
