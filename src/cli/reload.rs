@@ -273,7 +273,6 @@ fn serve_admin(listener: Arc<Listener>, configured: SocketAddr, port: Arc<AdminP
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn settings(address: SocketAddr) -> server::Settings {
         server::Settings {

@@ -3,8 +3,6 @@
 //! Invariant: whatever a table holds that nobody asked for is reported when the table is finished, so a misspelt key is
 //! an error and never silently without effect. Every value read, written or default, is noted for `check --effective`;
 //! secrets are noted by their reference. One file, because all kinds of values share this bookkeeping and little else.
-//!
-//! One file: every kind of value is read, noted and complained of in the same way, and that is best seen side by side.
 
 use super::Environment;
 use super::node::{Kind, Node, OUT_OF_RANGE};

@@ -132,9 +132,7 @@ impl Share {
             return Err(NoRoom);
         }
         held.make_room(more, most, &self.body)?;
-        held.update(&self.body, |tally| tally.held += more);
-        self.body.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.buffer.show(&held);
+        self.count(&mut held, bytes);
         Ok(())
     }
 
@@ -144,13 +142,17 @@ impl Share {
         let more = bytes as u64;
         let mut held = self.buffer.lock();
         let is_free = rooms(most).into_iter().all(|room| held.missing(room, more, &self.body) == 0);
-        if is_free && !self.body.is_cut() {
-            held.update(&self.body, |tally| tally.held += more);
-            self.body.bytes.fetch_add(bytes, Ordering::Relaxed);
-            self.buffer.show(&held);
-            return true;
+        let grows = is_free && !self.body.is_cut();
+        if grows {
+            self.count(&mut held, bytes);
         }
-        false
+        grows
+    }
+
+    fn count(&self, held: &mut Held, bytes: usize) {
+        held.update(&self.body, |tally| tally.held += bytes as u64);
+        self.body.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.buffer.show(held);
     }
 
     /// Waits until somebody else's body needs this one's room.

@@ -322,13 +322,17 @@ impl Paths {
 /// Behind a prefix the rest of the path goes to the upstream, which may decode and fold it; what folds could leave the
 /// prefix, so it never enters.
 fn could_mean_another_path(path: &str) -> bool {
+    /// What stands for a separator, a dot or the beginning of an overlong form of them, behind a `%`.
+    const CODED: [&str; 7] = ["2e", "2f", "5c", "00", "3b", "c0", "c1"];
     let lower = path.to_ascii_lowercase();
+    // Coded once, or twice: `%25` is a coded `%`.
+    let is_coded = |behind: &str| {
+        let behind = behind.strip_prefix("25").unwrap_or(behind);
+        CODED.iter().any(|coded| behind.starts_with(coded))
+    };
     lower.contains("//")
         || lower.contains('\\')
-        // What decodes to a separator, a dot or their overlong forms, once or twice.
-        || ["2e", "2f", "5c", "00", "3b", "c0", "c1"]
-            .iter()
-            .any(|coded| lower.contains(&format!("%{coded}")) || lower.contains(&format!("%25{coded}")))
+        || lower.split('%').skip(1).any(is_coded)
         // Some servers take what stands behind `;` for a parameter and `..;` for `..`.
         || lower.split('/').any(|segment| matches!(segment.split(';').next(), Some("." | "..")))
 }
