@@ -5,6 +5,7 @@
 use crate::clock::UnixMillis;
 use crate::config;
 use crate::delivery::Delivery;
+use crate::fetched::NoLibrary;
 use crate::verify::Template;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
@@ -90,7 +91,10 @@ pub fn judge(data: &[u8]) {
         body,
     };
     // Whoever has no key is never believed.
-    assert!(source.verifier.judge(delivery, UnixMillis::from_secs(1_760_000_000)).is_err(), "proven without a key");
+    assert!(
+        source.verifier.judge(delivery, UnixMillis::from_secs(1_760_000_000), &NoLibrary).is_err(),
+        "proven without a key"
+    );
 }
 
 /// A message template, as a user could write it.

@@ -14,7 +14,7 @@
 //! | `verify` | does this request prove itself? Pure: no clock, no socket |
 //! | `state` | what was accepted, and how much of every budget is spent |
 //! | `server` | listeners, TLS, connections; knows no webhook |
-//! | `delivery`, `refusal`, `secret`, `client`, `clock` | the ground floor: words that everybody uses |
+//! | `delivery`, `refusal`, `fetched`, `secret`, `client`, `clock` | the ground floor: words that everybody uses |
 
 mod admin;
 mod cli;
@@ -23,6 +23,7 @@ mod clock;
 mod config;
 mod deliver;
 mod delivery;
+mod fetched;
 mod gateway;
 mod parcel;
 mod refusal;

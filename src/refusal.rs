@@ -28,6 +28,12 @@ pub(crate) enum Refusal {
     MissingTimestamp,
     MalformedTimestamp,
     Stale,
+    UntrustedKey,
+    AlgorithmNotAllowed,
+    BodyMismatch,
+    NotCovered,
+    BadClaims,
+    KeyUnavailable,
     MissingCredentials,
     BadCredentials,
     // What we have seen
@@ -52,7 +58,7 @@ pub(crate) enum Refusal {
 
 impl Refusal {
     /// All of them, in order: metrics are made once for each, when a source is loaded.
-    pub(crate) const ALL: [Self; 35] = [
+    pub(crate) const ALL: [Self; 41] = [
         Self::Malformed,
         Self::TransferCoding,
         Self::Misdirected,
@@ -71,6 +77,12 @@ impl Refusal {
         Self::MissingTimestamp,
         Self::MalformedTimestamp,
         Self::Stale,
+        Self::UntrustedKey,
+        Self::AlgorithmNotAllowed,
+        Self::BodyMismatch,
+        Self::NotCovered,
+        Self::BadClaims,
+        Self::KeyUnavailable,
         Self::MissingCredentials,
         Self::BadCredentials,
         Self::Replay,
@@ -107,6 +119,11 @@ impl Refusal {
             | Self::MissingTimestamp
             | Self::MalformedTimestamp
             | Self::Stale
+            | Self::UntrustedKey
+            | Self::AlgorithmNotAllowed
+            | Self::BodyMismatch
+            | Self::NotCovered
+            | Self::BadClaims
             | Self::MissingCredentials
             | Self::BadCredentials => StatusCode::UNAUTHORIZED,
             Self::Replay | Self::Duplicate => StatusCode::CONFLICT,
@@ -114,6 +131,7 @@ impl Refusal {
                 StatusCode::TOO_MANY_REQUESTS
             }
             Self::InFlight
+            | Self::KeyUnavailable
             | Self::BufferFull
             | Self::ClaimsFull
             | Self::StateError
@@ -146,6 +164,12 @@ impl Refusal {
             Self::MissingTimestamp => "missing_timestamp",
             Self::MalformedTimestamp => "malformed_timestamp",
             Self::Stale => "stale",
+            Self::UntrustedKey => "untrusted_key",
+            Self::AlgorithmNotAllowed => "algorithm_not_allowed",
+            Self::BodyMismatch => "body_mismatch",
+            Self::NotCovered => "not_covered",
+            Self::BadClaims => "bad_claims",
+            Self::KeyUnavailable => "key_unavailable",
             Self::MissingCredentials => "missing_credentials",
             Self::BadCredentials => "bad_credentials",
             Self::Replay => "replay",
@@ -189,6 +213,16 @@ impl Refusal {
             Self::MissingTimestamp => "the timestamp is not where the source expects it",
             Self::MalformedTimestamp => "the timestamp is not of the expected unit, or there is more than one",
             Self::Stale => "the signed time is outside the tolerance; compare both clocks",
+            Self::UntrustedKey => {
+                "the proof names a key, a certificate or an address of one that the source does not trust"
+            }
+            Self::AlgorithmNotAllowed => "the proof was made with an algorithm that the source does not take",
+            Self::BodyMismatch => "the proof is genuine, and made for another body or url",
+            Self::NotCovered => "the signature is genuine, and leaves out what the source wants covered",
+            Self::BadClaims => {
+                "the token is genuine, and made by or for somebody else; see the claims that the source wants"
+            }
+            Self::KeyUnavailable => "a key that has to be fetched could not be, or is not here yet",
             Self::MissingCredentials => "the source asks for a password or token and none was presented",
             Self::BadCredentials => "the presented password or token is none of the configured ones",
             Self::Replay => "this very message was accepted before",

@@ -248,8 +248,8 @@ impl Play<'_> {
             headers: HeaderMap::new(),
             body: Bytes::from(body.to_owned()),
         };
-        let headers = signer.sign(&draft, id, at, None).map_err(|error| error.to_string())?.into_iter().collect();
-        Ok(Webhook { path, headers, body: draft.body })
+        let signed = signer.sign(draft, id, at, None).map_err(|error| error.to_string())?.delivery;
+        Ok(Webhook { path, headers: signed.headers, body: signed.body })
     }
 
     fn sender(&self, who: Who) -> Result<Sender, String> {

@@ -6,6 +6,7 @@ use crate::config::{self, Loaded, Severity};
 use crate::delivery::Delivery;
 use crate::gateway::source::{PathRule, Settings};
 use crate::secret::Secret;
+use crate::verify::Draft;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use std::io::Read as _;
@@ -113,21 +114,17 @@ pub(super) fn make(config: &Path, arguments: &Arguments) -> Result<Signed, ExitC
     };
     let now = arguments.time.map_or_else(|| Clock::default().now(), UnixMillis::from_secs);
     let id = arguments.id.clone().unwrap_or_else(|| format!("msg_{}", hex::encode(rand::random::<[u8; 12]>())));
-    let proof = source
+    let signed = source
         .verifier
-        .sign(&draft, &id, now, private.as_ref())
+        .sign(draft, &id, now, private.as_ref())
         .map_err(|error| no(format!("sources.{}: {error}", source.name)))?;
-    Ok(assemble(source, draft, proof))
-}
-
-pub(super) fn assemble(source: Settings, draft: Delivery, proof: Vec<(HeaderName, HeaderValue)>) -> Signed {
-    let mut headers = draft.headers;
-    headers.extend(proof.iter().cloned());
-    let path_and_query = match &draft.query {
-        Some(query) => format!("{}?{query}", draft.path),
-        None => draft.path,
+    let Draft { delivery, added: proof } = signed;
+    let path_and_query = match &delivery.query {
+        Some(query) => format!("{}?{query}", delivery.path),
+        None => delivery.path,
     };
-    Signed { source, method: draft.method, path_and_query, headers, proof, body: draft.body }
+    let Delivery { method, headers, body, .. } = delivery;
+    Ok(Signed { source, method, path_and_query, headers, proof, body })
 }
 
 fn read_body(path: &Path) -> Result<Bytes, String> {

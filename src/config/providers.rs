@@ -6,14 +6,8 @@ use super::node::{self, Kind, Node};
 use super::problem::Problem;
 use std::collections::BTreeMap;
 
-const PRESETS: [(&str, &str); 6] = [
-    ("discord", include_str!("../providers/discord.toml")),
-    ("github", include_str!("../providers/github.toml")),
-    ("shopify", include_str!("../providers/shopify.toml")),
-    ("slack", include_str!("../providers/slack.toml")),
-    ("standard-webhooks", include_str!("../providers/standard-webhooks.toml")),
-    ("stripe", include_str!("../providers/stripe.toml")),
-];
+/// Name and text, in the order of the names; see build.rs.
+const PRESETS: &[(&str, &str)] = &include!(concat!(env!("OUT_DIR"), "/presets.rs"));
 
 /// What describes the provider and is no key of a source.
 const ABOUT: [&str; 2] = ["name", "docs"];
@@ -51,7 +45,7 @@ mod tests {
 
     #[test]
     fn every_preset_says_who_it_is_and_where_its_page_is() {
-        for (name, text) in PRESETS {
+        for &(name, text) in PRESETS {
             let mut problems = Vec::new();
             let Kind::Table(table) = node::parse(&name.into(), text, &mut problems).kind else { panic!("a table") };
             assert!(problems.is_empty(), "{name}: {problems:?}");

@@ -1,8 +1,8 @@
 //! The `verify` table: where the proof is, what it signs, and with which keys.
 
 use super::reader::Table;
+use super::secret_ref::Named;
 use super::units::{header_name, header_value};
-use crate::secret::Secret;
 use crate::verify::{
     Algorithm, Answer, AnswerBody, Encoding, Handshake, Key, KeyEncoding, KeyFormat, Layout, Locator, Place, Scheme,
     SignatureAt, Template, Timestamp, TimestampPlace, Unit,
@@ -19,7 +19,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 pub(super) fn read_scheme(
     source: &Table<'_>,
     table: &Table<'_>,
-    secrets: &[Secret],
+    secrets: &[Named],
     public_url: Option<&str>,
 ) -> Option<Scheme> {
     let algorithms = [
@@ -53,7 +53,6 @@ pub(super) fn read_scheme(
     });
     let timestamp = table.has("timestamp").then(|| read_timestamp(table));
     let required_headers = table.all_parsed("required_headers", header_name);
-    let handshakes: Vec<_> = table.tables("handshakes").into_iter().filter_map(read_handshake).collect();
     let unsigned_body = table.flag("allow_unsigned_body", false);
     let timestamp = match timestamp {
         Some(None) => return None,
@@ -94,19 +93,10 @@ pub(super) fn read_scheme(
     if matches!(algorithm, Some(Algorithm::HmacSha1)) {
         table.remark("algorithm", "HMAC with SHA-1 is not broken, but no new sender should choose it", "");
     }
-    Some(Scheme {
-        algorithm: algorithm?,
-        keys,
-        signature,
-        message,
-        timestamp,
-        required_headers,
-        handshakes,
-        single_use: false,
-    })
+    Some(Scheme { algorithm: algorithm?, keys, signature, message, timestamp, required_headers, single_use: false })
 }
 
-fn read_keys(source: &Table<'_>, table: &Table<'_>, algorithm: Algorithm, secrets: &[Secret]) -> Option<Vec<Key>> {
+fn read_keys(source: &Table<'_>, table: &Table<'_>, algorithm: Algorithm, secrets: &[Named]) -> Option<Vec<Key>> {
     let is_hmac = algorithm != Algorithm::Ed25519;
     let of = table.table_or_empty("key");
     let encodings = [
@@ -120,9 +110,10 @@ fn read_keys(source: &Table<'_>, table: &Table<'_>, algorithm: Algorithm, secret
     let format = KeyFormat { encoding, strip_prefix: of.text("strip_prefix") };
     of.finish();
     let mut keys = Vec::new();
-    for (position, secret) in secrets.iter().enumerate() {
+    for (position, Named { secret, id, .. }) in secrets.iter().enumerate() {
         match Key::decode(secret, &format) {
             Ok(key) => {
+                let key = key.named(id.as_deref());
                 if is_hmac && key.bytes().len() < SHORT_KEY {
                     let what = format!(
                         "secret {} makes a key of {} bytes; one under {SHORT_KEY} can be found by trying",
@@ -232,6 +223,10 @@ fn read_timestamp(table: &Table<'_>) -> Option<Timestamp> {
     let tolerance = at.duration("tolerance", Duration::from_secs(300), Duration::from_secs(1)..=DAY);
     at.finish();
     Some(Timestamp { place: place?, unit: unit?, tolerance })
+}
+
+pub(super) fn read_handshakes(verify: &Table<'_>) -> Vec<Handshake> {
+    verify.tables("handshakes").into_iter().filter_map(read_handshake).collect()
 }
 
 fn read_handshake(table: Table<'_>) -> Option<Handshake> {

@@ -17,6 +17,8 @@ const LARGEST_SECRET: u64 = 1024 * 1024;
 pub(crate) struct Named {
     /// `env:GITHUB_SECRET`, `file:keys/x`, `credential:x`, or `value` (never the value).
     pub(crate) name: String,
+    /// Under which a sender names this one among several: a key id, a `kid`, a tenant.
+    pub(crate) id: Option<String>,
     pub(crate) secret: Secret,
 }
 
@@ -31,9 +33,14 @@ pub(super) fn resolve(node: &Node, base: &Path, environment: Environment<'_>) ->
         }
         other => return Err((format!("is {}, not a secret reference", other.name()), forms)),
     };
-    let mut entries = table.iter();
+    let id = match table.get("id").map(|node| &node.kind) {
+        None => None,
+        Some(Kind::Text(id)) if !id.is_empty() => Some(id.clone()),
+        Some(_) => return Err(("`id` is not a name".to_owned(), r#"{ file = "key.pem", id = "k1" }"#.to_owned())),
+    };
+    let mut entries = table.iter().filter(|(key, _)| *key != "id");
     let (Some((kind, value)), None) = (entries.next(), entries.next()) else {
-        return Err(("a secret reference has exactly one key".to_owned(), forms));
+        return Err(("a secret reference has exactly one of env, file, credential and value".to_owned(), forms));
     };
     let Kind::Text(text) = &value.kind else {
         return Err((format!("`{kind}` is {}, not a string", value.kind.name()), forms));
@@ -68,7 +75,7 @@ pub(super) fn resolve(node: &Node, base: &Path, environment: Environment<'_>) ->
     if bytes.is_empty() {
         return Err((format!("the secret of {name} is empty"), "an empty key would let anyone sign".to_owned()));
     }
-    Ok(Named { name, secret: Secret::new(bytes) })
+    Ok(Named { name, id, secret: Secret::new(bytes) })
 }
 
 /// A file's bytes without the newline that editors put at its end.

@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::{Loaded, Severity, load};
 use crate::clock::UnixMillis;
 use crate::delivery::Delivery;
+use crate::fetched::NoLibrary;
 use crate::gateway::source::{OnReplay, Settings};
 use crate::refusal::Refusal;
 use crate::verify::{Reply, Verified};
@@ -72,7 +73,7 @@ fn run(file: &str, provider: &str) -> Counts {
         let name = vector["id"].as_str().unwrap();
         let source = source(provider, &secrets(&vector["config"]), &tolerance(&vector["config"]));
         let now = UnixMillis::from_secs(vector["now_unix"].as_u64().unwrap());
-        let judged = source.verifier.judge(delivery(&vector["request"]), now);
+        let judged = source.verifier.judge(delivery(&vector["request"]), now, &NoLibrary);
         match (vector["expect"].as_str().unwrap(), judged) {
             ("accept", Ok(verified)) => {
                 assert_eq!(verified.challenge(), None, "{name}");
@@ -215,7 +216,7 @@ fn judged(
     late: u64,
 ) -> Result<Verified, Refusal> {
     let source = preset(provider);
-    let mut draft = Delivery {
+    let draft = Delivery {
         method: Method::POST,
         scheme: "https",
         authority: "hooks.example.com".into(),
@@ -225,11 +226,9 @@ fn judged(
         body: body.to_owned().into(),
     };
     let private = crate::secret::Secret::new(SEED.into());
-    for (name, value) in source.verifier.sign(&draft, "msg_1", NOW, Some(&private)).unwrap() {
-        draft.headers.insert(name, value);
-    }
+    let draft = source.verifier.sign(draft, "msg_1", NOW, Some(&private)).unwrap().delivery;
     let now = UnixMillis(NOW.0 + late * 1000);
-    source.verifier.judge(draft, now).map_err(|refused| refused.refusal)
+    source.verifier.judge(draft, now, &NoLibrary).map_err(|refused| refused.refusal)
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A source's credentials: the `verify` table and its neighbours, made into what `verify` works with.
 
 use super::reader::Table;
-use super::scheme::{locators, read_scheme};
+use super::scheme::{locators, read_handshakes, read_scheme};
 use super::units::header_name;
 use crate::secret::Secret;
 use crate::state::Quota;
@@ -40,7 +40,7 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
     let public_url = source.text("public_url");
     let mut secret_names: Vec<String> = secrets.iter().map(|named| named.name.clone()).collect();
     let secret_prints = secrets.iter().map(|named| Sha256::digest(named.secret.expose()).into()).collect();
-    let mut keys_shown: Vec<Secret> = secrets.into_iter().map(|named| named.secret).collect();
+    let mut keys_shown = secrets;
 
     let mut resends = Resends::Unknown;
     let mut id = locators(source, "id");
@@ -48,6 +48,7 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
     let verify = source.table("verify");
     let mut scheme = None;
     let mut scheme_failed = false;
+    let mut handshakes = Vec::new();
     if let Some(table) = verify {
         let (theirs_id, theirs_event) = (locators(&table, "id"), locators(&table, "event"));
         id = if id.is_empty() { theirs_id } else { id };
@@ -65,6 +66,7 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
             }
             scheme_failed = true;
         }
+        handshakes = read_handshakes(&table);
         scheme = read_scheme(source, &table, &keys_shown, public_url.as_deref());
         scheme_failed |= scheme.is_none();
         table.finish();
@@ -156,7 +158,8 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
         (None, None) => "".into(),
     };
     let has_id = !id.is_empty();
-    let settings = Settings { label, scheme, basic, bearer, token, id, event, public_url };
+    let proofs = Vec::new();
+    let settings = Settings { label, scheme, proofs, handshakes, basic, bearer, token, id, event, public_url };
     match Verifier::build(settings) {
         Ok(verifier) => Some(Credentials {
             signs_time: verifier.signs_time(),

@@ -12,6 +12,7 @@ use super::visit::Visit;
 use super::{Door, Gateway, admit, body, forwarded};
 use crate::client::ClientKey;
 use crate::delivery::Delivery;
+use crate::fetched::NoLibrary;
 use crate::refusal::Refusal;
 use crate::server::Peer;
 use crate::telemetry::Outcome;
@@ -178,13 +179,13 @@ impl Door {
             let source = source.clone();
             // The permits go along: a sender who hangs up lets go of a body only when nothing works on it any more.
             let judging = tokio::task::spawn_blocking(move || {
-                let judged = source.settings.verifier.judge(delivery, now);
+                let judged = source.settings.verifier.judge(delivery, now, &NoLibrary);
                 drop(turn);
                 (judged, permits)
             });
             judging.await.map_err(|_| Refusal::Internal)?
         } else {
-            (source.settings.verifier.judge(delivery, now), permits)
+            (source.settings.verifier.judge(delivery, now, &NoLibrary), permits)
         };
         visit.verifying = begun.elapsed();
         source.meters.verify.observe(visit.verifying.as_secs_f64());
@@ -202,7 +203,7 @@ impl Door {
                 }
                 Ok((Judged::Proven(Box::new(verified)), permits))
             }
-            Err(Refused { delivery, refusal, note }) if source.settings.observe => {
+            Err(Refused { delivery, refusal, note, .. }) if source.settings.observe => {
                 visit.note = note;
                 visit.would_refuse = Some(refusal);
                 Ok((Judged::Unproven(delivery, refusal), permits))

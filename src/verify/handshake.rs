@@ -8,8 +8,8 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 use serde_json::Value;
 
-use super::Fault;
 use super::fields::{Found, Json};
+use super::{BuildError, Fault};
 use crate::refusal::Refusal;
 
 /// Slack's challenge has 52 characters, Okta's 40.
@@ -54,6 +54,17 @@ impl Handshake {
         };
         let matched = self.match_json.iter().map(|(pointer, _)| pointer.as_str());
         matched.chain(self.absent_json.iter().map(String::as_str)).chain(echoed)
+    }
+
+    pub(super) fn check(&self) -> Result<(), BuildError> {
+        if self.match_json.is_empty() {
+            return Err(BuildError::HandshakeMatchesEverything);
+        }
+        let compound = |value: &Value| value.is_array() || value.is_object() || value.is_f64();
+        match self.match_json.iter().find(|(_, value)| compound(value)) {
+            Some((pointer, _)) => Err(BuildError::HandshakeNotScalar(pointer.clone())),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn recognises(&self, json: &Json) -> bool {

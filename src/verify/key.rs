@@ -2,6 +2,8 @@
 //!
 //! Invariant: a `Key` holds at least one byte. An empty HMAC key is a key that everybody knows.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use ed25519_dalek::VerifyingKey;
@@ -37,7 +39,11 @@ pub(crate) enum KeyEncoding {
 
 /// The bytes that the algorithm takes.
 #[derive(Clone, Debug)]
-pub(crate) struct Key(Secret);
+pub(crate) struct Key {
+    /// Under which a sender can name this one among several.
+    pub(crate) id: Option<Arc<str>>,
+    bytes: Secret,
+}
 
 /// None of these says what the secret was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -72,11 +78,15 @@ impl Key {
         if bytes.is_empty() {
             return Err(KeyError::Empty);
         }
-        Ok(Self(Secret::new(bytes.to_vec())))
+        Ok(Self { id: None, bytes: Secret::new(bytes.to_vec()) })
+    }
+
+    pub(crate) fn named(self, id: Option<&str>) -> Self {
+        Self { id: id.map(Arc::from), ..self }
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        self.0.expose()
+        self.bytes.expose()
     }
 }
 

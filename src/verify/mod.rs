@@ -12,6 +12,7 @@ mod handshake;
 mod hmac;
 mod key;
 mod presented;
+mod proof;
 mod prover;
 mod public_key;
 mod resign;
@@ -29,6 +30,7 @@ use thiserror::Error;
 
 use crate::clock::UnixMillis;
 use crate::delivery::Delivery;
+use crate::fetched::{Library, Wanted};
 use crate::refusal::Refusal;
 use crate::secret::Secret;
 
@@ -41,8 +43,12 @@ pub(crate) use freshness::{Timestamp, Unit};
 pub(crate) use handshake::{Answer, AnswerBody, Handshake, Reply};
 pub(crate) use key::{Key, KeyEncoding, KeyFormat};
 pub(crate) use presented::{Encoding, Layout, Locator, Place, SignatureAt, TimestampPlace};
+pub(crate) use proof::{Coverage, Failure, Proof, Question};
 pub(crate) use prover::{Algorithm, Scheme};
 pub(crate) use resign::SigningKey;
+pub(crate) use sign::Draft;
+#[cfg(test)]
+pub(crate) use sign::SignError;
 pub(crate) use template::Template;
 
 /// How the requests of one source prove themselves, as `config` assembles it.
@@ -51,6 +57,10 @@ pub(crate) struct Settings {
     /// The name of the scheme among the checks that passed: `github`, `hmac-sha256`.
     pub(crate) label: Arc<str>,
     pub(crate) scheme: Option<Scheme>,
+    /// Further proofs, all of which must pass.
+    pub(crate) proofs: Vec<Arc<dyn Proof>>,
+    /// Questions to the gateway itself.
+    pub(crate) handshakes: Vec<Handshake>,
     pub(crate) basic: Option<Basic>,
     pub(crate) bearer: Option<Vec<Secret>>,
     pub(crate) token: Option<Token>,
@@ -84,6 +94,8 @@ pub(crate) enum BuildError {
     NoPairs,
     #[error("`{0}` is not a JSON pointer; begin it with `/`")]
     NotAPointer(String),
+    #[error("a source asks for at most {most} signatures and tokens at once")]
+    TooManyProofs { most: usize },
     #[error("a handshake without marks would be recognised in every delivery; say what it matches")]
     HandshakeMatchesEverything,
     #[error("a handshake matches strings, whole numbers, booleans and null; `{0}` is compared with something else")]
@@ -100,9 +112,14 @@ pub(crate) enum BuildError {
     AuthorizationTwice,
 }
 
+/// More proofs of one source than this would be a mistake; so would more kinds of credentials.
+const MAX_PROOFS: usize = 5;
+
 /// All proofs of one source that live in the request; keys scheduled and templates parsed.
 pub(crate) struct Verifier {
-    prover: Option<Prover>,
+    proofs: Vec<Arc<dyn Proof>>,
+    reads_json: bool,
+    handshakes: Vec<Handshake>,
     credentials: Credentials,
     id: Vec<Locator>,
     event: Vec<Locator>,
@@ -124,15 +141,28 @@ pub(crate) struct Fault {
 pub(crate) struct Verified {
     delivery: Delivery,
     checks: Arc<[Arc<str>]>,
-    findings: Findings,
+    outcome: Outcome,
 }
 
+/// What one proof found.
 #[derive(Debug, Default)]
-struct Findings {
+pub(crate) struct Findings {
+    /// Proven with the rest, and only then.
+    pub(crate) signed_at: Option<UnixMillis>,
+    /// Of `signed_at`.
+    pub(crate) tolerance: Option<Duration>,
+    pub(crate) replay_keys: Vec<[u8; 32]>,
+    /// The first of this proof's own secrets that matched.
+    pub(crate) secret_used: Option<usize>,
+}
+
+/// What all proofs found, and what the body is about.
+#[derive(Debug, Default)]
+struct Outcome {
     signed_at: Option<UnixMillis>,
     tolerance: Option<Duration>,
     replay_keys: Vec<[u8; 32]>,
-    secrets_used: [Option<usize>; 4],
+    secrets_used: [Option<usize>; MAX_PROOFS + 3],
     event_id: Option<String>,
     event_id_is_signed: bool,
     event_type: Option<String>,
@@ -145,31 +175,52 @@ pub(crate) struct Refused {
     pub(crate) delivery: Box<Delivery>,
     pub(crate) refusal: Refusal,
     pub(crate) note: &'static str,
+    /// Worth fetching; with it the same delivery may be judged otherwise.
+    pub(crate) wanted: Option<Wanted>,
 }
 
 impl Verifier {
     pub(crate) fn build(settings: Settings) -> Result<Self, BuildError> {
-        let Settings { label, scheme, basic, bearer, token, id, event, public_url } = settings;
+        let Settings { label, scheme, mut proofs, handshakes, basic, bearer, token, id, event, public_url } = settings;
         let credentials = Credentials::build(basic, bearer, token)?;
-        let prover = scheme.map(Prover::build).transpose()?;
+        if let Some(scheme) = scheme {
+            proofs.insert(0, Arc::new(Prover::build(scheme, label)?));
+        }
+        if proofs.len() > MAX_PROOFS {
+            return Err(BuildError::TooManyProofs { most: MAX_PROOFS });
+        }
+        let signs_body = proofs.iter().any(|proof| proof.coverage() == Coverage::Whole);
+        if !handshakes.is_empty() && !signs_body {
+            return Err(BuildError::HandshakeNotSigned);
+        }
+        handshakes.iter().try_for_each(Handshake::check)?;
 
         let mut pointers = Pointers::default();
         let locators = id.iter().chain(&event).filter_map(|locator| match locator {
             Locator::Json(pointer) => Some(pointer.as_str()),
             Locator::Header(_) | Locator::Query(_) | Locator::Form(_) => None,
         });
-        let proving = prover.iter().flat_map(|prover| prover.scheme.all_pointers());
-        for pointer in locators.chain(proving) {
+        let proving = proofs.iter().flat_map(|proof| proof.pointers());
+        for pointer in locators.chain(proving).chain(handshakes.iter().flat_map(Handshake::pointers)) {
             pointers.add(pointer).map_err(|_| BuildError::NotAPointer(pointer.to_owned()))?;
         }
-        let checks = prover.iter().map(|_| label.clone()).chain(credentials.names().map(Arc::from)).collect();
-        Ok(Self { prover, credentials, id, event, public_url, pointers, checks })
+        let names = proofs.iter().map(|proof| proof.name());
+        let checks = names.chain(credentials.names().map(Arc::from)).collect();
+        let reads_json = proofs.iter().any(|proof| proof.reads_json());
+        Ok(Self { proofs, reads_json, handshakes, credentials, id, event, public_url, pointers, checks })
     }
 
-    pub(crate) fn judge(&self, delivery: Delivery, now: UnixMillis) -> Result<Verified, Refused> {
-        match self.examine(&delivery, now) {
-            Ok(findings) => Ok(Verified { delivery, checks: self.checks.clone(), findings }),
-            Err(Fault { refusal, note }) => Err(Refused { delivery: Box::new(delivery), refusal, note }),
+    pub(crate) fn judge(
+        &self,
+        delivery: Delivery,
+        now: UnixMillis,
+        library: &dyn Library,
+    ) -> Result<Verified, Refused> {
+        match self.examine(&delivery, now, library) {
+            Ok(outcome) => Ok(Verified { delivery, checks: self.checks.clone(), outcome }),
+            Err(Failure { fault: Fault { refusal, note }, wanted }) => {
+                Err(Refused { delivery: Box::new(delivery), refusal, note, wanted })
+            }
         }
     }
 
@@ -179,72 +230,86 @@ impl Verifier {
     }
 
     pub(crate) fn has_signature(&self) -> bool {
-        self.prover.is_some()
+        !self.proofs.is_empty()
     }
 
     /// Does a signature stand for the time? One that does not proves nothing, and `check` says so.
     pub(crate) fn signs_time(&self) -> bool {
-        self.prover.as_ref().is_some_and(|prover| prover.time_is_signed)
+        self.proofs.iter().any(|proof| proof.signs_time())
     }
 
     /// Can a replay be told? Only where the signature stands for the whole body, or no proof is made twice.
     pub(crate) fn has_replay_keys(&self) -> bool {
-        self.prover.as_ref().is_some_and(|prover| prover.has_replay_key)
+        self.proofs.iter().any(|proof| proof.replay_keys_each() > 0)
     }
 
     /// How many keys one delivery claims: a MAC under each live secret, or one digest.
     pub(crate) fn replay_keys_each(&self) -> usize {
-        self.prover.as_ref().filter(|prover| prover.has_replay_key).map_or(1, Prover::replay_keys_each)
+        self.proofs.iter().map(|proof| proof.replay_keys_each()).sum::<usize>().max(1)
     }
 
     /// Of the signed time.
     pub(crate) fn tolerance(&self) -> Option<Duration> {
-        let prover = self.prover.as_ref().filter(|prover| prover.time_is_signed)?;
-        prover.scheme.timestamp.as_ref().map(|timestamp| timestamp.tolerance)
+        self.proofs.iter().find(|proof| proof.signs_time())?.tolerance()
     }
 
-    fn examine(&self, delivery: &Delivery, now: UnixMillis) -> Result<Findings, Fault> {
-        let early = self.prover.as_ref().is_some_and(|prover| prover.needs_json);
-        let mut json = if early { self.pointers.read(&delivery.body) } else { Json::default() };
+    fn examine(&self, delivery: &Delivery, now: UnixMillis, library: &dyn Library) -> Result<Outcome, Failure> {
+        let mut json = if self.reads_json { self.pointers.read(&delivery.body) } else { Json::default() };
         let credentials = self.credentials.judge(delivery);
-        let mut findings = match &self.prover {
-            Some(prover) => prover.examine(delivery, &json, self.public_url.as_deref(), now)?,
-            // Its credentials, or what stands before the request, are the proof.
-            None => Findings::default(),
-        };
-        let listed_before = self.prover.as_ref().map_or(0, |prover| prover.scheme_keys());
-        for (used, position) in findings.secrets_used.iter_mut().skip(1).zip(credentials?) {
+        let mut outcome = Outcome::default();
+        let mut failure = None;
+        let mut listed_before = 0;
+        let question = Question { delivery, json: &json, public_url: self.public_url.as_deref(), now, library };
+        // All of them, whatever the first says.
+        for (proof, used) in self.proofs.iter().zip(&mut outcome.secrets_used) {
+            match proof.examine(&question) {
+                Ok(findings) => {
+                    *used = findings.secret_used.map(|position| listed_before + position);
+                    if outcome.signed_at.is_none() {
+                        outcome.signed_at = findings.signed_at;
+                        outcome.tolerance = findings.tolerance;
+                    }
+                    if outcome.replay_keys.is_empty() {
+                        outcome.replay_keys = findings.replay_keys;
+                    } else {
+                        outcome.replay_keys.extend(findings.replay_keys);
+                    }
+                }
+                Err(failed) => failure = failure.or(Some(failed)),
+            }
+            listed_before += proof.secrets();
+        }
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        for (used, position) in outcome.secrets_used.iter_mut().skip(self.proofs.len()).zip(credentials?) {
             *used = position.map(|position| listed_before + position);
         }
         // From here on the sender is known; only now is its body parsed, unless the signature itself lay in there.
-        if !early && !self.pointers.is_empty() {
+        if !self.reads_json && !self.pointers.is_empty() {
             json = self.pointers.read(&delivery.body);
         }
-        self.read_names(&mut findings, delivery, &json)?;
-        Ok(findings)
+        self.read_names(&mut outcome, delivery, &json)?;
+        Ok(outcome)
     }
 
-    fn read_names(&self, findings: &mut Findings, delivery: &Delivery, json: &Json) -> Result<(), Fault> {
+    fn read_names(&self, outcome: &mut Outcome, delivery: &Delivery, json: &Json) -> Result<(), Fault> {
         for locator in &self.event {
-            findings.event_type = locator.find(delivery, json)?;
-            if findings.event_type.is_some() {
+            outcome.event_type = locator.find(delivery, json)?;
+            if outcome.event_type.is_some() {
                 break;
             }
         }
         for locator in &self.id {
-            findings.event_id = locator.find(delivery, json)?;
-            if findings.event_id.is_some() {
-                let signs_url_as_sent = !self.public_url.as_ref().is_some_and(|url| url.contains('?'));
-                findings.event_id_is_signed = self
-                    .prover
-                    .as_ref()
-                    .is_some_and(|prover| locator.is_covered_by(&prover.scheme.message, signs_url_as_sent));
+            outcome.event_id = locator.find(delivery, json)?;
+            if outcome.event_id.is_some() {
+                let public_url = self.public_url.as_deref();
+                outcome.event_id_is_signed = self.proofs.iter().any(|proof| proof.covers(locator, public_url));
                 break;
             }
         }
-        let handshakes = self.prover.iter().flat_map(|prover| &prover.scheme.handshakes);
-        if let Some(handshake) = handshakes.into_iter().find(|handshake| handshake.recognises(json)) {
-            findings.challenge = Some(handshake.reply(json)?);
+        if let Some(handshake) = self.handshakes.iter().find(|handshake| handshake.recognises(json)) {
+            outcome.challenge = Some(handshake.reply(json)?);
         }
         Ok(())
     }
@@ -266,39 +331,39 @@ impl Verified {
 
     /// The stated time, only where the signature covers it; another proves nothing.
     pub(crate) fn signed_at(&self) -> Option<UnixMillis> {
-        self.findings.signed_at
+        self.outcome.signed_at
     }
 
     /// Of the signed time: `None` when there is none.
     pub(crate) fn tolerance(&self) -> Option<Duration> {
-        self.findings.tolerance
+        self.outcome.tolerance
     }
 
     /// What stands for the signed message, to be claimed together; empty where the signature does not stand for the
     /// whole body.
     pub(crate) fn replay_keys(&self) -> &[[u8; 32]] {
-        &self.findings.replay_keys
+        &self.outcome.replay_keys
     }
 
     pub(crate) fn event_id(&self) -> Option<&str> {
-        self.findings.event_id.as_deref()
+        self.outcome.event_id.as_deref()
     }
 
     pub(crate) fn event_id_is_signed(&self) -> bool {
-        self.findings.event_id_is_signed
+        self.outcome.event_id_is_signed
     }
 
     pub(crate) fn event_type(&self) -> Option<&str> {
-        self.findings.event_type.as_deref()
+        self.outcome.event_type.as_deref()
     }
 
     /// The first listed secret that matched: the signature's, or that of the token, bearer or basic credentials.
     pub(crate) fn secrets_used(&self) -> impl Iterator<Item = usize> {
-        self.findings.secrets_used.into_iter().flatten()
+        self.outcome.secrets_used.into_iter().flatten()
     }
 
     /// A handshake, which the gateway answers and does not forward.
     pub(crate) fn challenge(&self) -> Option<&Reply> {
-        self.findings.challenge.as_ref()
+        self.outcome.challenge.as_ref()
     }
 }

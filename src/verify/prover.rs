@@ -4,16 +4,18 @@
 //! with what candidates there are; then the first thing that was amiss is told. Freshness comes last, for an unsigned
 //! time is hearsay.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use http::HeaderName;
 
-use super::fields::Json;
 use super::freshness::Timestamp;
-use super::handshake::Handshake;
 use super::key::Key;
-use super::presented::{HeaderText, Layout, Place, Presented, SignatureAt, TimestampPlace, header_text};
+use super::presented::{HeaderText, Layout, Locator, Place, Presented, SignatureAt, TimestampPlace, header_text};
+use super::proof::{Coverage, Failure, Proof, Question};
+use super::sign::{Draft, SignError, Signing};
 use super::template::{Facts, Template};
 use super::{BuildError, Fault, Findings, hmac, public_key};
-use crate::clock::UnixMillis;
 use crate::delivery::Delivery;
 use crate::refusal::Refusal;
 
@@ -25,7 +27,6 @@ pub(crate) struct Scheme {
     pub(crate) message: Template,
     pub(crate) timestamp: Option<Timestamp>,
     pub(crate) required_headers: Vec<HeaderName>,
-    pub(crate) handshakes: Vec<Handshake>,
     /// The sender never makes one proof twice, so that it is a replay key even where it does not cover the body.
     pub(crate) single_use: bool,
 }
@@ -63,6 +64,7 @@ impl Algorithm {
 }
 
 pub(super) struct Prover {
+    label: Arc<str>,
     pub(super) scheme: Scheme,
     pub(super) keys: Keys,
     /// The signature itself cannot be judged without a look into the body.
@@ -95,30 +97,11 @@ impl Scheme {
         });
         signature.into_iter().chain(timestamp).chain(self.message.json_pointers())
     }
-
-    pub(super) fn all_pointers(&self) -> impl Iterator<Item = &str> {
-        self.proof_pointers().chain(self.handshakes.iter().flat_map(Handshake::pointers))
-    }
 }
 
 impl Prover {
-    pub(super) fn scheme_keys(&self) -> usize {
-        match &self.keys {
-            Keys::Hmac(secrets) => secrets.len(),
-            Keys::Ed25519(keys) => keys.len(),
-        }
-    }
-
-    pub(super) fn replay_keys_each(&self) -> usize {
-        match &self.keys {
-            Keys::Hmac(secrets) => secrets.len(),
-            Keys::Ed25519(_) => 1,
-        }
-    }
-
-    pub(super) fn build(mut scheme: Scheme) -> Result<Self, BuildError> {
+    pub(super) fn build(mut scheme: Scheme, label: Arc<str>) -> Result<Self, BuildError> {
         check_layout(&scheme)?;
-        check_handshakes(&scheme)?;
         let keys = std::mem::take(&mut scheme.keys);
         if keys.is_empty() {
             return Err(BuildError::NoKeys);
@@ -134,16 +117,61 @@ impl Prover {
         let time_is_signed =
             scheme.timestamp.as_ref().is_some_and(|timestamp| timestamp.place.is_covered_by(&scheme.message));
         let has_replay_key = scheme.message.covers_body() || scheme.single_use;
-        Ok(Self { scheme, keys, needs_json, time_is_signed, has_replay_key })
+        Ok(Self { label, scheme, keys, needs_json, time_is_signed, has_replay_key })
+    }
+}
+
+impl Proof for Prover {
+    fn name(&self) -> Arc<str> {
+        self.label.clone()
     }
 
-    pub(super) fn examine(
-        &self,
-        delivery: &Delivery,
-        json: &Json,
-        public_url: Option<&str>,
-        now: UnixMillis,
-    ) -> Result<Findings, Fault> {
+    fn pointers(&self) -> Vec<&str> {
+        self.scheme.proof_pointers().collect()
+    }
+
+    fn reads_json(&self) -> bool {
+        self.needs_json
+    }
+
+    fn signs_time(&self) -> bool {
+        self.time_is_signed
+    }
+
+    fn tolerance(&self) -> Option<Duration> {
+        self.scheme.timestamp.as_ref().filter(|_| self.time_is_signed).map(|timestamp| timestamp.tolerance)
+    }
+
+    fn replay_keys_each(&self) -> usize {
+        match &self.keys {
+            _ if !self.has_replay_key => 0,
+            Keys::Hmac(secrets) => secrets.len(),
+            Keys::Ed25519(_) => 1,
+        }
+    }
+
+    fn secrets(&self) -> usize {
+        match &self.keys {
+            Keys::Hmac(secrets) => secrets.len(),
+            Keys::Ed25519(keys) => keys.len(),
+        }
+    }
+
+    fn coverage(&self) -> Coverage {
+        self.scheme.message.coverage()
+    }
+
+    fn covers(&self, locator: &Locator, public_url: Option<&str>) -> bool {
+        let signs_url_as_sent = !public_url.is_some_and(|url| url.contains('?'));
+        locator.is_covered_by(&self.scheme.message, signs_url_as_sent)
+    }
+
+    fn sign(&self, draft: &mut Draft, signing: &Signing<'_>) -> Result<(), SignError> {
+        self.put_signature(draft, signing)
+    }
+
+    fn examine(&self, question: &Question<'_>) -> Result<Findings, Failure> {
+        let Question { delivery, json, public_url, now, library: _ } = *question;
         let scheme = &self.scheme;
         let text = scheme.signature.find(delivery, json);
         let parsed = match &text {
@@ -197,13 +225,12 @@ impl Prover {
         }
 
         match fault {
-            Some(fault) => Err(fault),
+            Some(fault) => Err(fault.into()),
             None => Ok(Findings {
                 signed_at: stated_time.filter(|_| self.time_is_signed),
-                tolerance: scheme.timestamp.as_ref().filter(|_| self.time_is_signed).map(|stamp| stamp.tolerance),
+                tolerance: self.tolerance(),
                 replay_keys: if self.has_replay_key { matched.replay_keys } else { Vec::new() },
-                secrets_used: [matched.secret_index, None, None, None],
-                ..Findings::default()
+                secret_used: matched.secret_index,
             }),
         }
     }
@@ -238,22 +265,6 @@ fn check_layout(scheme: &Scheme) -> Result<(), BuildError> {
     }
     if scheme.message.uses_pairs() && !in_pairs {
         return Err(BuildError::NoPairs);
-    }
-    Ok(())
-}
-
-fn check_handshakes(scheme: &Scheme) -> Result<(), BuildError> {
-    if !scheme.handshakes.is_empty() && !scheme.message.covers_body() {
-        return Err(BuildError::HandshakeNotSigned);
-    }
-    for handshake in &scheme.handshakes {
-        if handshake.match_json.is_empty() {
-            return Err(BuildError::HandshakeMatchesEverything);
-        }
-        let compound = |value: &serde_json::Value| value.is_array() || value.is_object() || value.is_f64();
-        if let Some((pointer, _)) = handshake.match_json.iter().find(|(_, value)| compound(value)) {
-            return Err(BuildError::HandshakeNotScalar(pointer.clone()));
-        }
     }
     Ok(())
 }

@@ -21,7 +21,19 @@ fn keys(secrets: &[&str], encoding: KeyEncoding, prefix: Option<&str>) -> Vec<Ke
 
 fn settings(label: &str, scheme: Scheme, id: Vec<Locator>, event: Vec<Locator>) -> Settings {
     let (basic, bearer, token, public_url) = (None, None, None, None);
-    Settings { label: label.into(), scheme: Some(scheme), basic, bearer, token, id, event, public_url }
+    let (proofs, handshakes) = (Vec::new(), Vec::new());
+    Settings {
+        label: label.into(),
+        scheme: Some(scheme),
+        proofs,
+        handshakes,
+        basic,
+        bearer,
+        token,
+        id,
+        event,
+        public_url,
+    }
 }
 
 fn hmac_sha256(keys: Vec<Key>, headers: &[&'static str], layout: Layout, encoding: Encoding, message: &str) -> Scheme {
@@ -33,7 +45,6 @@ fn hmac_sha256(keys: Vec<Key>, headers: &[&'static str], layout: Layout, encodin
         message: Template::parse(message).unwrap(),
         timestamp: None,
         required_headers: Vec::new(),
-        handshakes: Vec::new(),
         single_use: false,
     }
 }
@@ -65,7 +76,7 @@ pub(super) fn slack(secrets: &[&str]) -> Settings {
     let keys = keys(secrets, KeyEncoding::Utf8, None);
     let mut scheme = hmac_sha256(keys, &["x-slack-signature"], plain("v0="), Encoding::Hex, "v0:{timestamp}:{body}");
     scheme.timestamp = seconds(TimestampPlace::Header(header("x-slack-request-timestamp")), FIVE_MINUTES);
-    scheme.handshakes = vec![Handshake {
+    let handshakes = vec![Handshake {
         match_json: vec![("/type".into(), json!("url_verification"))],
         absent_json: Vec::new(),
         answer: Answer {
@@ -76,7 +87,7 @@ pub(super) fn slack(secrets: &[&str]) -> Settings {
     }];
     let event = ["/event/type", "/type"].map(|pointer| Locator::Json(pointer.into()));
     let event = event.into_iter().chain([Locator::Form("command".into())]).collect();
-    settings("slack", scheme, vec![Locator::Json("/event_id".into())], event)
+    Settings { handshakes, ..settings("slack", scheme, vec![Locator::Json("/event_id".into())], event) }
 }
 
 pub(super) fn shopify(secrets: &[&str]) -> Settings {
@@ -109,8 +120,8 @@ pub(super) fn discord(public_keys: &[&str]) -> Settings {
         absent_json: vec!["/event".into()],
         answer: Answer { status, content_type, body: AnswerBody::Fixed(Bytes::from_static(body)) },
     };
-    scheme.handshakes =
+    let handshakes =
         vec![ping(1, StatusCode::OK, json_answer, br#"{"type":1}"#), ping(0, StatusCode::NO_CONTENT, None, b"")];
     let event = ["/event/type", "/type"].map(|pointer| Locator::Json(pointer.into())).to_vec();
-    settings("discord", scheme, vec![Locator::Json("/id".into())], event)
+    Settings { handshakes, ..settings("discord", scheme, vec![Locator::Json("/id".into())], event) }
 }

@@ -10,9 +10,10 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use super::Verifier;
-use super::fields::Json;
+use super::fields::Pointers;
 use super::key::BASE64;
 use super::presented::{Layout, Locator, Place, Presented, TimestampPlace};
+use super::proof::Proof;
 use super::prover::{Keys, Prover};
 use super::template::Facts;
 use crate::clock::UnixMillis;
@@ -39,28 +40,63 @@ pub(crate) enum SignError {
     NotAHeaderValue,
 }
 
+/// A delivery on its way to being signed, and what was added to it.
+#[derive(Clone, Debug)]
+pub(crate) struct Draft {
+    pub(crate) delivery: Delivery,
+    /// The headers that were added, in order. They replaced those of the same names.
+    pub(crate) added: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// What a sender signs with.
+pub(crate) struct Signing<'a> {
+    /// For a header that wants an id and has none.
+    pub(crate) id: &'a str,
+    pub(crate) now: UnixMillis,
+    /// For public-key schemes alone.
+    pub(crate) private: Option<&'a Secret>,
+    /// The URL the provider was told, where it is configured.
+    pub(crate) public_url: Option<&'a str>,
+}
+
+impl Draft {
+    pub(crate) fn new(delivery: Delivery) -> Self {
+        Self { delivery, added: Vec::new() }
+    }
+
+    pub(crate) fn add(&mut self, name: &HeaderName, text: &str) -> Result<(), SignError> {
+        let value = HeaderValue::from_str(text).map_err(|_| SignError::NotAHeaderValue)?;
+        self.add_value(name, value);
+        Ok(())
+    }
+
+    fn add_value(&mut self, name: &HeaderName, value: HeaderValue) {
+        self.delivery.headers.insert(name, value.clone());
+        self.added.push((name.clone(), value));
+    }
+}
+
 impl Verifier {
-    /// `draft` has everything but the proof. `id` is used where a header for an id is wanted and the draft has none.
-    /// The headers replace those of the same names. `private` is needed for public-key schemes alone.
+    /// `draft` has everything but the proof.
     pub(crate) fn sign(
         &self,
-        draft: &Delivery,
+        draft: Delivery,
         id: &str,
         now: UnixMillis,
         private: Option<&Secret>,
-    ) -> Result<Vec<(HeaderName, HeaderValue)>, SignError> {
-        let mut headers = Vec::new();
-        if let Some(wanted) = self.missing_id_header(draft) {
-            headers.push((wanted, header_value(id)?));
+    ) -> Result<Draft, SignError> {
+        let mut draft = Draft::new(draft);
+        if let Some(wanted) = self.missing_id_header(&draft.delivery) {
+            draft.add(&wanted, id)?;
         }
-        if let Some(prover) = &self.prover {
-            let json = self.pointers.read(&draft.body);
-            prover.sign(draft, &json, self.public_url.as_deref(), id, now, private, &mut headers)?;
+        let signing = Signing { id, now, private, public_url: self.public_url.as_deref() };
+        for proof in &self.proofs {
+            proof.sign(&mut draft, &signing)?;
         }
         for (name, value) in self.credentials.headers() {
-            headers.push((name, value.ok_or(SignError::NotAHeaderValue)?));
+            draft.add_value(&name, value.ok_or(SignError::NotAHeaderValue)?);
         }
-        Ok(headers)
+        Ok(draft)
     }
 
     fn missing_id_header(&self, draft: &Delivery) -> Option<HeaderName> {
@@ -75,22 +111,15 @@ impl Verifier {
 }
 
 impl Prover {
-    #[expect(clippy::too_many_arguments, reason = "the one caller is above; a struct would only rename them")]
-    fn sign(
-        &self,
-        draft: &Delivery,
-        json: &Json,
-        public_url: Option<&str>,
-        id: &str,
-        now: UnixMillis,
-        private: Option<&Secret>,
-        headers: &mut Vec<(HeaderName, HeaderValue)>,
-    ) -> Result<(), SignError> {
+    pub(super) fn put_signature(&self, draft: &mut Draft, signing: &Signing<'_>) -> Result<(), SignError> {
         let scheme = &self.scheme;
         let Place::Header(names) = &scheme.signature.place else {
             return Err(SignError::NotInAHeader);
         };
         let signature_header = names.first().ok_or(SignError::NotInAHeader)?;
+        let mut pointers = Pointers::default();
+        self.pointers().iter().try_for_each(|pointer| pointers.add(pointer)).map_err(|_| SignError::Incomplete)?;
+        let json = pointers.read(&draft.delivery.body);
 
         let mut stamp = None;
         let mut pairs: Vec<(&str, &str)> = Vec::new();
@@ -98,34 +127,33 @@ impl Prover {
             stamp = Some(match &timestamp.place {
                 TimestampPlace::Json(_) => timestamp
                     .place
-                    .find(draft, &Presented::default(), json)
+                    .find(&draft.delivery, &Presented::default(), &json)
                     .map_err(|_| SignError::NoTimestampInBody)?
                     .into_owned(),
                 TimestampPlace::Header(_) | TimestampPlace::Pair(_) | TimestampPlace::Position => {
-                    timestamp.unit.format(now).ok_or(SignError::UnspeakableTime)?
+                    timestamp.unit.format(signing.now).ok_or(SignError::UnspeakableTime)?
                 }
             });
         }
         let stamp = stamp.as_deref();
         match scheme.timestamp.as_ref().map(|timestamp| &timestamp.place) {
-            Some(TimestampPlace::Header(name)) => {
-                headers.push((name.clone(), header_value(stamp.unwrap_or_default())?));
-            }
+            Some(TimestampPlace::Header(name)) => draft.add(name, stamp.unwrap_or_default())?,
             Some(TimestampPlace::Pair(name)) => pairs.push((name, stamp.unwrap_or_default())),
             Some(TimestampPlace::Position | TimestampPlace::Json(_)) | None => {}
         }
         for wanted in scheme.message.needed_headers().chain(&scheme.required_headers) {
-            let is_there = draft.headers.contains_key(wanted) || headers.iter().any(|(name, _)| name == wanted);
-            if !is_there && !names.contains(wanted) {
-                headers.push((wanted.clone(), header_value(id)?));
+            if !draft.delivery.headers.contains_key(wanted) && !names.contains(wanted) {
+                draft.add(wanted, signing.id)?;
             }
         }
 
-        let mut sent = draft.clone();
-        for (name, value) in headers.iter() {
-            sent.headers.insert(name, value.clone());
-        }
-        let facts = Facts { delivery: &sent, public_url, timestamp: stamp, pairs: &pairs, json };
+        let facts = Facts {
+            delivery: &draft.delivery,
+            public_url: signing.public_url,
+            timestamp: stamp,
+            pairs: &pairs,
+            json: &json,
+        };
         let message = scheme.message.render(&facts);
         if !message.complete {
             return Err(SignError::Incomplete);
@@ -135,7 +163,7 @@ impl Prover {
                 secrets.first().expect("a prover has at least one key").mac(&message.pieces).to_vec()
             }
             Keys::Ed25519(keys) => {
-                let private = signing_key(private.ok_or(SignError::NeedsPrivateKey)?)?;
+                let private = signing_key(signing.private.ok_or(SignError::NeedsPrivateKey)?)?;
                 if !keys.iter().any(|key| *key.as_dalek() == private.verifying_key()) {
                     return Err(SignError::OtherPrivateKey);
                 }
@@ -158,13 +186,8 @@ impl Prover {
                 }
             }
         };
-        headers.push((signature_header.clone(), header_value(&laid_out)?));
-        Ok(())
+        draft.add(signature_header, &laid_out)
     }
-}
-
-fn header_value(text: &str) -> Result<HeaderValue, SignError> {
-    HeaderValue::from_str(text).map_err(|_| SignError::NotAHeaderValue)
 }
 
 /// A seed as it is, in hex or in base64, or a PKCS#8 PEM.

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256, Sha512};
 use thiserror::Error;
 
 use super::fields::{self, Found, Json};
+use super::proof::Coverage;
 use crate::delivery::Delivery;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,6 +134,17 @@ impl Template {
     /// the same one: not SHA-1, and never CRC-32.
     pub(crate) fn covers_body(&self) -> bool {
         self.covers(|token| *token == Token::Body)
+    }
+
+    /// What of the body the message holds.
+    pub(crate) fn coverage(&self) -> Coverage {
+        let of_body =
+            |token: &Token| matches!(token, Token::Body | Token::Json(_) | Token::Form(_) | Token::FormSorted);
+        match self.covers_body() {
+            true => Coverage::Whole,
+            false if self.tokens().any(of_body) => Coverage::Partly,
+            false => Coverage::Nothing,
+        }
     }
 
     pub(crate) fn covers_timestamp(&self) -> bool {

@@ -1,0 +1,104 @@
+//! What every kind of proof has in common: a signature over a template, a token, a message signature, a platform's own.
+//!
+//! Invariant: a proof judges what the request holds and what is already known; it never waits. One that lacks a document
+//! says which, and is asked again when the document is there.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::fields::Json;
+use super::presented::Locator;
+use super::sign::{Draft, SignError, Signing};
+use super::{Fault, Findings};
+use crate::clock::UnixMillis;
+use crate::delivery::Delivery;
+use crate::fetched::{Library, Wanted};
+use crate::refusal::Refusal;
+
+/// One proof that a source asks for, its keys read and its rules compiled.
+pub(crate) trait Proof: Send + Sync {
+    /// Among the checks that passed, as `X-Hookward-Verified` tells the upstream.
+    fn name(&self) -> Arc<str>;
+
+    /// Judges everything before it tells the first thing that is amiss.
+    fn examine(&self, question: &Question<'_>) -> Result<Findings, Failure>;
+
+    /// JSON pointers into the body that are looked up for this proof.
+    fn pointers(&self) -> Vec<&str> {
+        Vec::new()
+    }
+
+    /// Is the body looked into before the sender is known?
+    fn reads_json(&self) -> bool {
+        false
+    }
+
+    /// Does what is proven include a time?
+    fn signs_time(&self) -> bool;
+
+    /// Of the signed time.
+    fn tolerance(&self) -> Option<Duration>;
+
+    /// How many keys of the replay memory one delivery claims; 0: this proof cannot tell a replay.
+    fn replay_keys_each(&self) -> usize;
+
+    /// How many of the source's listed secrets are this proof's own.
+    fn secrets(&self) -> usize;
+
+    /// What of the body this proof stands for.
+    fn coverage(&self) -> Coverage;
+
+    /// Does this proof stand for what is found there? `public_url`: as configured.
+    fn covers(&self, locator: &Locator, public_url: Option<&str>) -> bool;
+
+    /// Puts the proof into a draft, as the sender would.
+    fn sign(&self, draft: &mut Draft, signing: &Signing<'_>) -> Result<(), SignError>;
+}
+
+/// The name alone: proofs hold keys.
+impl fmt::Debug for dyn Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Proof({})", self.name())
+    }
+}
+
+/// How much of a body a proof stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Coverage {
+    Nothing,
+    Partly,
+    Whole,
+}
+
+/// What a proof is asked.
+pub(crate) struct Question<'a> {
+    pub(crate) delivery: &'a Delivery,
+    /// What the body says at the pointers of all proofs; empty where none reads it before the sender is known.
+    pub(crate) json: &'a Json,
+    /// The URL the provider was told, where it is configured.
+    pub(crate) public_url: Option<&'a str>,
+    pub(crate) now: UnixMillis,
+    pub(crate) library: &'a dyn Library,
+}
+
+/// Not proven: for good, or for want of a document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) fault: Fault,
+    pub(crate) wanted: Option<Wanted>,
+}
+
+impl Failure {
+    /// The document is worth fetching, and the proof worth judging again.
+    pub(crate) fn wanting(wanted: Wanted) -> Self {
+        let fault = Fault { refusal: Refusal::KeyUnavailable, note: "a key that the proof needs is not here yet" };
+        Self { fault, wanted: Some(wanted) }
+    }
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        Self { fault, wanted: None }
+    }
+}
