@@ -275,14 +275,22 @@ impl Verifier {
                         outcome.replay_keys.extend(findings.replay_keys);
                     }
                 }
-                Err(failed) => failure = failure.or(Some(failed)),
+                Err(failed) => {
+                    // A stranger must not make us fetch what cannot help him: what is final is told first.
+                    let is_final = failure.as_ref().is_some_and(|kept: &Failure| kept.wanted.is_none());
+                    if failure.is_none() || (!is_final && failed.wanted.is_none()) {
+                        failure = Some(failed);
+                    }
+                }
             }
             listed_before += proof.secrets();
         }
-        if let Some(failure) = failure {
-            return Err(failure);
-        }
-        for (used, position) in outcome.secrets_used.iter_mut().skip(self.proofs.len()).zip(credentials?) {
+        let credentials = match (failure, credentials) {
+            (Some(Failure { wanted: Some(_), .. }), Err(fault)) => return Err(fault.into()),
+            (Some(failure), _) => return Err(failure),
+            (None, credentials) => credentials?,
+        };
+        for (used, position) in outcome.secrets_used.iter_mut().skip(self.proofs.len()).zip(credentials) {
             *used = position.map(|position| listed_before + position);
         }
         // From here on the sender is known; only now is its body parsed, unless the signature itself lay in there.

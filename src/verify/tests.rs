@@ -407,3 +407,77 @@ proptest! {
         prop_assert!(refusal(settings, &delivery).is_some_and(Refusal::is_unproven));
     }
 }
+
+#[derive(Clone, Copy)]
+enum Says {
+    Yes,
+    No(Refusal),
+    Wants,
+}
+
+impl Proof for Says {
+    fn name(&self) -> Arc<str> {
+        "says".into()
+    }
+
+    fn examine(&self, _question: &Question<'_>) -> Result<Findings, Failure> {
+        match *self {
+            Self::Yes => Ok(Findings { secret_used: Some(0), ..Findings::default() }),
+            Self::No(refusal) => Err(Fault { refusal, note: "no" }.into()),
+            Self::Wants => Err(Failure::wanting(Wanted { url: "https://keys.example.com/".into(), newer_than: None })),
+        }
+    }
+
+    fn signs_time(&self) -> bool {
+        false
+    }
+
+    fn tolerance(&self) -> Option<Duration> {
+        None
+    }
+
+    fn replay_keys_each(&self) -> usize {
+        0
+    }
+
+    fn secrets(&self) -> usize {
+        1
+    }
+
+    fn coverage(&self) -> Coverage {
+        Coverage::Nothing
+    }
+
+    fn covers(&self, _locator: &Locator, _public_url: Option<&str>) -> bool {
+        false
+    }
+
+    fn sign(&self, _draft: &mut Draft, _signing: &sign::Signing<'_>) -> Result<(), SignError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn every_proof_must_pass_and_nothing_is_fetched_for_one_that_fails_anyway() {
+    let judged = |says: &[Says], token: &[&str]| {
+        let proofs = says.iter().map(|says| Arc::new(*says) as Arc<dyn Proof>).collect();
+        let mut settings = Settings { proofs, ..github(&["s", "t"]) };
+        let mut delivery = signed(&settings, b"{}", NOW);
+        settings.bearer = (!token.is_empty()).then(|| vec![Secret::new("right".into())]);
+        for token in token {
+            set(&mut delivery, &http::header::AUTHORIZATION, &format!("Bearer {token}"));
+        }
+        let verifier = Verifier::build(settings).unwrap();
+        match verifier.judge(delivery, NOW, &NoLibrary) {
+            Ok(verified) => (None, false, verified.secrets_used().collect::<Vec<_>>()),
+            Err(refused) => (Some(refused.refusal), refused.wanted.is_some(), Vec::new()),
+        }
+    };
+    let no = Says::No(Refusal::BadClaims);
+    assert_eq!(judged(&[Says::Yes], &["right"]), (None, false, vec![0, 2, 3]));
+    assert_eq!(judged(&[Says::Yes, no], &[]), (Some(Refusal::BadClaims), false, vec![]));
+    assert_eq!(judged(&[Says::Wants], &[]), (Some(Refusal::KeyUnavailable), true, vec![]));
+    assert_eq!(judged(&[Says::Wants, no], &[]), (Some(Refusal::BadClaims), false, vec![]));
+    assert_eq!(judged(&[no, Says::Wants], &[]), (Some(Refusal::BadClaims), false, vec![]));
+    assert_eq!(judged(&[Says::Wants], &["wrong"]), (Some(Refusal::BadCredentials), false, vec![]));
+}
