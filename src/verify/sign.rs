@@ -164,7 +164,7 @@ impl Prover {
             }
             Keys::Ed25519(keys) => {
                 let private = signing_key(signing.private.ok_or(SignError::NeedsPrivateKey)?)?;
-                if !keys.iter().any(|key| *key.as_dalek() == private.verifying_key()) {
+                if !keys.iter().any(|key| key.as_dalek() == Some(&private.verifying_key())) {
                     return Err(SignError::OtherPrivateKey);
                 }
                 private.sign(&message.whole()).to_bytes().to_vec()
