@@ -8,6 +8,8 @@ mod check;
 mod demo;
 mod reload;
 mod run;
+#[cfg_attr(not(test), warn(clippy::indexing_slicing, reason = "it reads what strangers wrote"))]
+pub(crate) mod saved_request;
 mod send;
 mod sign;
 
