@@ -11,6 +11,7 @@
 //! | `deliver` | getting a parcel to where it goes |
 //! | `parcel` | what leaves |
 //! | `telemetry` | one outcome in; counters, an audit line and the log out |
+//! | `fetch` | certificates and key sets from the network, guarded |
 //! | `verify` | does this request prove itself? Pure: no clock, no socket |
 //! | `state` | what was accepted, and how much of every budget is spent |
 //! | `server` | listeners, TLS, connections; knows no webhook |
@@ -23,6 +24,8 @@ mod clock;
 mod config;
 mod deliver;
 mod delivery;
+#[cfg_attr(not(test), warn(clippy::indexing_slicing, reason = "it reads what strangers wrote"))]
+mod fetch;
 mod fetched;
 mod gateway;
 mod parcel;

@@ -3,6 +3,7 @@
 //! Invariant: everything is read, resolved, decoded and built here, before a port is bound or a running configuration
 //! is replaced. Whatever loads cannot fail later for what stands in the file.
 
+mod fetch;
 mod listeners;
 mod node;
 mod problem;
@@ -157,6 +158,7 @@ fn read(root: &Node, ledger: &Ledger) -> Option<Config> {
     let drain_timeout = limits.duration("drain_timeout", 30 * second, Duration::ZERO..=hour);
     limits.finish();
 
+    let fetch = fetch::read(&file.table_or_empty("fetch"));
     let (state, max_claims, state_is_memory) = read_state(&file.table_or_empty("state"));
     let log = read_log(&file.table_or_empty("log"));
 
@@ -227,6 +229,7 @@ fn read(root: &Node, ledger: &Ledger) -> Option<Config> {
         listeners: views.collect(),
         upstreams,
         sources: read_sources.into_iter().map(|source| source.settings).collect(),
+        fetch: fetch?,
     };
     Some(Config { listeners: listener_plans, admin, max_connections, drain_delay, drain_timeout, state, log, plan })
 }

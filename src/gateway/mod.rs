@@ -15,6 +15,7 @@ mod visit;
 
 use crate::clock::Clock;
 use crate::deliver::{self, Destination};
+use crate::fetch::{self, Fetcher};
 use crate::state::{Quota, State};
 use crate::telemetry::{Audit, Metrics};
 use crate::verify::SigningKey;
@@ -61,6 +62,7 @@ pub(crate) struct Plan {
     pub(crate) listeners: Vec<ListenerView>,
     pub(crate) upstreams: BTreeMap<String, UpstreamSettings>,
     pub(crate) sources: Vec<source::Settings>,
+    pub(crate) fetch: fetch::Settings,
 }
 
 /// A snapshot.
@@ -78,6 +80,7 @@ pub(crate) struct Door {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) audit: Audit,
     pub(crate) state: Arc<State>,
+    fetcher: Arc<Fetcher>,
     buffer: Arc<Buffer>,
     in_flight: Arc<InFlight>,
     throttled: Semaphore,
@@ -104,6 +107,12 @@ impl Door {
     ) -> Result<Arc<Self>, deliver::BuildError> {
         let buffer = Buffer::new(plan.limits.max_buffered, metrics.buffered_bytes.clone());
         let in_flight = InFlight::new(plan.limits.max_requests_per_client);
+        let meters = fetch::Meters::new(
+            metrics.fetches.clone(),
+            metrics.fetch_seconds.clone(),
+            metrics.fetched_documents.clone(),
+        );
+        let fetcher = Fetcher::new(plan.fetch.clone(), clock.clone(), meters);
         let gateway = Gateway::build(plan, None, &metrics, &state)?;
         Ok(Arc::new(Self {
             current: ArcSwap::from_pointee(gateway),
@@ -111,6 +120,7 @@ impl Door {
             metrics,
             audit,
             state,
+            fetcher,
             buffer,
             in_flight,
             throttled: Semaphore::new(THROTTLED_VERIFICATIONS),
@@ -126,9 +136,10 @@ impl Door {
 
     /// Swaps the configuration whole. Requests under way finish on the old one.
     pub(crate) fn swap(&self, plan: Plan) -> Result<(), deliver::BuildError> {
-        let limits = plan.limits.clone();
+        let (limits, fetch) = (plan.limits.clone(), plan.fetch.clone());
         let old = self.current.load_full();
         let new = Gateway::build(plan, Some(&old), &self.metrics, &self.state)?;
+        self.fetcher.configure(fetch);
         self.buffer.resize(limits.max_buffered);
         self.in_flight.resize(limits.max_requests_per_client);
         new.forget_what_is_gone(&old, &self.metrics);
@@ -168,8 +179,10 @@ impl Door {
         }
     }
 
-    /// Lets go of expired claims of sources that are quiet; busy ones do it as they go.
+    /// Lets go of expired claims of sources that are quiet; busy ones do it as they go. Fetches keys anew before they run
+    /// out.
     pub(crate) fn sweep(&self) {
+        self.fetcher.refresh();
         let now = self.clock.now();
         let behind = self.clock.behind();
         self.metrics.clock_behind.set(behind.as_secs_f64());

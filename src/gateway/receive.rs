@@ -12,24 +12,31 @@ use super::visit::Visit;
 use super::{Door, Gateway, admit, body, forwarded};
 use crate::client::ClientKey;
 use crate::delivery::Delivery;
-use crate::fetched::NoLibrary;
+use crate::fetched::Wanted;
 use crate::refusal::Refusal;
 use crate::server::Peer;
 use crate::telemetry::Outcome;
-use crate::verify::Refused;
+use crate::verify::{Refused, Verified};
 use http::header;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Version};
 use hyper::body::Incoming;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 /// Judging more than this is work for a thread of its own: hashing it takes longer than a task may hold its worker.
 const LARGE_BODY: usize = 256 * 1024;
 
 /// How long a client that failed too often waits for its signature to be judged at all.
 const LONGEST_TURN: Duration = Duration::from_secs(1);
+
+/// A request waits so long for the keys that its proofs lack, all of them together: senders give up after ten seconds
+/// or more, and try again when they get 503.
+const LONGEST_KEY_WAIT: Duration = Duration::from_secs(6);
+
+/// A proof asks for one key at a time; none has more than two, and a source few such proofs.
+const MOST_KEYS: usize = 4;
 
 impl Door {
     pub(crate) async fn receive(self: Arc<Self>, request: Request<Incoming>, peer: Arc<Peer>) -> Reply {
@@ -169,25 +176,23 @@ impl Door {
             },
             false => None,
         };
-        let turn = match delivery.body.len() > LARGE_BODY {
-            true => Some(self.large_bodies.clone().acquire_owned().await.map_err(|_| Refusal::Internal)?),
-            false => None,
+        let mut until = None;
+        let mut rounds = 0;
+        let (mut delivery, mut permits) = (delivery, permits);
+        let (judged, permits) = loop {
+            let begun = Instant::now();
+            let (judged, kept) = self.judge_once(source, delivery, permits).await?;
+            visit.verifying += begun.elapsed();
+            match judged {
+                // Whoever fails often must not have us fetch: it is for them that there are turns.
+                Err(Refused { delivery: unproven, wanted: Some(wanted), .. }) if rounds < MOST_KEYS && !throttled => {
+                    let until = *until.get_or_insert_with(|| tokio::time::Instant::now() + LONGEST_KEY_WAIT);
+                    rounds = if self.has_fetched(source, &wanted, until).await { rounds + 1 } else { MOST_KEYS };
+                    (delivery, permits) = (*unproven, kept);
+                }
+                judged => break (judged, kept),
+            }
         };
-        let begun = Instant::now();
-        let now = self.clock.now();
-        let (judged, permits) = if turn.is_some() {
-            let source = source.clone();
-            // The permits go along: a sender who hangs up lets go of a body only when nothing works on it any more.
-            let judging = tokio::task::spawn_blocking(move || {
-                let judged = source.settings.verifier.judge(delivery, now, &NoLibrary);
-                drop(turn);
-                (judged, permits)
-            });
-            judging.await.map_err(|_| Refusal::Internal)?
-        } else {
-            (source.settings.verifier.judge(delivery, now, &NoLibrary), permits)
-        };
-        visit.verifying = begun.elapsed();
         source.meters.verify.observe(visit.verifying.as_secs_f64());
         match judged {
             Ok(verified) => {
@@ -198,6 +203,7 @@ impl Door {
                     visit.checks.push_str(comma);
                     visit.checks.push_str("client_cert");
                 }
+                let now = self.clock.now();
                 for gauge in verified.secrets_used().filter_map(|index| source.meters.secrets_last_used.get(index)) {
                     gauge.set(now.as_secs() as f64);
                 }
@@ -213,6 +219,40 @@ impl Door {
                 let over = refusal.is_unproven() && source.budgets.failed_auth.take(key).is_err();
                 Err(if over { Refusal::AuthThrottled } else { refusal })
             }
+        }
+    }
+
+    /// With the keys that are known now.
+    async fn judge_once(
+        &self,
+        source: &Arc<Source>,
+        delivery: Delivery,
+        permits: (Share, Place),
+    ) -> Result<(Result<Verified, Refused>, (Share, Place)), Refusal> {
+        let now = self.clock.now();
+        if delivery.body.len() <= LARGE_BODY {
+            return Ok((source.settings.verifier.judge(delivery, now, &*self.fetcher), permits));
+        }
+        let turn = self.large_bodies.clone().acquire_owned().await.map_err(|_| Refusal::Internal)?;
+        let (source, fetcher) = (source.clone(), self.fetcher.clone());
+        // The permits go along: a sender who hangs up lets go of a body only when nothing works on it any more.
+        let judging = tokio::task::spawn_blocking(move || {
+            let judged = source.settings.verifier.judge(delivery, now, &*fetcher);
+            drop(turn);
+            (judged, permits)
+        });
+        judging.await.map_err(|_| Refusal::Internal)
+    }
+
+    /// Judging again is worth it even where fetching failed: what is kept may now do as the last known good.
+    async fn has_fetched(&self, source: &Source, wanted: &Wanted, until: tokio::time::Instant) -> bool {
+        match timeout_at(until, self.fetcher.fetch(wanted)).await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                tracing::debug!(source = &*source.settings.name, %error, "no key to judge by");
+                false
+            }
+            Err(_) => false,
         }
     }
 }

@@ -39,6 +39,9 @@ pub(crate) struct Metrics {
     connections_refused: IntCounterVec,
     accept_errors: IntCounterVec,
     reloads: IntCounterVec,
+    pub(crate) fetches: IntCounterVec,
+    pub(crate) fetch_seconds: Histogram,
+    pub(crate) fetched_documents: IntGauge,
     pub(crate) unrouted: IntCounterVec,
     pub(crate) buffered_bytes: IntGauge,
     pub(crate) state_errors: IntCounter,
@@ -194,6 +197,23 @@ impl Metrics {
                 "accept_errors_total",
                 "Failed accepts (out of file descriptors, say).",
                 &["listener"],
+            ),
+            fetches: counters(
+                &registry,
+                "fetches_total",
+                "Keys and certificates fetched, or refused to be, by host and result.",
+                &["host", "result"],
+            ),
+            fetch_seconds: register(
+                &registry,
+                Histogram::with_opts(
+                    HistogramOpts::from(opts("fetch_duration_seconds", "Fetching a key or certificate."))
+                        .buckets(WHOLE_REQUEST_BUCKETS.to_vec()),
+                ),
+            ),
+            fetched_documents: register(
+                &registry,
+                IntGauge::with_opts(opts("fetched_documents", "Fetched keys and certificates that are kept.")),
             ),
             reloads: counters(&registry, "config_reloads_total", "Reloads by result.", &["result"]),
             buffered_bytes: register(
