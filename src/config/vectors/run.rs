@@ -1,0 +1,165 @@
+//! All of the vectors in `tests/vectors`, and in the folder that `HOOKWARD_VECTORS` names: none is left out, and none
+//! may fail but those that are listed here with the reason.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::vector::{Expect, Kind, Vector};
+use super::{asymmetric_keys, handshakes, hmac, http_signatures, judged, platforms, quoted, source, tokens};
+use crate::gateway::source::Settings;
+
+/// What only a lenient receiver accepts (`strict`), or only a thorough one (`quirk-optional`), and why it is not done.
+const NOT_HONOURED: &[(&str, &str)] = &[];
+
+const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors");
+
+/// The providers without a preset that agrees with all of their vectors. It only gets shorter.
+const NOT_BUILT: &str = include_str!("../../../tests/vectors/not-built.txt");
+
+#[test]
+fn every_preset_agrees_with_every_vector_of_its_provider() {
+    let vectors = read(Path::new(FOLDER));
+    let of_hmac = vectors.iter().filter(|vector| vector.kind() == Kind::Hmac).count();
+    assert_eq!((of_hmac, vectors.len() - of_hmac), (1_558, 449));
+
+    let report = run(&vectors);
+    println!("{}", report.table());
+    let (failing, not_built) = (report.failing_providers(), NOT_BUILT.lines().collect::<Vec<_>>());
+    let unlisted: Vec<_> = failing.iter().filter(|provider| !not_built.contains(provider)).copied().collect();
+    assert!(unlisted.is_empty(), "{unlisted:?}\n{}", report.told(|provider| unlisted.contains(&provider)));
+    let built: Vec<_> = not_built.iter().filter(|provider| !failing.contains(provider)).collect();
+    assert!(built.is_empty(), "remove from tests/vectors/not-built.txt: {built:?}");
+    let counted = report.rows.values().map(|row| row.accepted + row.refused + row.challenged + row.failed);
+    assert_eq!(counted.sum::<usize>(), vectors.len());
+}
+
+#[test]
+fn every_preset_agrees_with_the_vectors_of_the_folder_that_the_environment_names() {
+    let Some(folder) = std::env::var_os("HOOKWARD_VECTORS") else { return };
+    let vectors = read(Path::new(&folder));
+    assert!(!vectors.is_empty(), "HOOKWARD_VECTORS: there is no vector in {}", folder.display());
+    let report = run(&vectors);
+    println!("{}", report.table());
+    assert!(report.failures.is_empty(), "{} failed:\n{}", report.failures.len(), report.told(|_| true));
+}
+
+/// The vectors of all `*.json` files of a folder.
+fn read(folder: &Path) -> Vec<Vector> {
+    let entries = std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "json"));
+    files.sort();
+    let mut vectors = Vec::new();
+    for file in files {
+        let text = std::fs::read(&file).unwrap();
+        let listed: Vec<Value> =
+            serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        vectors.extend(listed.into_iter().map(Vector));
+    }
+    vectors
+}
+
+struct Report<'a> {
+    rows: BTreeMap<&'a str, Row>,
+    failures: Vec<(&'a Vector, String)>,
+}
+
+#[derive(Default)]
+struct Row {
+    accepted: usize,
+    refused: usize,
+    challenged: usize,
+    not_honoured: usize,
+    failed: usize,
+}
+
+fn run(vectors: &[Vector]) -> Report<'_> {
+    let mut report = Report { rows: BTreeMap::new(), failures: Vec::new() };
+    // Loading costs far more than judging, and most vectors of a provider share their configuration.
+    let mut sources = HashMap::new();
+    for vector in vectors {
+        let row = report.rows.entry(vector.provider()).or_default();
+        let excused = NOT_HONOURED.iter().find(|(id, _)| *id == vector.id());
+        match (judged_as_configured(vector, &mut sources), excused) {
+            (Ok(()), None) => match vector.expect() {
+                Expect::Accept => row.accepted += 1,
+                Expect::Reject => row.refused += 1,
+                Expect::Challenge => row.challenged += 1,
+            },
+            (Err(_), Some(_)) if vector.has_tag("strict") || vector.has_tag("quirk-optional") => row.not_honoured += 1,
+            (found, excused) => {
+                row.failed += 1;
+                let excused = excused.map(|(_, reason)| format!("is excused for nothing: {reason}"));
+                report.failures.push((vector, excused.or(found.err()).unwrap_or_default()));
+            }
+        }
+    }
+    report
+}
+
+fn judged_as_configured(
+    vector: &Vector,
+    sources: &mut HashMap<String, Result<Settings, String>>,
+) -> Result<(), String> {
+    let keys = toml(vector).ok_or("nobody has said how its `config` is spelled in TOML")?;
+    let source = sources.entry(keys).or_insert_with_key(|keys| source(keys)).as_ref().map_err(Clone::clone)?;
+    judged::judge(vector, source)
+}
+
+/// What a user would write for the vector's source.
+fn toml(vector: &Vector) -> Option<String> {
+    let (provider, config) = (vector.provider(), vector.config());
+    let keys = match vector.kind() {
+        Kind::Hmac => hmac::toml(provider, config),
+        Kind::Handshake => handshakes::toml(provider, config),
+        Kind::Primitive => None,
+        Kind::Signature => asymmetric_keys::toml(provider, config)
+            .or_else(|| tokens::toml(provider, config))
+            .or_else(|| http_signatures::toml(provider, config))
+            .or_else(|| platforms::toml(provider, config)),
+    };
+    let public_url = vector.public_url().map(|url| format!("public_url = {}\n", quoted(url))).unwrap_or_default();
+    // First, because the keys of a family may end in tables of their own.
+    Some(public_url + &keys?)
+}
+
+impl<'a> Report<'a> {
+    fn failing_providers(&self) -> Vec<&'a str> {
+        self.rows.iter().filter(|(_, row)| row.failed > 0).map(|(provider, _)| *provider).collect()
+    }
+
+    /// One line for all vectors of a provider that fail in the same way.
+    fn told(&self, is_told: impl Fn(&str) -> bool) -> String {
+        let mut lines: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+        for (vector, why) in self.failures.iter().filter(|(vector, _)| is_told(vector.provider())) {
+            lines.entry((vector.provider(), why)).or_default().push(vector.id());
+        }
+        let lines = lines.into_iter().map(|((_, why), ids)| format!("{}: {why}", ids.join(" ")));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    fn table(&self) -> String {
+        let mut text = String::new();
+        let mut line = |name: &str, cells: [&dyn std::fmt::Display; 5]| {
+            let [accepted, refused, challenged, not_honoured, failed] = cells;
+            let _ =
+                writeln!(text, "{name:<26} {accepted:>8} {refused:>8} {challenged:>10} {not_honoured:>12} {failed:>6}");
+        };
+        line("provider", [&"accepted", &"refused", &"challenged", &"not honoured", &"failed"]);
+        let mut sum = Row::default();
+        for (provider, row) in &self.rows {
+            line(provider, [&row.accepted, &row.refused, &row.challenged, &row.not_honoured, &row.failed]);
+            sum.accepted += row.accepted;
+            sum.refused += row.refused;
+            sum.challenged += row.challenged;
+            sum.not_honoured += row.not_honoured;
+            sum.failed += row.failed;
+        }
+        let name = format!("{} providers", self.rows.len());
+        line(&name, [&sum.accepted, &sum.refused, &sum.challenged, &sum.not_honoured, &sum.failed]);
+        text
+    }
+}
