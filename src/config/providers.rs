@@ -9,8 +9,23 @@ use std::collections::BTreeMap;
 /// Name and text, in the order of the names; see build.rs.
 const PRESETS: &[(&str, &str)] = &include!(concat!(env!("OUT_DIR"), "/presets.rs"));
 
-/// What describes the provider and is no key of a source.
-const ABOUT: [&str; 2] = ["name", "docs"];
+/// What describes the provider and is no key of a source: `body` is how much of it the proof stands for, `console` what
+/// to paste where at the provider.
+const ABOUT: [&str; 10] = [
+    "name",
+    "docs",
+    "proven_by",
+    "body",
+    "timeout",
+    "retries",
+    "delivery_confidence",
+    "largest_payload",
+    "console",
+    "notes",
+];
+/// Without these nobody could tell what a preset is worth.
+#[cfg(test)]
+const NEEDED: [&str; 2] = ["name", "docs"];
 
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
     PRESETS.iter().map(|(name, _)| *name)
@@ -49,10 +64,11 @@ mod tests {
             let mut problems = Vec::new();
             let Kind::Table(table) = node::parse(&name.into(), text, &mut problems).kind else { panic!("a table") };
             assert!(problems.is_empty(), "{name}: {problems:?}");
-            for about in ABOUT {
+            for about in NEEDED {
                 assert!(matches!(table.get(about).map(|node| &node.kind), Some(Kind::Text(_))), "{name} lacks {about}");
             }
-            assert!(preset(name).is_some_and(|table| table.contains_key("verify")), "{name}");
+            let proofs = ["verify", "token", "basic"];
+            assert!(preset(name).is_some_and(|table| proofs.iter().any(|proof| table.contains_key(*proof))), "{name}");
         }
     }
 }
