@@ -4,6 +4,7 @@
 //! is replaced. Whatever loads cannot fail later for what stands in the file.
 
 mod fetch;
+mod jwt;
 mod listeners;
 mod node;
 mod problem;

@@ -67,7 +67,7 @@ mod tests {
             for about in NEEDED {
                 assert!(matches!(table.get(about).map(|node| &node.kind), Some(Kind::Text(_))), "{name} lacks {about}");
             }
-            let proofs = ["verify", "token", "basic"];
+            let proofs = ["verify", "token", "basic", "jwt", "each_secret"];
             assert!(preset(name).is_some_and(|table| proofs.iter().any(|proof| table.contains_key(*proof))), "{name}");
         }
     }

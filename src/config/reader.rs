@@ -404,6 +404,32 @@ impl<'a> Table<'a> {
         named
     }
 
+    /// A table of whatever names, each with a string, an integer or a boolean.
+    pub(super) fn scalars(&self, name: &'static str) -> Vec<(String, serde_json::Value)> {
+        let Some(node) = self.node(name) else { return Vec::new() };
+        let Kind::Table(entries) = &node.kind else {
+            self.wrong_kind(name, node, "a table");
+            return Vec::new();
+        };
+        let mut scalars = Vec::new();
+        for (entry, node) in entries {
+            let key = format!("{name}.{entry}");
+            let value = match &node.kind {
+                Kind::Text(text) => serde_json::Value::from(text.as_str()),
+                Kind::Integer(number) => serde_json::Value::from(*number),
+                Kind::Boolean(flag) => serde_json::Value::from(*flag),
+                other => {
+                    let what = format!("is {}, not a string, an integer or a boolean", other.name());
+                    self.ledger.add(Severity::Error, Some(node.at.clone()), &self.key(&key), what, "");
+                    continue;
+                }
+            };
+            self.note(&key, value.to_string(), Some(node));
+            scalars.push((entry.clone(), value));
+        }
+        scalars
+    }
+
     pub(super) fn secret(&self, name: &'static str) -> Option<Named> {
         let node = self.node(name)?;
         self.resolve(name, node)

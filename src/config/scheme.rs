@@ -12,7 +12,7 @@ use http::StatusCode;
 use std::time::Duration;
 
 /// Below this many bytes a key can be found by trying: RFC 2104 §3 wants one as long as the hash.
-const SHORT_KEY: usize = 16;
+pub(super) const SHORT_KEY: usize = 16;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -212,14 +212,7 @@ fn read_timestamp(table: &Table<'_>) -> Option<Timestamp> {
         position.map(|_| TimestampPlace::Position),
     ];
     let place = exactly_one(&at, places, r#"header = "X-Timestamp""#, "one of header, key, json, position");
-    let units = [
-        ("s", Unit::Seconds),
-        ("ms", Unit::Millis),
-        ("rfc3339", Unit::Rfc3339),
-        ("http-date", Unit::HttpDate),
-        ("auto", Unit::Auto),
-    ];
-    let unit = at.choice("unit", Some("s"), &units);
+    let unit = unit(&at);
     let tolerance = at.duration("tolerance", Duration::from_secs(300), Duration::from_secs(1)..=DAY);
     at.finish();
     Some(Timestamp { place: place?, unit: unit?, tolerance })
@@ -269,19 +262,33 @@ fn read_handshake(table: Table<'_>) -> Option<Handshake> {
     Some(Handshake { match_json, absent_json, answer: Answer { status: status?, content_type, body: body? } })
 }
 
+pub(super) fn unit(table: &Table<'_>) -> Option<Unit> {
+    let units = [
+        ("s", Unit::Seconds),
+        ("ms", Unit::Millis),
+        ("rfc3339", Unit::Rfc3339),
+        ("http-date", Unit::HttpDate),
+        ("auto", Unit::Auto),
+    ];
+    table.choice("unit", Some("s"), &units)
+}
+
 /// One place, or several of which the first present counts.
 pub(super) fn locators(table: &Table<'_>, name: &'static str) -> Vec<Locator> {
     table.tables(name).into_iter().filter_map(locator).collect()
 }
 
 fn locator(at: Table<'_>) -> Option<Locator> {
+    let claim = at.text("claim");
+    let in_claim = claim.as_ref().and_then(|_| at.text("json"));
     let places = [
+        claim.map(|name| Locator::Claim { name, json: in_claim }),
         at.parsed("header", header_name).map(Locator::Header),
-        at.text("json").map(Locator::Json),
+        at.text("json").filter(|_| !at.has("claim")).map(Locator::Json),
         at.text("query").map(Locator::Query),
         at.text("form").map(Locator::Form),
     ];
-    let found = exactly_one(&at, places, r#"header = "X-Delivery-Id""#, "one of header, json, query, form");
+    let found = exactly_one(&at, places, r#"header = "X-Delivery-Id""#, "one of header, json, query, form, claim");
     at.finish();
     found
 }

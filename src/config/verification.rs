@@ -1,11 +1,12 @@
 //! A source's credentials: the `verify` table and its neighbours, made into what `verify` works with.
 
+use super::jwt;
 use super::reader::Table;
 use super::scheme::{locators, read_handshakes, read_scheme};
 use super::units::header_name;
 use crate::secret::Secret;
 use crate::state::Quota;
-use crate::verify::{Basic, Settings, Token, Verifier};
+use crate::verify::{Basic, Proof, Settings, Token, Verifier};
 use http::HeaderValue;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -53,9 +54,7 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
         let (theirs_id, theirs_event) = (locators(&table, "id"), locators(&table, "event"));
         id = if id.is_empty() { theirs_id } else { id };
         event = if event.is_empty() { theirs_event } else { event };
-        let choices =
-            [("resigned", Resends::Resigned), ("same_bytes", Resends::SameBytes), ("unknown", Resends::Unknown)];
-        resends = table.choice("resends", Some("unknown"), &choices).unwrap_or(Resends::Unknown);
+        resends = read_resends(&table);
         if keys_shown.is_empty() {
             if !source.has("secrets") {
                 source.error(
@@ -70,17 +69,43 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
         scheme = read_scheme(source, &table, &keys_shown, public_url.as_deref());
         scheme_failed |= scheme.is_none();
         table.finish();
+    } else if source.has("jwt") || source.has("each_secret") {
+        // Theirs, and judged below.
     } else if !keys_shown.is_empty() && source.has("provider") {
         // There is no such preset: then nobody knows what they are for.
         scheme_failed = true;
     } else if !keys_shown.is_empty() {
         source.error(
             "secrets",
-            "nothing uses these: there is neither `provider` nor a `verify` table",
+            "nothing uses these: there is neither `provider` nor a `verify` or `jwt` table",
             r#"provider = "github", or a table [sources.NAME.verify]"#,
         );
         keys_shown.clear();
         secret_names.clear();
+    }
+
+    // `secrets` belong to one proof: the first of these that there is.
+    let mut secrets_left = if source.has("verify") { &[][..] } else { keys_shown.as_slice() };
+    let mut proofs: Vec<Arc<dyn Proof>> = Vec::new();
+    if let Some(table) = source.table("each_secret") {
+        match jwt::read_each(&table, std::mem::take(&mut secrets_left), label) {
+            Some(each) => proofs.push(Arc::new(each)),
+            None => scheme_failed = true,
+        }
+        table.finish();
+    }
+    let mut bearer_token = false;
+    if let Some(table) = source.table("jwt") {
+        resends = if source.has("verify") { resends } else { read_resends(&table) };
+        bearer_token = table.peek_text("prefix").is_some_and(|word| word.trim_end().eq_ignore_ascii_case("bearer"));
+        match jwt::read(source, &table, std::mem::take(&mut secrets_left), public_url.as_deref(), label) {
+            Some((token, names)) => {
+                secret_names.extend(names);
+                proofs.push(Arc::new(token));
+            }
+            None => scheme_failed = true,
+        }
+        table.finish();
     }
 
     let basic = source.table("basic").and_then(|table| {
@@ -149,16 +174,17 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
     let challenge = match (&basic, &bearer) {
         (Some(_), _) => r#"Basic realm="webhooks", charset="UTF-8""#,
         (_, Some(_)) => "Bearer",
+        _ if bearer_token => "Bearer",
         _ => "Signature",
     };
-    let proves_something = scheme.is_some() || basic.is_some() || bearer.is_some() || token.is_some();
+    let proves_something =
+        scheme.is_some() || !proofs.is_empty() || basic.is_some() || bearer.is_some() || token.is_some();
     let label: Arc<str> = match (label, &scheme) {
         (Some(label), _) => label.into(),
         (None, Some(scheme)) => scheme.algorithm.name().into(),
         (None, None) => "".into(),
     };
     let has_id = !id.is_empty();
-    let proofs = Vec::new();
     let settings = Settings { label, scheme, proofs, handshakes, basic, bearer, token, id, event, public_url };
     match Verifier::build(settings) {
         Ok(verifier) => Some(Credentials {
@@ -177,6 +203,11 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
             None
         }
     }
+}
+
+fn read_resends(table: &Table<'_>) -> Resends {
+    let choices = [("resigned", Resends::Resigned), ("same_bytes", Resends::SameBytes), ("unknown", Resends::Unknown)];
+    table.choice("resends", Some("unknown"), &choices).unwrap_or(Resends::Unknown)
 }
 
 fn warn_if_short(table: &Table<'_>, key: &str, secret: &Secret, least: usize) {

@@ -283,7 +283,7 @@ pub(crate) fn sorted_fields(text: &[u8]) -> Found<'static> {
     Found::Value(all.iter().flat_map(|(key, value)| [key.as_ref(), value.as_ref()]).collect::<Vec<_>>().concat().into())
 }
 
-fn fields(text: &[u8]) -> impl Iterator<Item = (Cow<'_, [u8]>, Cow<'_, [u8]>)> {
+pub(super) fn fields(text: &[u8]) -> impl Iterator<Item = (Cow<'_, [u8]>, Cow<'_, [u8]>)> {
     text.split(|byte| *byte == b'&').filter(|part| !part.is_empty()).map(|part| {
         let end_of_name = part.iter().position(|byte| *byte == b'=').unwrap_or(part.len());
         let (name, rest) = part.split_at(end_of_name);

@@ -6,10 +6,12 @@
 //! which of them failed.
 
 mod credential;
+mod each_member;
 mod fields;
 mod freshness;
 mod handshake;
 mod hmac;
+mod jwt;
 mod key;
 mod presented;
 mod proof;
@@ -39,8 +41,13 @@ use fields::{Json, Pointers};
 use prover::Prover;
 
 pub(crate) use credential::{Basic, Token};
+pub(crate) use each_member::EachMember;
 pub(crate) use freshness::{Timestamp, Unit};
 pub(crate) use handshake::{Answer, AnswerBody, Handshake, Reply};
+pub(crate) use jwt::{
+    ClaimHash, Claims as JwtClaims, DigestClaim, JwsAlgorithm, Jwt, KeyId as JwtKeyId, KeyRing, Payload as JwtPayload,
+    QueryHash, RingError, Rules, Scheme as JwtScheme, TokenAt, TrueLayer,
+};
 pub(crate) use key::{Key, KeyEncoding, KeyFormat};
 pub(crate) use presented::{Encoding, Layout, Locator, Place, SignatureAt, TimestampPlace};
 pub(crate) use proof::{Coverage, Failure, Proof, Question};
@@ -154,6 +161,8 @@ pub(crate) struct Findings {
     pub(crate) replay_keys: Vec<[u8; 32]>,
     /// The first of this proof's own secrets that matched.
     pub(crate) secret_used: Option<usize>,
+    /// What a token said, proven with the rest.
+    pub(crate) claims: Option<jwt::Object>,
 }
 
 /// What all proofs found, and what the body is about.
@@ -163,6 +172,7 @@ struct Outcome {
     tolerance: Option<Duration>,
     replay_keys: Vec<[u8; 32]>,
     secrets_used: [Option<usize>; MAX_PROOFS + 3],
+    claims: Option<jwt::Object>,
     event_id: Option<String>,
     event_id_is_signed: bool,
     event_type: Option<String>,
@@ -198,7 +208,7 @@ impl Verifier {
         let mut pointers = Pointers::default();
         let locators = id.iter().chain(&event).filter_map(|locator| match locator {
             Locator::Json(pointer) => Some(pointer.as_str()),
-            Locator::Header(_) | Locator::Query(_) | Locator::Form(_) => None,
+            Locator::Header(_) | Locator::Query(_) | Locator::Form(_) | Locator::Claim { .. } => None,
         });
         let proving = proofs.iter().flat_map(|proof| proof.pointers());
         for pointer in locators.chain(proving).chain(handshakes.iter().flat_map(Handshake::pointers)) {
@@ -226,7 +236,7 @@ impl Verifier {
 
     /// Passwords and tokens can be guessed, so that failures must be throttled before they are judged.
     pub(crate) fn is_guessable(&self) -> bool {
-        !self.credentials.is_empty()
+        !self.credentials.is_empty() || self.proofs.iter().any(|proof| proof.is_guessable())
     }
 
     pub(crate) fn has_signature(&self) -> bool {
@@ -265,6 +275,7 @@ impl Verifier {
             match proof.examine(&question) {
                 Ok(findings) => {
                     *used = findings.secret_used.map(|position| listed_before + position);
+                    outcome.claims = outcome.claims.take().or(findings.claims);
                     if outcome.signed_at.is_none() {
                         outcome.signed_at = findings.signed_at;
                         outcome.tolerance = findings.tolerance;
@@ -303,13 +314,13 @@ impl Verifier {
 
     fn read_names(&self, outcome: &mut Outcome, delivery: &Delivery, json: &Json) -> Result<(), Fault> {
         for locator in &self.event {
-            outcome.event_type = locator.find(delivery, json)?;
+            outcome.event_type = locator.find(delivery, json, outcome.claims.as_ref())?;
             if outcome.event_type.is_some() {
                 break;
             }
         }
         for locator in &self.id {
-            outcome.event_id = locator.find(delivery, json)?;
+            outcome.event_id = locator.find(delivery, json, outcome.claims.as_ref())?;
             if outcome.event_id.is_some() {
                 let public_url = self.public_url.as_deref();
                 outcome.event_id_is_signed = self.proofs.iter().any(|proof| proof.covers(locator, public_url));

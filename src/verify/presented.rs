@@ -10,6 +10,7 @@ use http::HeaderName;
 
 use super::Fault;
 use super::fields::{self, Found, Json};
+use super::jwt::{self, Object};
 use super::key::{BASE64, BASE64URL};
 use super::template::Template;
 use crate::delivery::Delivery;
@@ -87,6 +88,11 @@ pub(crate) enum Locator {
     Json(String),
     Query(String),
     Form(String),
+    /// Of a token that proved the request, by name or JSON pointer; `json` points into a claim that is itself a JSON text.
+    Claim {
+        name: String,
+        json: Option<String>,
+    },
 }
 
 /// The signature's text, taken apart.
@@ -254,7 +260,12 @@ impl TimestampPlace {
 impl Locator {
     /// The name that stands there; `None` also for one that could not be kept, compared or passed on safely. Only a
     /// header that stands there twice is refused: we and the upstream could read different ones.
-    pub(crate) fn find(&self, delivery: &Delivery, json: &Json) -> Result<Option<String>, Fault> {
+    pub(crate) fn find(
+        &self,
+        delivery: &Delivery,
+        json: &Json,
+        claims: Option<&Object>,
+    ) -> Result<Option<String>, Fault> {
         let found = match self {
             Self::Header(name) => match header_text(delivery, name) {
                 HeaderText::One(text) => Some(text.to_owned()),
@@ -267,6 +278,7 @@ impl Locator {
             Self::Json(pointer) => text(json.at(pointer)),
             Self::Query(name) => text(fields::field(query(delivery), name)),
             Self::Form(name) => text(fields::field(&delivery.body, name)),
+            Self::Claim { name, json } => claims.and_then(|claims| jwt::claim_text(claims, name, json.as_deref())),
         };
         Ok(found.filter(|name| (1..=MAX_NAME_LENGTH).contains(&name.len()) && !name.chars().any(char::is_control)))
     }
@@ -277,6 +289,7 @@ impl Locator {
             Self::Json(pointer) => template.covers_json(pointer),
             Self::Form(name) => template.covers_form(name),
             Self::Query(name) => template.covers_query(name) || (url_is_as_sent && template.covers_url()),
+            Self::Claim { .. } => false,
         }
     }
 }
@@ -474,14 +487,14 @@ mod tests {
     fn an_id_that_cannot_be_kept_is_absent_and_a_doubled_one_refused() {
         let json = Json::default();
         let id = Locator::Header(HeaderName::from_static("id"));
-        let find = |headers: &[(&'static str, &[u8])]| id.find(&with_headers(headers), &json);
+        let find = |headers: &[(&'static str, &[u8])]| id.find(&with_headers(headers), &json, None);
         assert_eq!(find(&[("id", b"msg_1")]).unwrap().as_deref(), Some("msg_1"));
         assert_eq!(find(&[("id", &[b'a'; 256])]).unwrap().map(|id| id.len()), Some(256));
         for unfit in [&[b'a'; 257][..], b"", b"a\tb", b"\xff"] {
             assert_eq!(find(&[("id", unfit)]).unwrap(), None);
         }
         assert_eq!(refusal(find(&[("id", b"a"), ("id", b"a")])), Refusal::Malformed);
-        assert_eq!(Locator::Query("id".into()).find(&with_headers(&[]), &json).unwrap().as_deref(), Some("q"));
+        assert_eq!(Locator::Query("id".into()).find(&with_headers(&[]), &json, None).unwrap().as_deref(), Some("q"));
     }
 
     proptest! {

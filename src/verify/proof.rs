@@ -52,6 +52,11 @@ pub(crate) trait Proof: Send + Sync {
     /// Does this proof stand for what is found there? `public_url`: as configured.
     fn covers(&self, locator: &Locator, public_url: Option<&str>) -> bool;
 
+    /// Could a stranger find it by trying? Then failures are throttled before the proof is judged.
+    fn is_guessable(&self) -> bool {
+        false
+    }
+
     /// Puts the proof into a draft, as the sender would.
     fn sign(&self, draft: &mut Draft, signing: &Signing<'_>) -> Result<(), SignError>;
 }

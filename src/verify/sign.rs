@@ -102,7 +102,7 @@ impl Verifier {
     fn missing_id_header(&self, draft: &Delivery) -> Option<HeaderName> {
         let mut names = self.id.iter().filter_map(|locator| match locator {
             Locator::Header(name) => Some(name),
-            Locator::Json(_) | Locator::Query(_) | Locator::Form(_) => None,
+            Locator::Json(_) | Locator::Query(_) | Locator::Form(_) | Locator::Claim { .. } => None,
         });
         let first = names.next()?;
         let is_there = draft.headers.contains_key(first) || names.any(|name| draft.headers.contains_key(name));

@@ -323,7 +323,7 @@ fn header<'a>(delivery: &'a Delivery, name: &HeaderName) -> Found<'a> {
 
 /// The URL as the provider was told it. Providers sign the query too, and one that was registered without a query still
 /// appends its own parameters.
-fn url(delivery: &Delivery, public_url: Option<&str>) -> String {
+pub(super) fn url(delivery: &Delivery, public_url: Option<&str>) -> String {
     let (base, query) = match public_url {
         Some(told) if told.contains('?') => return told.to_owned(),
         Some(told) => (told.to_owned(), &delivery.query),

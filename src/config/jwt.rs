@@ -1,0 +1,419 @@
+//! The `jwt` table: where the token is, who may have signed it, and what it has to say.
+//!
+//! Invariant: what would accept somebody else's token does not load. Algorithms are named, and of one family; a platform
+//! that signs for everyone needs the claim that names this sender.
+
+use super::node::Kind;
+use super::reader::Table;
+use super::scheme::{SHORT_KEY, unit};
+use super::secret_ref::Named;
+use super::units::header_name;
+use crate::verify::{
+    ClaimHash, DigestClaim, EachMember, Encoding, JwsAlgorithm, Jwt, JwtClaims, JwtKeyId, JwtPayload, JwtScheme, Key,
+    KeyEncoding, KeyFormat, KeyRing, QueryHash, RingError, Rules, TokenAt, TrueLayer, Unit,
+};
+use http::HeaderName;
+use serde_json::Value;
+use std::sync::Arc;
+use std::time::Duration;
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// In `audience`, `subject` and the claims: the URL that the sender was told.
+const PUBLIC_URL: &str = "{public_url}";
+
+/// Platforms that sign tokens for everyone with one set of keys: who signed says nothing about who sent.
+struct Platform {
+    name: &'static str,
+    /// Of `iss`, or of the key set's address.
+    hosts: &'static [&'static str],
+    /// Claims of which one names the sender.
+    senders: &'static [&'static str],
+    example: &'static str,
+}
+
+const PLATFORMS: [Platform; 2] = [
+    Platform {
+        name: "Google",
+        hosts: &["accounts.google.com", "www.googleapis.com"],
+        senders: &["email", "sub", "azp"],
+        example: r#"jwt.claims = { email = "push@my-project.iam.gserviceaccount.com", email_verified = true }"#,
+    },
+    Platform {
+        name: "Microsoft Entra",
+        hosts: &["sts.windows.net", "login.microsoftonline.com"],
+        senders: &["appid", "azp", "oid", "sub"],
+        example: r#"jwt.claims_any = { appid = "<the sender's application id>", azp = "<the same>" }"#,
+    },
+];
+
+/// `secrets`: the source's own, where the table has none. With the names of the keys that the table lists.
+pub(super) fn read(
+    source: &Table<'_>,
+    table: &Table<'_>,
+    secrets: &[Named],
+    public_url: Option<&str>,
+    label: Option<&str>,
+) -> Option<(Jwt, Vec<String>)> {
+    let places = read_places(table);
+    let algorithms = read_algorithms(table);
+    let set_url = table.parsed("jwks_url", |text| match text.strip_prefix("https://") {
+        Some(rest) if !rest.is_empty() && !rest.contains(['#', ' ', '@', '\\']) => Ok(Arc::from(text)),
+        _ => Err("is not a plain https URL".to_owned()),
+    });
+    let own = table.secrets("keys");
+    let listed = if table.has("keys") { own.as_slice() } else { secrets };
+    let keys = algorithms.as_deref().and_then(|algorithms| read_keys(table, algorithms, listed, set_url.is_some()));
+    if algorithms.is_none() {
+        table.ignore(&["key"]);
+    }
+    let key_id = table.text("key_claim").map_or(JwtKeyId::Header, JwtKeyId::Claim);
+    let payloads = [("claims", Form::Claims), ("body", Form::Body), ("truelayer", Form::TrueLayer)];
+    let form = table.choice("payload", Some("claims"), &payloads);
+    if matches!(form, Some(Form::Body | Form::TrueLayer)) && key_id != JwtKeyId::Header {
+        table.error("key_claim", "has no effect with this `payload`, which has no claims", "remove it");
+    }
+    let payload = match form {
+        Some(Form::Claims) => {
+            let claims = read_claims(source, table, places.as_deref(), set_url.as_deref(), public_url);
+            Some(JwtPayload::Claims(Box::new(claims)))
+        }
+        Some(Form::Body) => Some(JwtPayload::Body),
+        Some(Form::TrueLayer) => Some(JwtPayload::TrueLayer(read_truelayer(table))),
+        None => None,
+    };
+    let (places, algorithms, keys, payload) = (places?, algorithms?, keys?, payload?);
+    let jwt = Jwt { label: label.unwrap_or("jwt").into(), places, algorithms, keys, key_id, set_url, payload };
+    if !jwt.has_keys() {
+        table.error(
+            "",
+            "has no keys: neither `secrets`, `jwt.keys` nor `jwt.jwks_url`",
+            r#"secrets = [{ env = "NAME" }], or jwks_url = "https://…""#,
+        );
+        return None;
+    }
+    Some((jwt, own.into_iter().map(|named| named.name).collect()))
+}
+
+#[derive(Clone, Copy)]
+enum Form {
+    Claims,
+    Body,
+    TrueLayer,
+}
+
+fn read_places(table: &Table<'_>) -> Option<Vec<TokenAt>> {
+    let mut places = Vec::new();
+    let word = table.text("prefix");
+    let optional = table.flag("prefix_optional", false);
+    if let Some(name) = table.parsed("header", header_name) {
+        let scheme = word.map(|word| JwtScheme { word: word.trim_end().to_owned(), optional });
+        places.push(TokenAt::Header { name, scheme });
+    } else if word.is_some() {
+        table.error("prefix", "has no effect without `header`", "remove it, or name the header");
+    }
+    places.extend(table.text("query").map(TokenAt::Query));
+    for (name, place) in [("json", TokenAt::Json as fn(String) -> TokenAt), ("each", TokenAt::Each)] {
+        if let Some(pointer) = table.text(name) {
+            if !pointer.starts_with('/') {
+                table.error(name, "is not a JSON pointer", "begin it with `/`");
+                return None;
+            }
+            places.push(place(pointer));
+        }
+    }
+    if table.flag("body", false) {
+        places.push(TokenAt::Body);
+    }
+    if places.is_empty() {
+        table.error(
+            "",
+            "says no place: one or several of header, query, json, each, body",
+            r#"jwt = { header = "Authorization", prefix = "Bearer", … }"#,
+        );
+    } else if places.len() > 1 && places.iter().any(|place| matches!(place, TokenAt::Body | TokenAt::Each(_))) {
+        table.error("", "`body` and `each` leave no room for another place", "keep one place");
+        return None;
+    }
+    (!places.is_empty()).then_some(places)
+}
+
+fn read_algorithms(table: &Table<'_>) -> Option<Vec<JwsAlgorithm>> {
+    let example = r#"algorithms = ["RS256"]"#;
+    if !table.has("algorithms") {
+        table.error("", "`algorithms` is missing: a token must not choose its own", example);
+    }
+    let known: Vec<_> = JwsAlgorithm::ALL.iter().map(|algorithm| algorithm.name()).collect();
+    let read = |text: &str| match JwsAlgorithm::named(text) {
+        Some(algorithm) => Ok(algorithm),
+        None if text.eq_ignore_ascii_case("none") => Err("\"none\" would let everybody in".to_owned()),
+        None => Err(format!("{text:?} is none of {}", known.join(", "))),
+    };
+    let algorithms = table.all_parsed("algorithms", read);
+    if algorithms.is_empty() {
+        return None;
+    }
+    let shared = algorithms.iter().filter(|algorithm| algorithm.is_shared()).count();
+    if shared > 0 && shared < algorithms.len() {
+        table.error(
+            "algorithms",
+            "mixes HS… with public keys: whoever knows a public key could sign with it",
+            "keep one family; two senders are two sources",
+        );
+        return None;
+    }
+    Some(algorithms)
+}
+
+fn read_keys(table: &Table<'_>, algorithms: &[JwsAlgorithm], listed: &[Named], has_set: bool) -> Option<KeyRing> {
+    let name = if table.has("keys") { "keys" } else { "" };
+    let is_shared = algorithms.iter().any(|algorithm| algorithm.is_shared());
+    let format = table.table_or_empty("key");
+    let encodings = [
+        ("utf8", KeyEncoding::Utf8),
+        ("hex", KeyEncoding::Hex),
+        ("base64", KeyEncoding::Base64),
+        ("base64url", KeyEncoding::Base64Url),
+    ];
+    let encoding = format.choice("encoding", Some("utf8"), &encodings);
+    let strip_prefix = format.text("strip_prefix");
+    format.finish();
+    let ring = if is_shared {
+        if has_set {
+            table.error("jwks_url", "holds public keys, and HS… algorithms have none", "remove one of the two");
+            return None;
+        }
+        let format = KeyFormat { encoding: encoding?, strip_prefix };
+        let mut keys = Vec::new();
+        for (index, named) in listed.iter().enumerate() {
+            match Key::decode(&named.secret, &format) {
+                Ok(key) if key.bytes().len() < SHORT_KEY => {
+                    let what =
+                        format!("secret {} has {} bytes; it can be found by trying", index + 1, key.bytes().len());
+                    table.warn(name, what, "openssl rand -hex 32");
+                    keys.push(key.named(named.id.as_deref()));
+                }
+                Ok(key) => keys.push(key.named(named.id.as_deref())),
+                Err(error) => {
+                    table.error(name, format!("secret {}: {error}", index + 1), "compare `jwt.key.encoding`");
+                    return None;
+                }
+            }
+        }
+        KeyRing::shared(&keys, algorithms)
+    } else {
+        if table.has("key") {
+            table.error("key", "has no effect: public keys say themselves how they are written", "remove it");
+        }
+        KeyRing::public(listed.iter().map(|named| (named.id.as_deref(), &named.secret)))
+    };
+    match ring {
+        Ok(ring) => Some(ring),
+        Err(RingError::PublicKeyAsSecret { index }) => {
+            let what = format!("secret {} is a public key, and HS… would let everybody sign who knows it", index + 1);
+            table.error(name, what, r#"the sender's shared secret, or algorithms = ["RS256"]"#);
+            None
+        }
+        Err(RingError::NotAPublicKey { index, what }) => {
+            table.error(
+                name,
+                format!("secret {}: {what}", index + 1),
+                "a PEM, a JWK or a JWKS as the sender publishes it",
+            );
+            None
+        }
+        Err(RingError::TooMany) => {
+            table.error(name, "hold more keys than a token could be tried with", "64 at most");
+            None
+        }
+    }
+}
+
+fn read_claims(
+    source: &Table<'_>,
+    table: &Table<'_>,
+    places: Option<&[TokenAt]>,
+    set_url: Option<&str>,
+    public_url: Option<&str>,
+) -> JwtClaims {
+    let told = |text: String| match public_url {
+        Some(url) if text == PUBLIC_URL => url.to_owned(),
+        None if text == PUBLIC_URL => {
+            needs_public_url(source, "the token names the URL that the sender was told");
+            text
+        }
+        _ => text,
+    };
+    let told_value = |value: Value| match value {
+        Value::String(text) => Value::String(told(text)),
+        other => other,
+    };
+    let pairs = |name| table.scalars(name).into_iter().map(|(name, value)| (name, told_value(value))).collect();
+    let rules = Rules {
+        issuer: one_or_many(table, "issuer"),
+        audience: one_or_many(table, "audience").into_iter().map(told).collect(),
+        subject: one_or_many(table, "subject").into_iter().map(told).collect(),
+        claims: pairs("claims"),
+        claims_any: pairs("claims_any"),
+        require: table.texts("require"),
+        require_exp: table.flag("require_exp", true),
+        max_age: table
+            .has("max_age")
+            .then(|| table.duration("max_age", Duration::from_secs(300), Duration::from_secs(1)..=7 * DAY)),
+        leeway: table.duration("leeway", Duration::ZERO, Duration::ZERO..=Duration::from_secs(600)),
+    };
+    let body_hash = table.table("body_hash").and_then(|table| read_digest(table, true));
+    let url_hash = table.table("url_hash").and_then(|table| read_digest(table, false));
+    if url_hash.is_some() && public_url.is_none() {
+        needs_public_url(source, "the token holds a digest of the URL that the sender was told");
+    }
+    let query_hash = table.table("qsh").map(|table| {
+        let claim = table.text("claim").unwrap_or_else(|| "qsh".to_owned());
+        let base_path = table.text("base_path").unwrap_or_default();
+        if !base_path.is_empty() && (!base_path.starts_with('/') || base_path.ends_with('/')) {
+            table.error("base_path", "begins with a slash and does not end with one", r#"base_path = "/jira""#);
+        }
+        table.finish();
+        QueryHash { claim, base_path }
+    });
+    let single_use = table.text("single_use");
+    if body_hash.is_some() && places.is_some_and(|places| places.contains(&TokenAt::Body)) {
+        table.error("body_hash", "cannot be right where the body is the token", "remove it");
+    }
+    let claims = JwtClaims { rules, body_hash, url_hash, query_hash, single_use };
+    check_platform(table, &claims, set_url);
+    if claims.body_hash.is_none() && !places.is_some_and(|places| places.contains(&TokenAt::Body)) {
+        table.remark(
+            "",
+            "the token does not stand for the body: one that is stolen passes with any body until it ends",
+            "",
+        );
+    }
+    claims
+}
+
+fn needs_public_url(source: &Table<'_>, why: &str) {
+    source.error("", format!("{why}, and `public_url` is missing"), r#"public_url = "https://hooks.example.com/path""#);
+}
+
+fn check_platform(table: &Table<'_>, claims: &JwtClaims, set_url: Option<&str>) {
+    let hosts = |platform: &Platform, text: &str| {
+        let host = text.strip_prefix("https://").unwrap_or(text).split(['/', ':', '?']).next().unwrap_or_default();
+        platform.hosts.iter().any(|known| known.eq_ignore_ascii_case(host))
+    };
+    for platform in &PLATFORMS {
+        let theirs = claims.rules.issuer.iter().map(String::as_str).chain(set_url).any(|text| hosts(platform, text));
+        if !theirs {
+            continue;
+        }
+        let name = platform.name;
+        if claims.rules.issuer.is_empty() {
+            table.error(
+                "",
+                format!("{name} signs for many issuers with these keys, and `issuer` is missing"),
+                r#"issuer = ["https://…"]"#,
+            );
+        }
+        if claims.rules.audience.is_empty() {
+            table.error(
+                "",
+                format!("{name} signs tokens for everyone's receivers, and `audience` is missing"),
+                r#"audience = ["https://hooks.example.com/path"]"#,
+            );
+        }
+        let named = |pairs: &[(String, Value)], claim: &str| {
+            pairs.iter().any(|(name, value)| name == claim && value.is_string())
+        };
+        let by_claims = platform.senders.iter().find(|claim| named(&claims.rules.claims, claim));
+        // Of alternatives, each has to name a sender: the one that does not would let everybody in.
+        let by_any = !claims.rules.claims_any.is_empty()
+            && claims
+                .rules
+                .claims_any
+                .iter()
+                .all(|(name, value)| platform.senders.contains(&name.as_str()) && value.is_string());
+        if by_claims.is_none() && !by_any && claims.rules.subject.is_empty() {
+            let what = format!(
+                "{name} signs tokens for everyone, and no claim names this sender ({})",
+                platform.senders.join(", ")
+            );
+            table.error("", what, platform.example);
+        }
+        let verified =
+            claims.rules.claims.iter().any(|(name, value)| name == "email_verified" && *value == Value::Bool(true));
+        if by_claims == Some(&"email") && !verified && !named(&claims.rules.claims, "sub") {
+            table.error("claims", "`email` alone may be one that nobody verified", "add email_verified = true");
+        }
+    }
+}
+
+fn read_digest(table: Table<'_>, may_be_absent: bool) -> Option<DigestClaim> {
+    let claim = table.needed_text("claim", r#"claim = "payload_hash""#);
+    let hashes = [("sha256", ClaimHash::Sha256), ("sha384", ClaimHash::Sha384), ("sha512", ClaimHash::Sha512)];
+    let hash = table.choice("hash", Some("sha256"), &hashes);
+    let encodings = [("hex", Encoding::Hex), ("base64", Encoding::Base64), ("base64url", Encoding::Base64Url)];
+    let encoding = table.choice("encoding", Some("hex"), &encodings);
+    let absent_when_empty = may_be_absent && table.flag("absent_when_empty", false);
+    table.finish();
+    Some(DigestClaim { claim: claim?, hash: hash?, encoding: encoding?, absent_when_empty })
+}
+
+fn read_truelayer(table: &Table<'_>) -> TrueLayer {
+    let required_headers: Vec<HeaderName> = table.all_parsed("required_headers", header_name);
+    let key_urls: Vec<Arc<str>> = table.all_parsed("jku", |text| match text.starts_with("https://") {
+        true => Ok(Arc::from(text)),
+        false => Err(format!("{text:?} is not an https URL")),
+    });
+    if key_urls.is_empty() && !table.has("jku") {
+        table.error("", "`jku` is missing: the addresses at which the sender's keys may be", r#"jku = ["https://…"]"#);
+    }
+    let timestamp = table.table("timestamp").and_then(|at| {
+        let header = at.parsed("header", header_name);
+        let unit: Option<Unit> = unit(&at);
+        let tolerance = at.duration("tolerance", Duration::from_secs(300), Duration::from_secs(1)..=7 * DAY);
+        at.finish();
+        Some((header?, unit?, tolerance))
+    });
+    if timestamp.as_ref().is_some_and(|(header, ..)| !required_headers.contains(header)) {
+        table.error(
+            "timestamp",
+            "need not be signed, so that it proves nothing",
+            "list its header in `required_headers`",
+        );
+    }
+    TrueLayer { required_headers, key_urls, timestamp }
+}
+
+/// One text, or a list of which any may be right.
+fn one_or_many(table: &Table<'_>, name: &'static str) -> Vec<String> {
+    match table.node(name).map(|node| &node.kind) {
+        Some(Kind::Text(_)) => table.text(name).into_iter().collect(),
+        _ => table.texts(name),
+    }
+}
+
+/// The `each_secret` table: one of the source's `secrets` in every item of an array in the body.
+pub(super) fn read_each(table: &Table<'_>, secrets: &[Named], label: Option<&str>) -> Option<EachMember> {
+    let pointer = |name: &'static str, example: &str| {
+        table.needed_text(name, example).filter(|text| {
+            let is_pointer = text.starts_with('/');
+            if !is_pointer {
+                table.error(name, "is not a JSON pointer", "begin it with `/`");
+            }
+            is_pointer
+        })
+    };
+    let array = pointer("array", r#"array = "/value""#);
+    let member = pointer("member", r#"member = "/clientState""#);
+    if secrets.is_empty() {
+        table.error("", "there are no `secrets` to compare with", r#"secrets = [{ env = "CLIENT_STATE" }]"#);
+        return None;
+    }
+    for named in secrets.iter().filter(|named| named.secret.len() < SHORT_KEY) {
+        let what =
+            format!("{} has {} bytes; one under {SHORT_KEY} can be found by trying", named.name, named.secret.len());
+        table.warn("", what, "openssl rand -hex 32");
+    }
+    let secrets = secrets.iter().map(|named| named.secret.clone()).collect();
+    Some(EachMember { label: label.unwrap_or("each_secret").into(), array: array?, member: member?, secrets })
+}
