@@ -6,6 +6,7 @@
 mod certs;
 mod check;
 mod demo;
+mod providers;
 mod reload;
 mod run;
 #[cfg_attr(not(test), warn(clippy::indexing_slicing, reason = "it reads what strangers wrote"))]
@@ -17,6 +18,8 @@ use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+const DEFAULT_CONFIGURATION: &str = "gateway.toml";
+
 const NO: u8 = 1;
 const USAGE: u8 = 64;
 const UNUSABLE_CONFIGURATION: u8 = 78;
@@ -26,7 +29,7 @@ const UNUSABLE_CONFIGURATION: u8 = 78;
 #[command(version, arg_required_else_help = true)]
 struct Arguments {
     /// The configuration file.
-    #[arg(long, global = true, default_value = "gateway.toml", value_name = "FILE")]
+    #[arg(long, global = true, default_value = DEFAULT_CONFIGURATION, value_name = "FILE")]
     config: PathBuf,
     #[command(subcommand)]
     command: Command,
@@ -44,6 +47,8 @@ enum Command {
     Sign(sign::Arguments),
     /// Send a correctly signed webhook, as a source's sender would.
     Send(send::Arguments),
+    /// List the providers that are known, show one, or search for one.
+    Providers(providers::Arguments),
     /// Make a development CA with server and client certificates.
     Certs(certs::Arguments),
 }
@@ -66,6 +71,7 @@ pub fn main() -> ExitCode {
         Command::Demo(of) => demo::demo(&of),
         Command::Sign(of) => sign::sign(config, &of),
         Command::Send(of) => send::send(config, &of),
+        Command::Providers(of) => providers::providers(config, &of),
         Command::Certs(of) => certs::certs(&of),
     }
 }

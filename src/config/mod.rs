@@ -3,6 +3,7 @@
 //! Invariant: everything is read, resolved, decoded and built here, before a port is bound or a running configuration
 //! is replaced. Whatever loads cannot fail later for what stands in the file.
 
+mod about;
 mod fetch;
 mod jwt;
 mod listeners;
@@ -26,6 +27,8 @@ use crate::gateway::{Limits, ListenerView, Plan};
 use crate::state::{self, SyncMode};
 use crate::telemetry::{Format, Level, Target};
 use node::{Kind, Node};
+use problem::At;
+use providers::Presets;
 use reader::{Ledger, Table};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -34,9 +37,11 @@ use std::time::Duration;
 
 #[cfg(fuzzing)]
 pub(crate) use crate::gateway::source::Settings as Source;
+pub(crate) use about::Provider;
 pub(crate) use listeners::{Admin, ListenerPlan};
 pub(crate) use problem::{Problem, Severity};
 pub(crate) use reader::Effective;
+pub(crate) use units::nearest;
 
 /// Everything that `run` needs.
 pub(crate) struct Config {
@@ -76,9 +81,8 @@ pub(crate) fn process_environment(name: &str) -> Option<OsString> {
 pub(crate) fn load(path: &Path, environment: Environment<'_>) -> Loaded {
     let mut problems = Vec::new();
     let root = node::read(path, &mut problems);
-    let base = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let Some(root) = root else { return Loaded { config: None, problems, effective: Vec::new() } };
-    load_node(root, base, problems, environment)
+    load_node(root, base_of(path), problems, environment)
 }
 
 /// A text that is in no file; its relative paths lead nowhere.
@@ -91,8 +95,9 @@ pub(crate) fn load_text(text: &str, environment: Environment<'_>) -> Loaded {
 
 fn load_node(mut root: Node, base: &Path, problems: Vec<Problem>, environment: Environment<'_>) -> Loaded {
     let ledger = Ledger::new(base, problems, environment);
-    lay_presets(&mut root, &ledger);
-    let config = read(&root, &ledger);
+    let presets = Presets::of(&root, &ledger);
+    lay_presets(&mut root, &presets, &ledger);
+    let config = read(&root, &presets, &ledger);
     let (mut problems, effective) = ledger.into_parts();
     problems.sort_by(|a, b| (&a.at, &a.key, a.severity).cmp(&(&b.at, &b.key, b.severity)));
     problems.dedup();
@@ -100,30 +105,61 @@ fn load_node(mut root: Node, base: &Path, problems: Vec<Problem>, environment: E
     Loaded { config: config.filter(|_| !broken), problems, effective }
 }
 
-fn lay_presets(root: &mut Node, ledger: &Ledger) {
+fn lay_presets(root: &mut Node, presets: &Presets, ledger: &Ledger) {
     let Kind::Table(table) = &mut root.kind else { return };
     let Some(Kind::Table(sources)) = table.get_mut("sources").map(|node| &mut node.kind) else { return };
     for (name, source) in sources {
-        if let Err(provider) = providers::apply(source) {
-            let known: Vec<_> = providers::names().collect();
+        if let Err(provider) = presets.lay_under(source, ledger) {
+            let listed = "`hookward providers` lists them";
             let (what, hint) = match &provider.kind {
                 Kind::Text(text) => {
-                    let near =
-                        units::nearest(text, providers::names()).map(|near| format!("did you mean \"{near}\"? "));
+                    let near = units::nearest(text, presets.names());
+                    let near = near.map(|near| format!("did you mean \"{near}\"? ")).unwrap_or_default();
                     (
                         format!("there is no preset {text:?}"),
-                        format!("{}known: {}; or write a `verify` table", near.unwrap_or_default(), known.join(", ")),
+                        format!("{near}{listed}; or write a `verify` table, or a file of your own in `provider_files`"),
                     )
                 }
-                other => (format!("is {}, not a string", other.name()), format!("one of: {}", known.join(", "))),
+                other => (format!("is {}, not a string", other.name()), listed.to_owned()),
             };
             ledger.add(Severity::Error, Some(provider.at), &format!("sources.{name}.provider"), what, &hint);
         }
     }
 }
 
-fn read(root: &Node, ledger: &Ledger) -> Option<Config> {
+/// What is wrong in the files of a user's own presets that no source names yet.
+fn try_unused(presets: &Presets, around: &sources::Around<'_>, ledger: &Ledger) {
+    for (name, node) in presets.unused(ledger) {
+        let trial = ledger.beside();
+        sources::read(&name, Table::root(&node, &trial), Some(&name), around);
+        // A source without a path or secrets has more wrong with it, and none of that is the file's fault.
+        let is_in_file = |at: &At| presets.own_file(&name).is_some_and(|file| at.file == *file);
+        for Problem { severity, at, key, what, hint } in trial.into_parts().0 {
+            if severity != Severity::Note && at.as_ref().is_some_and(is_in_file) {
+                ledger.add(severity, at, &key, what, &hint);
+            }
+        }
+    }
+}
+
+/// All presets: the built-in ones, and those of the file's `provider_files`, if there is a file.
+pub(crate) fn providers(path: Option<&Path>) -> (Vec<Provider>, Vec<Problem>) {
+    let mut problems = Vec::new();
+    let Some(path) = path else { return (Presets::built_in().described(), problems) };
+    let Some(root) = node::read(path, &mut problems) else { return (Vec::new(), problems) };
+    let ledger = Ledger::new(base_of(path), Vec::new(), &|_| None);
+    let presets = Presets::of(&root, &ledger);
+    (presets.described(), ledger.into_parts().0)
+}
+
+fn base_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn read(root: &Node, presets: &Presets, ledger: &Ledger) -> Option<Config> {
     let file = Table::root(root, ledger);
+    // Read before the sources were.
+    file.text("provider_files");
 
     let limits = file.table_or_empty("limits");
     let second = Duration::from_secs(1);
@@ -204,6 +240,7 @@ fn read(root: &Node, ledger: &Ledger) -> Option<Config> {
             read_sources.push(source);
         }
     }
+    try_unused(presets, &around, ledger);
     sources::compare(&read_sources, |severity, source, what, hint| {
         ledger.add(severity, source.at.clone(), &format!("sources.{}", source.settings.name), what, hint);
     });

@@ -37,6 +37,15 @@ impl<'e> Ledger<'e> {
         Self { base: base.to_owned(), environment, problems: RefCell::new(problems), effective: RefCell::default() }
     }
 
+    /// Another ledger of the same file, for what is only tried.
+    pub(super) fn beside(&self) -> Ledger<'e> {
+        Self::new(&self.base, Vec::new(), self.environment)
+    }
+
+    pub(super) fn base(&self) -> &Path {
+        &self.base
+    }
+
     pub(super) fn add(&self, severity: Severity, at: Option<At>, key: &str, what: String, hint: &str) {
         let problem = Problem { severity, at, key: key.to_owned(), what, hint: hint.to_owned() };
         self.problems.borrow_mut().push(problem);
@@ -527,7 +536,8 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, String> {
     std::fs::read(path).map_err(fail)
 }
 
-fn is_name(text: &str) -> bool {
+/// A name of a table, and of a provider.
+pub(super) fn is_name(text: &str) -> bool {
     let mut bytes = text.bytes();
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     text.len() <= 63 && bytes.next().is_some_and(plain) && bytes.all(|b| plain(b) || b == b'_' || b == b'-')

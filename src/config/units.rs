@@ -5,7 +5,7 @@ use http::header::HeaderName;
 use std::time::Duration;
 
 /// The candidate at most two edits away, if there is one.
-pub(super) fn nearest<'s>(word: &str, candidates: impl Iterator<Item = &'s str>) -> Option<&'s str> {
+pub(crate) fn nearest<'s>(word: &str, candidates: impl Iterator<Item = &'s str>) -> Option<&'s str> {
     candidates
         .map(|candidate| (edits(word, candidate), candidate))
         .filter(|(edits, candidate)| *edits <= 2 && *edits < candidate.len())

@@ -25,6 +25,11 @@ fn stage(configuration: &str) -> Folder {
     folder.write("gateway.toml", configuration);
     let made = Command::new(BINARY).current_dir(&folder.0).arg("certs").output().expect("the binary runs");
     assert!(made.status.success(), "{made:?}");
+    if configuration.contains("provider_files") {
+        let own = page("docs/providers-own.md");
+        let preset = own.split("```toml preset\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a preset");
+        folder.write("providers/acme.toml", preset);
+    }
     for name in ["crl-ca.pem", "crl.pem"] {
         folder.write(&format!("certs/{name}"), page(&format!("tests/configs/certs/{name}")));
     }
@@ -223,7 +228,7 @@ fn completed(example: &str) -> String {
 fn every_example_of_the_pages_loads_without_a_warning() {
     let mut examples = 0;
     let mut wrong = String::new();
-    for name in ["README.md", "docs/configuration.md", "SECURITY.md"] {
+    for name in ["README.md", "docs/configuration.md", "docs/cookbook.md", "docs/providers-own.md", "SECURITY.md"] {
         let text = page(name);
         for (position, _) in text.match_indices("```toml\n") {
             let block = text[position + "```toml\n".len()..].split("```").next().unwrap_or_default();

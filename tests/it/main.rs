@@ -13,6 +13,7 @@ mod docs;
 mod forwards;
 mod house;
 mod limits;
+mod presets;
 mod providers;
 mod refuses;
 mod reloads;

@@ -16,7 +16,7 @@ mod run;
 mod tokens;
 mod vector;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
@@ -51,10 +51,13 @@ impl Drop for Folder {
     }
 }
 
-/// The one source of a configuration, given the source's own keys.
-fn source(keys: &str) -> Result<Settings, String> {
+/// The one source of a configuration, given the source's own keys and the folder of further presets.
+fn source(keys: &str, provider_files: Option<&Path>) -> Result<Settings, String> {
+    let provider_files = provider_files
+        .map(|folder| format!("provider_files = {}\n", quoted(&folder.to_string_lossy())))
+        .unwrap_or_default();
     let text = format!(
-        "[listeners.public]\naddress = \"127.0.0.1:0\"\n\
+        "{provider_files}[listeners.public]\naddress = \"127.0.0.1:0\"\n\
          [upstreams.app]\nurls = [\"http://127.0.0.1:9000\"]\n\
          [sources.it]\npath = \"/in/*\"\nupstream = \"app\"\n{keys}"
     );

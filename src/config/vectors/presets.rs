@@ -18,7 +18,7 @@ const SEED: &str = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae
 const PUBLIC: &str = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
 
 fn preset(provider: &str) -> Settings {
-    source(&preset_with(provider, &[if provider == "discord" { PUBLIC } else { HMAC_SECRET }])).unwrap()
+    source(&preset_with(provider, &[if provider == "discord" { PUBLIC } else { HMAC_SECRET }]), None).unwrap()
 }
 
 /// A delivery to the preset as its provider would make it, judged `late` seconds after it was signed.

@@ -25,7 +25,7 @@ fn every_preset_agrees_with_every_vector_of_its_provider() {
     let of_hmac = vectors.iter().filter(|vector| vector.kind() == Kind::Hmac).count();
     assert_eq!((of_hmac, vectors.len() - of_hmac), (1_558, 449));
 
-    let report = run(&vectors);
+    let report = run(&vectors, None);
     println!("{}", report.table());
     let (failing, not_built) = (report.failing_providers(), NOT_BUILT.lines().collect::<Vec<_>>());
     let unlisted: Vec<_> = failing.iter().filter(|provider| !not_built.contains(provider)).copied().collect();
@@ -41,9 +41,51 @@ fn every_preset_agrees_with_the_vectors_of_the_folder_that_the_environment_names
     let Some(folder) = std::env::var_os("HOOKWARD_VECTORS") else { return };
     let vectors = read(Path::new(&folder));
     assert!(!vectors.is_empty(), "HOOKWARD_VECTORS: there is no vector in {}", folder.display());
-    let report = run(&vectors);
+    let report = run(&vectors, Some(Path::new(&folder)));
     println!("{}", report.table());
     assert!(report.failures.is_empty(), "{} failed:\n{}", report.failures.len(), report.told(|_| true));
+}
+
+const ACME: &str = r#"
+name = "Acme Rockets"
+[verify]
+algorithm = "hmac-sha256"
+signature = { header = "X-Acme-Signature", prefix = "v1=", encoding = "hex" }
+message = "{timestamp}.{body}"
+timestamp = { header = "X-Acme-Timestamp" }
+"#;
+
+#[test]
+fn a_provider_is_added_by_one_file_and_its_vectors() {
+    let folder = super::Folder::new();
+    std::fs::write(folder.0.join("acme.toml"), ACME).unwrap();
+    // HMAC-SHA256 with the key "a-secret-of-acme" over "1760000000.{}", made with openssl.
+    let signature = "v1=55df650525bc6b993b398c2283822a0ec3c40a5bb5ed9eb1d6632da9666286f9";
+    let vector = |id: &str, signature: &str, now: u64, reason: Option<&str>| {
+        serde_json::json!({
+            "id": format!("acme/{id}"), "provider": "acme", "config": { "secrets": ["a-secret-of-acme"] },
+            "request": {
+                "method": "POST", "url": "https://hooks.example.com/acme", "body_base64": "e30=",
+                "headers": [["X-Acme-Timestamp", "1760000000"], ["X-Acme-Signature", signature]],
+            },
+            "now_unix": now, "expect": if reason.is_some() { "reject" } else { "accept" }, "reason": reason,
+        })
+    };
+    let vectors = [
+        vector("genuine", signature, 1_760_000_300, None),
+        vector("stale", signature, 1_760_000_301, Some("stale_timestamp")),
+        vector("no prefix", &signature[3..], 1_760_000_000, Some("malformed_signature")),
+        vector("of another body", &signature.replace('a', "b"), 1_760_000_000, Some("bad_signature")),
+    ];
+    std::fs::write(folder.0.join("acme.json"), Value::from(vectors.to_vec()).to_string()).unwrap();
+
+    let vectors = read(&folder.0);
+    let report = run(&vectors, Some(&folder.0));
+    assert!(report.failures.is_empty(), "{}", report.told(|_| true));
+    let Row { accepted, refused, .. } = &report.rows["acme"];
+    assert_eq!((*accepted, *refused), (1, 3));
+    // The twin: without the file there is no such provider.
+    assert_eq!(run(&vectors, None).rows["acme"].failed, 4);
 }
 
 /// The vectors of all `*.json` files of a folder.
@@ -76,14 +118,15 @@ struct Row {
     failed: usize,
 }
 
-fn run(vectors: &[Vector]) -> Report<'_> {
+/// `folder`: where further presets may be.
+fn run<'a>(vectors: &'a [Vector], folder: Option<&Path>) -> Report<'a> {
     let mut report = Report { rows: BTreeMap::new(), failures: Vec::new() };
     // Loading costs far more than judging, and most vectors of a provider share their configuration.
     let mut sources = HashMap::new();
     for vector in vectors {
         let row = report.rows.entry(vector.provider()).or_default();
         let excused = NOT_HONOURED.iter().find(|(id, _)| *id == vector.id());
-        match (judged_as_configured(vector, &mut sources), excused) {
+        match (judged_as_configured(vector, folder, &mut sources), excused) {
             (Ok(()), None) => match vector.expect() {
                 Expect::Accept => row.accepted += 1,
                 Expect::Reject => row.refused += 1,
@@ -102,10 +145,11 @@ fn run(vectors: &[Vector]) -> Report<'_> {
 
 fn judged_as_configured(
     vector: &Vector,
+    folder: Option<&Path>,
     sources: &mut HashMap<String, Result<Settings, String>>,
 ) -> Result<(), String> {
     let keys = toml(vector).ok_or("nobody has said how its `config` is spelled in TOML")?;
-    let source = sources.entry(keys).or_insert_with_key(|keys| source(keys)).as_ref().map_err(Clone::clone)?;
+    let source = sources.entry(keys).or_insert_with_key(|keys| source(keys, folder)).as_ref().map_err(Clone::clone)?;
     judged::judge(vector, source)
 }
 

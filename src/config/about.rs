@@ -1,0 +1,236 @@
+//! What a preset tells people: who the provider is, how the preset was proven, what its webhooks promise.
+//!
+//! Invariant: nothing here has an effect on a request. What follows from the preset's own keys (the scheme, where the id
+//! is) is read from them, so that a table of providers cannot say something else than what is verified.
+
+use super::node::{Kind, Node};
+use super::problem::Problem;
+use super::providers::wrong;
+use std::collections::BTreeMap;
+
+/// The keys of a preset that are no keys of a source.
+pub(super) const KEYS: [&str; 10] = [
+    "name",
+    "docs",
+    "proven_by",
+    "body",
+    "timeout",
+    "retries",
+    "delivery_confidence",
+    "largest_payload",
+    "console",
+    "notes",
+];
+
+/// How much of the body the proof stands for.
+const BODY: [&str; 3] = ["authenticated", "partly", "not"];
+
+/// One preset, described.
+#[derive(Clone, Debug)]
+pub(crate) struct Provider {
+    /// What a source writes: `provider = "…"`.
+    pub(crate) preset: String,
+    /// A user's own file; none for those that come with the program.
+    pub(crate) file: Option<String>,
+    /// The preset as it stands in its file.
+    pub(crate) text: String,
+    /// The metadata that is there, in the order of `KEYS`.
+    pub(crate) about: Vec<(&'static str, String)>,
+    pub(crate) scheme: String,
+    pub(crate) replay_key: String,
+    /// Empty: none is known.
+    pub(crate) handshake: String,
+    pub(crate) needs: Vec<&'static str>,
+}
+
+impl Provider {
+    pub(super) fn describe(preset: &str, file: Option<String>, text: &str, mut table: BTreeMap<String, Node>) -> Self {
+        let about = take(&mut table, &mut Vec::new());
+        Self {
+            preset: preset.to_owned(),
+            file,
+            text: text.to_owned(),
+            scheme: scheme(&table),
+            replay_key: replay_key(&table, of(&about, "body")),
+            handshake: handshake(&table),
+            needs: needs(&table),
+            about,
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.about("name").unwrap_or(&self.preset)
+    }
+
+    pub(crate) fn about(&self, key: &str) -> Option<&str> {
+        of(&self.about, key)
+    }
+}
+
+fn of<'a>(about: &'a [(&str, String)], key: &str) -> Option<&'a str> {
+    about.iter().find(|(name, _)| *name == key).map(|(_, value)| value.as_str())
+}
+
+/// Takes the metadata out of a preset: what is left are keys of a source.
+pub(super) fn take(table: &mut BTreeMap<String, Node>, problems: &mut Vec<Problem>) -> Vec<(&'static str, String)> {
+    let mut about = Vec::new();
+    for key in KEYS {
+        let Some(Node { at, kind }) = table.remove(key) else { continue };
+        let Kind::Text(text) = kind else {
+            problems.push(wrong(at, key, format!("is {}, not a string", kind.name()), ""));
+            continue;
+        };
+        if key == "docs" && !text.starts_with("https://") {
+            problems.push(wrong(at, key, format!("{text:?} does not begin with https://"), "the provider's page"));
+        } else if key == "body" && !BODY.contains(&text.as_str()) {
+            let hint = "\"authenticated\", \"partly\" or \"not\": how much of the body the proof stands for";
+            problems.push(wrong(at, key, format!("{text:?} is none of the choices"), hint));
+        } else {
+            about.push((key, text));
+        }
+    }
+    about
+}
+
+fn at<'a>(table: &'a BTreeMap<String, Node>, path: &[&str]) -> Option<&'a Node> {
+    let (last, tables) = path.split_last()?;
+    let inner = tables.iter().try_fold(table, |table, name| match &table.get(*name)?.kind {
+        Kind::Table(inner) => Some(inner),
+        _ => None,
+    })?;
+    inner.get(*last)
+}
+
+/// A string, or the first of several alternatives.
+fn text(node: Option<&Node>) -> Option<&str> {
+    match &node?.kind {
+        Kind::Text(text) => Some(text),
+        Kind::Array(items) => text(items.first()),
+        _ => None,
+    }
+}
+
+/// `verify` says its algorithm; the other kinds of proofs are named after their tables.
+fn scheme(table: &BTreeMap<String, Node>) -> String {
+    let mut proofs: Vec<String> = Vec::new();
+    if at(table, &["verify"]).is_some() {
+        proofs.push(text(at(table, &["verify", "algorithm"])).unwrap_or("signature").to_owned());
+    }
+    for (key, detail, said) in [
+        ("jwt", "algorithms", "jwt"),
+        ("http_signature", "version", "http signature"),
+        ("platform", "kind", "platform"),
+        ("token", "", "token"),
+        ("basic", "", "basic"),
+        ("bearer", "", "bearer"),
+    ] {
+        match at(table, &[key]).map(|node| &node.kind) {
+            Some(Kind::Text(kind)) => proofs.push(kind.clone()),
+            Some(_) => proofs.push(match text(at(table, &[key, detail])) {
+                Some(detail) => format!("{said} {detail}"),
+                None => said.to_owned(),
+            }),
+            None => {}
+        }
+    }
+    if proofs.is_empty() { "handshake only".to_owned() } else { proofs.join(" + ") }
+}
+
+/// What tells a delivery that was accepted before.
+fn replay_key(table: &BTreeMap<String, Node>, body: Option<&str>) -> String {
+    let signs = ["verify", "jwt", "http_signature", "platform"].iter().any(|key| at(table, &[key]).is_some());
+    let replay = at(table, &["replay"]).or_else(|| at(table, &["verify", "replay"]));
+    let id = at(table, &["verify", "id"]).or_else(|| at(table, &["id"]));
+    match (text(replay), id) {
+        (Some(template), _) => format!("`{template}`"),
+        (None, _) if signs && body.is_none_or(|body| body == "authenticated") => "the signed message".to_owned(),
+        (None, Some(id)) => format!("its id alone ({})", place(id)),
+        (None, None) => "none".to_owned(),
+    }
+}
+
+/// `header X-GitHub-Delivery`, and so many more.
+fn place(node: &Node) -> String {
+    match &node.kind {
+        Kind::Table(table) => {
+            let words = table.iter().filter_map(|(kind, node)| Some(format!("{kind} {}", text(Some(node))?)));
+            words.collect::<Vec<_>>().join(", ")
+        }
+        Kind::Array(items) => items.iter().map(place).collect::<Vec<_>>().join(", or "),
+        _ => String::new(),
+    }
+}
+
+/// In which requests a provider asks the endpoint something.
+fn handshake(table: &BTreeMap<String, Node>) -> String {
+    let lists = [at(table, &["verify", "handshakes"]), at(table, &["handshakes"])];
+    let mut said: Vec<String> = Vec::new();
+    for node in lists.into_iter().flatten() {
+        let items = match &node.kind {
+            Kind::Array(items) => items.as_slice(),
+            _ => std::slice::from_ref(node),
+        };
+        for Node { kind, .. } in items {
+            let Kind::Table(handshake) = kind else { continue };
+            let method = text(handshake.get("method")).or_else(|| text(handshake.get("methods"))).unwrap_or("POST");
+            let is_unsigned = matches!(handshake.get("signed").map(|node| &node.kind), Some(Kind::Boolean(false)));
+            let one = if is_unsigned { format!("{method}, unsigned") } else { method.to_owned() };
+            if !said.contains(&one) {
+                said.push(one);
+            }
+        }
+    }
+    said.join("; ")
+}
+
+/// What a source has to bring along, beside its path and upstream.
+fn needs(table: &BTreeMap<String, Node>) -> Vec<&'static str> {
+    let message = text(at(table, &["verify", "message"])).unwrap_or_default();
+    let mut needs = Vec::new();
+    if !matches!(scheme(table).as_str(), "handshake only" | "basic") {
+        needs.push("secrets");
+    }
+    if message.contains("{url") {
+        needs.push("public_url");
+    }
+    needs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::node;
+
+    fn described(text: &str) -> Provider {
+        let Kind::Table(table) = node::parse(&"a.toml".into(), text, &mut Vec::new()).kind else { panic!("a table") };
+        Provider::describe("acme", None, text, table)
+    }
+
+    #[test]
+    fn what_a_preset_verifies_is_what_it_is_said_to_verify() {
+        let acme = described(
+            "name = \"Acme\"\nbody = \"authenticated\"\n[verify]\nalgorithm = \"hmac-sha1\"\nmessage = \"{url}{body}\"\n\
+             id = { header = \"X-Id\" }\nhandshakes = [{ match = {} }]\n",
+        );
+        assert_eq!((acme.name(), acme.scheme.as_str()), ("Acme", "hmac-sha1"));
+        assert_eq!((acme.replay_key.as_str(), acme.handshake.as_str()), ("the signed message", "POST"));
+        assert_eq!(acme.needs, ["secrets", "public_url"]);
+
+        let token =
+            described("body = \"not\"\nid = [{ header = \"X-Id\" }, { json = \"/id\" }]\n[token]\nheader = \"T\"\n");
+        assert_eq!((token.name(), token.scheme.as_str()), ("acme", "token"));
+        assert_eq!(token.replay_key, "its id alone (header X-Id, or json /id)");
+        assert_eq!(described("[[handshakes]]\nmethod = \"GET\"\nsigned = false\n").handshake, "GET, unsigned");
+    }
+
+    #[test]
+    fn metadata_of_another_kind_is_told_with_its_line() {
+        let mut problems = Vec::new();
+        let text = "name = 7\ndocs = \"http://example.com\"\nbody = \"all\"\nnotes = \"fine\"\nmore = 1\n";
+        let Kind::Table(mut table) = node::parse(&"a.toml".into(), text, &mut problems).kind else { panic!("a table") };
+        assert_eq!(take(&mut table, &mut problems), [("notes", "fine".to_owned())]);
+        let told: Vec<_> = problems.iter().map(|problem| problem.at.as_ref().map(|at| at.line)).collect();
+        assert_eq!(told, [Some(1), Some(2), Some(3)]);
+        assert_eq!(table.into_keys().collect::<Vec<_>>(), ["more"]);
+    }
+}
