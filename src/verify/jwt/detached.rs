@@ -23,7 +23,7 @@ use crate::delivery::Delivery;
 use crate::refusal::Refusal;
 
 const MAX_SIGNED_HEADERS: usize = 32;
-const VERSION: &str = "2";
+pub(super) const VERSION: &str = "2";
 
 /// <https://github.com/TrueLayer/truelayer-signing>
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ impl Jwt {
 
 impl TrueLayer {
     /// The lines of the signed headers, named as the token spells them.
-    fn headers(&self, listed: &str, delivery: &Delivery) -> Result<String, Fault> {
+    pub(super) fn headers(&self, listed: &str, delivery: &Delivery) -> Result<String, Fault> {
         let spelled: Vec<&str> = listed.split(',').filter(|name| !name.is_empty()).collect();
         if spelled.len() > MAX_SIGNED_HEADERS {
             return Err(malformed("the token lists too many headers"));
