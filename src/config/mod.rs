@@ -6,6 +6,7 @@
 mod about;
 mod fetch;
 mod jwt;
+mod http_signature;
 mod listeners;
 mod node;
 mod problem;

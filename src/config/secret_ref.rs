@@ -19,6 +19,8 @@ pub(crate) struct Named {
     pub(crate) name: String,
     /// Under which a sender names this one among several: a key id, a `kid`, a tenant.
     pub(crate) id: Option<String>,
+    /// What it signs with, where a source's keys differ in that.
+    pub(crate) algorithm: Option<String>,
     pub(crate) secret: Secret,
 }
 
@@ -33,12 +35,14 @@ pub(super) fn resolve(node: &Node, base: &Path, environment: Environment<'_>) ->
         }
         other => return Err((format!("is {}, not a secret reference", other.name()), forms)),
     };
-    let id = match table.get("id").map(|node| &node.kind) {
-        None => None,
-        Some(Kind::Text(id)) if !id.is_empty() => Some(id.clone()),
-        Some(_) => return Err(("`id` is not a name".to_owned(), r#"{ file = "key.pem", id = "k1" }"#.to_owned())),
+    let word = |key: &str, example: &str| match table.get(key).map(|node| &node.kind) {
+        None => Ok(None),
+        Some(Kind::Text(word)) if !word.is_empty() => Ok(Some(word.clone())),
+        Some(_) => Err((format!("`{key}` is not a name"), example.to_owned())),
     };
-    let mut entries = table.iter().filter(|(key, _)| *key != "id");
+    let id = word("id", r#"{ file = "key.pem", id = "k1" }"#)?;
+    let algorithm = word("algorithm", r#"{ file = "key.pem", algorithm = "ed25519" }"#)?;
+    let mut entries = table.iter().filter(|(key, _)| !["id", "algorithm"].contains(&key.as_str()));
     let (Some((kind, value)), None) = (entries.next(), entries.next()) else {
         return Err(("a secret reference has exactly one of env, file, credential and value".to_owned(), forms));
     };
@@ -75,7 +79,7 @@ pub(super) fn resolve(node: &Node, base: &Path, environment: Environment<'_>) ->
     if bytes.is_empty() {
         return Err((format!("the secret of {name} is empty"), "an empty key would let anyone sign".to_owned()));
     }
-    Ok(Named { name, id, secret: Secret::new(bytes) })
+    Ok(Named { name, id, algorithm, secret: Secret::new(bytes) })
 }
 
 /// A file's bytes without the newline that editors put at its end.

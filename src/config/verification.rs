@@ -1,6 +1,7 @@
 //! A source's credentials: the `verify` table and its neighbours, made into what `verify` works with.
 
 use super::jwt;
+use super::http_signature::{HTTP_SIGNATURE_KEYS, read_http_signature};
 use super::reader::Table;
 use super::scheme::{locators, read_handshakes, read_scheme};
 use super::units::header_name;
@@ -50,6 +51,30 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
     let mut scheme = None;
     let mut scheme_failed = false;
     let mut handshakes = Vec::new();
+    let mut proofs: Vec<Arc<dyn Proof>> = Vec::new();
+    let http_signature = source.table("http_signature");
+    if let Some(table) = &http_signature {
+        let (theirs_id, theirs_event) = (locators(table, "id"), locators(table, "event"));
+        id = if id.is_empty() { theirs_id } else { id };
+        event = if event.is_empty() { theirs_event } else { event };
+        resends = read_resends(table);
+        if keys_shown.is_empty() {
+            if !source.has("secrets") {
+                let example = r#"secrets = [{ file = "key.pem", id = "key-1", algorithm = "ed25519" }]"#;
+                source.error("", "`secrets` is missing: `http_signature` needs at least one", example);
+            }
+            table.ignore(&HTTP_SIGNATURE_KEYS);
+            scheme_failed = true;
+        } else {
+            match read_http_signature(source, table, &keys_shown, label, public_url.as_deref()) {
+                Some(signature) => proofs.push(Arc::new(signature)),
+                None => scheme_failed = true,
+            }
+        }
+        table.check_unknown();
+    } else if keys_shown.iter().any(|named| named.algorithm.is_some()) {
+        source.error("secrets", "an `algorithm` beside a secret has no effect here", "it belongs to `http_signature`");
+    }
     if let Some(table) = verify {
         let (theirs_id, theirs_event) = (locators(&table, "id"), locators(&table, "event"));
         id = if id.is_empty() { theirs_id } else { id };
@@ -69,8 +94,8 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
         scheme = read_scheme(source, &table, &keys_shown, public_url.as_deref());
         scheme_failed |= scheme.is_none();
         table.finish();
-    } else if source.has("jwt") || source.has("each_secret") {
-        // Theirs, and judged below.
+    } else if http_signature.is_some() || source.has("jwt") || source.has("each_secret") {
+        // Theirs.
     } else if !keys_shown.is_empty() && source.has("provider") {
         // There is no such preset: then nobody knows what they are for.
         scheme_failed = true;
@@ -85,8 +110,8 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
     }
 
     // `secrets` belong to one proof: the first of these that there is.
-    let mut secrets_left = if source.has("verify") { &[][..] } else { keys_shown.as_slice() };
-    let mut proofs: Vec<Arc<dyn Proof>> = Vec::new();
+    let taken = source.has("verify") || source.has("http_signature");
+    let mut secrets_left = if taken { &[][..] } else { keys_shown.as_slice() };
     if let Some(table) = source.table("each_secret") {
         match jwt::read_each(&table, std::mem::take(&mut secrets_left), label) {
             Some(each) => proofs.push(Arc::new(each)),

@@ -13,6 +13,7 @@ mod handshake;
 mod hmac;
 mod jwt;
 mod key;
+mod message_signature;
 mod presented;
 mod proof;
 mod prover;
@@ -49,6 +50,9 @@ pub(crate) use jwt::{
     QueryHash, RingError, Rules, Scheme as JwtScheme, TokenAt, TrueLayer,
 };
 pub(crate) use key::{Key, KeyEncoding, KeyFormat};
+pub(crate) use message_signature::{
+    CavagePlace, HttpSignature, MessageAlgorithm, Required, SignerKey, Standard as SignatureStandard,
+};
 pub(crate) use presented::{Encoding, Layout, Locator, Place, SignatureAt, TimestampPlace};
 pub(crate) use proof::{Coverage, Failure, Proof, Question};
 pub(crate) use prover::{Algorithm, Scheme};
