@@ -36,6 +36,8 @@ pub(crate) enum Refusal {
     KeyUnavailable,
     MissingCredentials,
     BadCredentials,
+    MissingChallenge,
+    NotAwaited,
     // What we have seen
     Replay,
     Duplicate,
@@ -58,7 +60,7 @@ pub(crate) enum Refusal {
 
 impl Refusal {
     /// All of them, in order: metrics are made once for each, when a source is loaded.
-    pub(crate) const ALL: [Self; 41] = [
+    pub(crate) const ALL: [Self; 43] = [
         Self::Malformed,
         Self::TransferCoding,
         Self::Misdirected,
@@ -85,6 +87,8 @@ impl Refusal {
         Self::KeyUnavailable,
         Self::MissingCredentials,
         Self::BadCredentials,
+        Self::MissingChallenge,
+        Self::NotAwaited,
         Self::Replay,
         Self::Duplicate,
         Self::InFlight,
@@ -104,7 +108,7 @@ impl Refusal {
 
     pub(crate) fn status(self) -> StatusCode {
         match self {
-            Self::Malformed | Self::ClientGone => StatusCode::BAD_REQUEST,
+            Self::Malformed | Self::ClientGone | Self::MissingChallenge => StatusCode::BAD_REQUEST,
             Self::TransferCoding => StatusCode::NOT_IMPLEMENTED,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::NoSource => StatusCode::NOT_FOUND,
@@ -125,7 +129,8 @@ impl Refusal {
             | Self::NotCovered
             | Self::BadClaims
             | Self::MissingCredentials
-            | Self::BadCredentials => StatusCode::UNAUTHORIZED,
+            | Self::BadCredentials
+            | Self::NotAwaited => StatusCode::UNAUTHORIZED,
             Self::Replay | Self::Duplicate => StatusCode::CONFLICT,
             Self::RateLimited | Self::AuthThrottled | Self::ChallengeLimited | Self::ClientBusy => {
                 StatusCode::TOO_MANY_REQUESTS
@@ -172,6 +177,8 @@ impl Refusal {
             Self::KeyUnavailable => "key_unavailable",
             Self::MissingCredentials => "missing_credentials",
             Self::BadCredentials => "bad_credentials",
+            Self::MissingChallenge => "missing_challenge",
+            Self::NotAwaited => "not_awaited",
             Self::Replay => "replay",
             Self::Duplicate => "duplicate",
             Self::InFlight => "in_flight",
@@ -225,6 +232,8 @@ impl Refusal {
             Self::KeyUnavailable => "a key that has to be fetched could not be, or is not here yet",
             Self::MissingCredentials => "the source asks for a password or token and none was presented",
             Self::BadCredentials => "the presented password or token is none of the configured ones",
+            Self::MissingChallenge => "a handshake came without what it wants to be answered with",
+            Self::NotAwaited => "the request brings a secret, and the source awaits none; see `handshake.await_secret`",
             Self::Replay => "this very message was accepted before",
             Self::Duplicate => "a newly signed delivery carries an event id that was accepted before",
             Self::InFlight => "a copy of this delivery is under way and may yet fail",

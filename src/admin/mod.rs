@@ -1,7 +1,8 @@
 //! The operator's port: another listener, another trust.
 //!
 //! Invariant: `/metrics`, `/healthz` and `/readyz` are open to whoever reaches the port; everything else wants the
-//! token, and without a configured token nobody has it. No secret is shown to anyone.
+//! token, and without a configured token nobody has it. No secret is shown to anyone, but for those that a provider
+//! brought and wants to have pasted back (Notion): these are shown to whoever has the token.
 
 use crate::gateway::Door;
 use crate::secret::Secret;
@@ -54,7 +55,11 @@ impl AdminPort {
                 typed(StatusCode::OK, self.door.metrics.text().into(), "text/plain; version=0.0.4; charset=utf-8")
             }
             "/sources" => typed(StatusCode::OK, self.sources().into(), "application/json"),
-            _ => text(StatusCode::NOT_FOUND, "here are /metrics, /healthz, /readyz and, with the token, /sources\n"),
+            "/captured" => typed(StatusCode::OK, self.captured().into(), "application/json"),
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "here are /metrics, /healthz, /readyz and, with the token, /sources and /captured\n",
+            ),
         }
     }
 
@@ -65,6 +70,27 @@ impl AdminPort {
         };
         let presented = value.as_bytes().split_at_checked(7);
         presented.is_some_and(|(scheme, presented)| scheme.eq_ignore_ascii_case(b"bearer ") && token.matches(presented))
+    }
+
+    /// What sources wait for, whether it has come, and the secret itself where the provider's page asks for it.
+    fn captured(&self) -> String {
+        let gateway = self.door.snapshot();
+        let all = gateway.sources.all().iter();
+        let captured: Vec<_> = all
+            .filter_map(|source| {
+                let settings = &source.settings;
+                let awaited = settings.awaits.as_ref()?;
+                let kept = self.door.state.captured(&settings.name, awaited).ok().flatten();
+                let shown = kept.as_ref().filter(|_| settings.shows_captured);
+                Some(serde_json::json!({
+                    "source": &*settings.name,
+                    "awaited": awaited,
+                    "has_come": kept.is_some(),
+                    "secret": shown.map(|secret| String::from_utf8_lossy(secret.expose())),
+                }))
+            })
+            .collect();
+        format!("{}\n", serde_json::json!({ "captured": captured }))
     }
 
     /// What is configured and how full its memory is: what one asks first when a provider says its webhooks fail.

@@ -163,21 +163,13 @@ fn place(node: &Node) -> String {
 
 /// In which requests a provider asks the endpoint something.
 fn handshake(table: &BTreeMap<String, Node>) -> String {
-    let lists = [at(table, &["verify", "handshakes"]), at(table, &["handshakes"])];
     let mut said: Vec<String> = Vec::new();
-    for node in lists.into_iter().flatten() {
-        let items = match &node.kind {
-            Kind::Array(items) => items.as_slice(),
-            _ => std::slice::from_ref(node),
-        };
-        for Node { kind, .. } in items {
-            let Kind::Table(handshake) = kind else { continue };
-            let method = text(handshake.get("method")).or_else(|| text(handshake.get("methods"))).unwrap_or("POST");
-            let is_unsigned = matches!(handshake.get("signed").map(|node| &node.kind), Some(Kind::Boolean(false)));
-            let one = if is_unsigned { format!("{method}, unsigned") } else { method.to_owned() };
-            if !said.contains(&one) {
-                said.push(one);
-            }
+    for handshake in listed(table.get("handshakes")) {
+        let method = text(handshake.get("methods")).unwrap_or("POST");
+        let is_unsigned = matches!(handshake.get("signed").map(|node| &node.kind), Some(Kind::Boolean(false)));
+        let one = if is_unsigned { format!("{method}, unsigned") } else { method.to_owned() };
+        if !said.contains(&one) {
+            said.push(one);
         }
     }
     said.join("; ")
@@ -193,7 +185,31 @@ fn needs(table: &BTreeMap<String, Node>) -> Vec<&'static str> {
     if message.contains("{url") {
         needs.push("public_url");
     }
+    for guard in listed(table.get("handshakes")).flat_map(|handshake| listed(at(handshake, &["guard"]))) {
+        let need = match (text(guard.get("is")), text(guard.get("in"))) {
+            (Some("token"), _) => "handshake.token",
+            (_, Some("topics")) => "handshake.topics",
+            (_, Some("origins")) => "handshake.origins",
+            _ if guard.contains_key("sorted_sha1") => "handshake.token",
+            _ => continue,
+        };
+        if !needs.contains(&need) {
+            needs.push(need);
+        }
+    }
     needs
+}
+
+/// The tables of an array, or the one that stands in its place.
+fn listed(node: Option<&Node>) -> impl Iterator<Item = &BTreeMap<String, Node>> {
+    let items = match node.map(|node| &node.kind) {
+        Some(Kind::Array(items)) => items.as_slice(),
+        _ => node.map(std::slice::from_ref).unwrap_or_default(),
+    };
+    items.iter().filter_map(|node| match &node.kind {
+        Kind::Table(table) => Some(table),
+        _ => None,
+    })
 }
 
 #[cfg(test)]
@@ -210,17 +226,17 @@ mod tests {
     fn what_a_preset_verifies_is_what_it_is_said_to_verify() {
         let acme = described(
             "name = \"Acme\"\nbody = \"authenticated\"\n[verify]\nalgorithm = \"hmac-sha1\"\nmessage = \"{url}{body}\"\n\
-             id = { header = \"X-Id\" }\nhandshakes = [{ match = {} }]\n",
+             id = { header = \"X-Id\" }\n[[handshakes]]\nguard = { query = \"t\", is = \"token\" }\n",
         );
         assert_eq!((acme.name(), acme.scheme.as_str()), ("Acme", "hmac-sha1"));
         assert_eq!((acme.replay_key.as_str(), acme.handshake.as_str()), ("the signed message", "POST"));
-        assert_eq!(acme.needs, ["secrets", "public_url"]);
+        assert_eq!(acme.needs, ["secrets", "public_url", "handshake.token"]);
 
         let token =
             described("body = \"not\"\nid = [{ header = \"X-Id\" }, { json = \"/id\" }]\n[token]\nheader = \"T\"\n");
         assert_eq!((token.name(), token.scheme.as_str()), ("acme", "token"));
         assert_eq!(token.replay_key, "its id alone (header X-Id, or json /id)");
-        assert_eq!(described("[[handshakes]]\nmethod = \"GET\"\nsigned = false\n").handshake, "GET, unsigned");
+        assert_eq!(described("[[handshakes]]\nmethods = [\"GET\"]\nsigned = false\n").handshake, "GET, unsigned");
     }
 
     #[test]

@@ -5,8 +5,9 @@
 
 mod about;
 mod fetch;
-mod jwt;
+mod handshakes;
 mod http_signature;
+mod jwt;
 mod listeners;
 mod node;
 mod problem;

@@ -209,7 +209,8 @@ mod tests {
             if promises && !about.contains_key("delivery_confidence") {
                 wrong.push(format!("{name}: where are the time limit and the retries from?"));
             }
-            wrong.extend(OF_A_SOURCE.iter().filter(|key| table.contains_key(**key)).map(|key| format!("{name}: {key}")));
+            wrong
+                .extend(OF_A_SOURCE.iter().filter(|key| table.contains_key(**key)).map(|key| format!("{name}: {key}")));
             if table.is_empty() || !is_name(name) {
                 wrong.push(format!("{name}: says nothing, or is no name"));
             }

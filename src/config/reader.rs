@@ -498,6 +498,11 @@ impl<'a> Table<'a> {
         self.asked.borrow_mut().extend(names);
     }
 
+    /// A value that was read by hand.
+    pub(super) fn note_shown(&self, name: &'static str, shown: &str) {
+        self.note(name, shown.to_owned(), self.node(name));
+    }
+
     pub(super) fn note_default(&self, name: &str, shown: &str) {
         self.note(name, shown.to_owned(), None);
     }

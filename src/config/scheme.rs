@@ -2,13 +2,11 @@
 
 use super::reader::Table;
 use super::secret_ref::Named;
-use super::units::{header_name, header_value};
+use super::units::header_name;
 use crate::verify::{
-    Algorithm, Answer, AnswerBody, Encoding, Handshake, Key, KeyEncoding, KeyFormat, Layout, Locator, Place, Scheme,
-    SignatureAt, Template, Timestamp, TimestampPlace, Unit,
+    Algorithm, Encoding, Key, KeyEncoding, KeyFormat, Layout, Locator, Place, Scheme, SignatureAt, Template, Timestamp,
+    TimestampPlace, Unit,
 };
-use bytes::Bytes;
-use http::StatusCode;
 use std::time::Duration;
 
 /// Below this many bytes a key can be found by trying: RFC 2104 §3 wants one as long as the hash.
@@ -218,50 +216,6 @@ fn read_timestamp(table: &Table<'_>) -> Option<Timestamp> {
     Some(Timestamp { place: place?, unit: unit?, tolerance })
 }
 
-pub(super) fn read_handshakes(verify: &Table<'_>) -> Vec<Handshake> {
-    verify.tables("handshakes").into_iter().filter_map(read_handshake).collect()
-}
-
-fn read_handshake(table: Table<'_>) -> Option<Handshake> {
-    let mut match_json = Vec::new();
-    let mut absent_json = Vec::new();
-    for condition in table.tables("match") {
-        let pointer = condition.needed_text("json", r#"match = { json = "/type", equals = "url_verification" }"#);
-        let value = condition.scalar("equals");
-        match (condition.flag("absent", false), condition.has("equals")) {
-            (true, false) => absent_json.extend(pointer),
-            (false, true) => match_json.extend(pointer.zip(value)),
-            _ => condition.error(
-                "",
-                "says either `equals` or `absent = true`",
-                r#"match = { json = "/type", equals = "url_verification" }"#,
-            ),
-        }
-        condition.finish();
-    }
-    if match_json.is_empty() {
-        table.error(
-            "",
-            "a handshake needs a `match`, or it would swallow every delivery",
-            r#"match = { json = "/type", equals = "url_verification" }"#,
-        );
-    }
-    let status =
-        u16::try_from(table.count("status", 200, 200..=299)).ok().and_then(|code| StatusCode::from_u16(code).ok());
-    let content_type = table.parsed("content_type", header_value);
-    let body = match (table.text("echo"), table.text("body")) {
-        (Some(pointer), None) => Some(AnswerBody::Echo(pointer)),
-        (None, body) => Some(AnswerBody::Fixed(Bytes::from(body.unwrap_or_default()))),
-        (Some(_), Some(_)) => {
-            table.error("echo", "stands beside `body`", "keep one of the two");
-            None
-        }
-    };
-    table.finish();
-    (!match_json.is_empty()).then_some(())?;
-    Some(Handshake { match_json, absent_json, answer: Answer { status: status?, content_type, body: body? } })
-}
-
 pub(super) fn unit(table: &Table<'_>) -> Option<Unit> {
     let units = [
         ("s", Unit::Seconds),
@@ -278,7 +232,7 @@ pub(super) fn locators(table: &Table<'_>, name: &'static str) -> Vec<Locator> {
     table.tables(name).into_iter().filter_map(locator).collect()
 }
 
-fn locator(at: Table<'_>) -> Option<Locator> {
+pub(super) fn locator(at: Table<'_>) -> Option<Locator> {
     let claim = at.text("claim");
     let in_claim = claim.as_ref().and_then(|_| at.text("json"));
     let places = [

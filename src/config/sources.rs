@@ -126,9 +126,13 @@ pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &
     let replay_window = table.duration("replay_window", DAY, Duration::ZERO..=LONGEST_WINDOW);
     let dedupe_window = table.duration("dedupe_window", DAY, Duration::ZERO..=LONGEST_WINDOW);
     let acknowledge = acknowledge(&table);
+    let bodies = [("problem", false), ("empty", true)];
+    let refuses_without_body = table.choice("refusal_body", Some("problem"), &bodies).unwrap_or(false);
 
     if let Some(found) = &credentials {
-        say_what_is_not_protected(&table, found, around, &client_cert, &allow_ips, accept_unverified, replay_window);
+        let facts = (preset.is_some(), accept_unverified);
+        say_what_is_not_protected(&table, found, around, &client_cert, &allow_ips, facts, replay_window);
+        say_what_a_capture_needs(&table, found, around);
         guessable_in_the_clear(&table, found, &listeners, around);
         if has_replay_key {
             claims_for_the_rate(&table, &rate_limits, max_claims, replay_window, found, around);
@@ -160,6 +164,9 @@ pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &
         dedupe_window,
         observe,
         challenge: credentials.challenge,
+        refuses_without_body,
+        awaits: credentials.awaits,
+        shows_captured: credentials.shows_captured,
     };
     Some(Read { settings, at, secret_prints: credentials.secret_prints })
 }
@@ -206,11 +213,11 @@ fn say_what_is_not_protected(
     around: &Around<'_>,
     client_cert: &Option<ClientCertRule>,
     allow_ips: &[IpNet],
-    accept_unverified: bool,
+    (has_preset, accept_unverified): (bool, bool),
     replay_window: Duration,
 ) {
     let by_certificate = client_cert.as_ref().is_some_and(|rule| rule.required);
-    if !found.proves_something && table.has("provider") {
+    if !found.proves_something && table.has("provider") && !has_preset {
         // There is no such preset, and that was told.
         return;
     }
@@ -254,6 +261,18 @@ fn say_what_is_not_protected(
     }
     if !found.has_replay_key && found.proves_something && !found.has_id {
         table.remark("", "nothing signed tells one delivery from another: whoever learns the credential, or captures a delivery, can send it again", "`id`, if the sender has one");
+    }
+}
+
+fn say_what_a_capture_needs(table: &Table<'_>, found: &Credentials, around: &Around<'_>) {
+    if found.awaits.is_none() {
+        return;
+    }
+    let what = "takes the secret that the first comer brings, until one has come: whoever knows the URL may be first";
+    table.warn("handshake", what, "set await_secret just before the webhook is created");
+    if around.state_is_memory {
+        let what = "the secret that a sender brings is kept in [state], which is in memory: a restart forgets it, and every delivery is refused until the sender brings another";
+        table.warn("handshake", what, r#"[state] kind = "disk""#);
     }
 }
 

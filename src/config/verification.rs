@@ -1,9 +1,11 @@
 //! A source's credentials: the `verify` table and its neighbours, made into what `verify` works with.
 
-use super::jwt;
+use super::handshakes;
 use super::http_signature::{HTTP_SIGNATURE_KEYS, read_http_signature};
+use super::jwt;
 use super::reader::Table;
-use super::scheme::{locators, read_handshakes, read_scheme};
+use super::scheme::{locators, read_scheme};
+use super::secret_ref::Named;
 use super::units::header_name;
 use crate::secret::Secret;
 use crate::state::Quota;
@@ -34,6 +36,9 @@ pub(super) struct Credentials {
     pub(super) has_replay_key: bool,
     pub(super) has_id: bool,
     pub(super) resends: Resends,
+    /// The name under which the secret is kept that the source waits for.
+    pub(super) awaits: Option<String>,
+    pub(super) shows_captured: bool,
     pub(super) challenge: HeaderValue,
 }
 
@@ -50,7 +55,18 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
     let verify = source.table("verify");
     let mut scheme = None;
     let mut scheme_failed = false;
-    let mut handshakes = Vec::new();
+    let asked = handshakes::read(source, verify.as_ref(), &keys_shown, public_url.as_deref());
+    let awaits_key = asked.awaits.is_some() && keys_shown.is_empty();
+    if let (true, Some(name), Some(table)) = (awaits_key, &asked.awaits, &verify) {
+        if table.has("key") || !table.peek_text("algorithm").is_some_and(|name| name.starts_with("hmac")) {
+            table.error("", "takes a secret that a sender brings for HMAC alone, and as it is", "`secrets`");
+        }
+        // In the place of the one to come; nobody knows it.
+        let secret = Secret::new(rand::random::<[u8; 32]>().to_vec());
+        let name = format!("captured:{name}");
+        secret_names.push(name.clone());
+        keys_shown.push(Named { name, id: None, algorithm: None, secret });
+    }
     let mut proofs: Vec<Arc<dyn Proof>> = Vec::new();
     let http_signature = source.table("http_signature");
     if let Some(table) = &http_signature {
@@ -90,12 +106,13 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
             }
             scheme_failed = true;
         }
-        handshakes = read_handshakes(&table);
         scheme = read_scheme(source, &table, &keys_shown, public_url.as_deref());
         scheme_failed |= scheme.is_none();
         table.finish();
     } else if http_signature.is_some() || source.has("jwt") || source.has("each_secret") {
         // Theirs.
+    } else if !keys_shown.is_empty() && (asked.uses_secrets || label.is_some()) {
+        // A handshake's, and perhaps nothing else's.
     } else if !keys_shown.is_empty() && source.has("provider") {
         // There is no such preset: then nobody knows what they are for.
         scheme_failed = true;
@@ -210,7 +227,21 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
         (None, None) => "".into(),
     };
     let has_id = !id.is_empty();
-    let settings = Settings { label, scheme, proofs, handshakes, basic, bearer, token, id, event, public_url };
+    let handshakes::Read { handshakes, only_json, awaits, shows_captured, .. } = asked;
+    let settings = Settings {
+        label,
+        scheme,
+        awaits_key,
+        proofs,
+        handshakes,
+        only_json,
+        basic,
+        bearer,
+        token,
+        id,
+        event,
+        public_url,
+    };
     match Verifier::build(settings) {
         Ok(verifier) => Some(Credentials {
             signs_time: verifier.signs_time(),
@@ -221,6 +252,8 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
             proves_something,
             has_id,
             resends,
+            awaits,
+            shows_captured,
             challenge: HeaderValue::from_static(challenge),
         }),
         Err(error) => {

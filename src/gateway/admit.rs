@@ -2,7 +2,7 @@
 //! source's budget.
 
 use super::forwarded::Client;
-use super::source::{AlternativeName, ClientCertRule, Source};
+use super::source::{AlternativeName, ClientCertRule, Settings, Source};
 use crate::client::ClientKey;
 use crate::clock::UnixMillis;
 use crate::refusal::Refusal;
@@ -74,8 +74,14 @@ pub(super) fn framing(parts: &Parts) -> Result<(), Refusal> {
     }
 }
 
-pub(super) fn method(source: &Source, parts: &Parts) -> Result<(), Refusal> {
-    if source.settings.methods.contains(&parts.method) { Ok(()) } else { Err(Refusal::MethodNotAllowed) }
+/// True: the source takes this method. False: it is let in for what it may be, a handshake, and nothing else.
+pub(super) fn method(source: &Source, parts: &Parts) -> Result<bool, Refusal> {
+    let Settings { methods, verifier, .. } = &source.settings;
+    if methods.contains(&parts.method) {
+        return Ok(true);
+    }
+    let asks = verifier.admits(&parts.method, &parts.headers, parts.uri.query());
+    if asks { Ok(false) } else { Err(Refusal::MethodNotAllowed) }
 }
 
 pub(super) fn content_type(source: &Source, headers: &HeaderMap) -> Result<(), Refusal> {

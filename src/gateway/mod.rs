@@ -7,6 +7,7 @@ mod admit;
 mod body;
 mod budget;
 mod forwarded;
+mod handshake;
 mod journey;
 mod receive;
 mod respond;
@@ -244,6 +245,21 @@ impl Gateway {
                 Some(old) if old.budgets.are_for(&settings.rate_limits, plan.limits.failed_auth) => old.budgets.clone(),
                 _ => Arc::new(Budgets::new(&settings.rate_limits, plan.limits.failed_auth)),
             };
+            if let Some(name) = &settings.awaits {
+                let kept = state.captured(&settings.name, name).map_err(|error| error.to_string());
+                let installed = kept.and_then(|secret| match secret {
+                    Some(secret) => settings.verifier.install(&secret).map_err(|error| error.to_string()),
+                    None => Ok(()),
+                });
+                if let Err(error) = installed {
+                    let source: &str = &settings.name;
+                    tracing::error!(
+                        source,
+                        error,
+                        "the captured secret could not be read, so the source accepts nothing"
+                    );
+                }
+            }
             sources.push(Arc::new(Source {
                 ledger: state.ledger(&settings.name, settings.max_claims),
                 meters: metrics.source(&settings.name, &settings.secret_names, settings.observe),

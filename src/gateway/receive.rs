@@ -107,6 +107,12 @@ impl Door {
             body,
         };
 
+        if let Some(asked) = source.settings.verifier.ask(&delivery) {
+            return self.answer_question(&source, asked, key, visit).await;
+        }
+        if !source.settings.methods.contains(&delivery.method) {
+            return visit.refuse(Refusal::MethodNotAllowed);
+        }
         let judging = self.judge(&source, delivery, key, with_certificate, (share, place), &mut visit);
         let (judged, permits) = match judging.await {
             Ok(judged) => judged,
@@ -142,8 +148,10 @@ impl Door {
         key: ClientKey,
         visit: &Visit,
     ) -> Result<(Place, bool), Refusal> {
-        admit::method(source, parts)?;
-        admit::content_type(source, &parts.headers)?;
+        let is_a_method_of_deliveries = admit::method(source, parts)?;
+        if is_a_method_of_deliveries {
+            admit::content_type(source, &parts.headers)?;
+        }
         if body::declared_too_large(incoming, source.settings.max_body) {
             return Err(Refusal::TooLarge);
         }

@@ -58,16 +58,20 @@ pub(crate) struct Details<'a> {
     pub(crate) source: Option<&'a Source>,
     /// How long until a rate has room again.
     pub(crate) wait: Option<Duration>,
+    /// In place of the refusal's own.
+    pub(crate) status: Option<StatusCode>,
     pub(crate) close: bool,
 }
 
 /// RFC 9457, with the members that are the same for every cause of a status.
 pub(crate) fn refuse(refusal: Refusal, request_id: &str, details: &Details<'_>) -> Reply {
-    let status = refusal.status();
+    let status = details.status.unwrap_or(refusal.status());
     let title = status.canonical_reason().unwrap_or("Error");
     let body = format!("{{\"title\":\"{title}\",\"status\":{},\"request_id\":\"{request_id}\"}}\n", status.as_u16());
-    let mut response =
-        whole(status, Bytes::from(body), Some(HeaderValue::from_static("application/problem+json")), request_id);
+    let mut response = match details.source {
+        Some(source) if source.settings.refuses_without_body => whole(status, Bytes::new(), None, request_id),
+        _ => whole(status, Bytes::from(body), Some(HeaderValue::from_static("application/problem+json")), request_id),
+    };
     let headers = response.headers_mut();
     if let Some(seconds) = refusal.retry_after() {
         let known = details.wait.map(|wait| u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1));
@@ -97,7 +101,9 @@ pub(crate) fn acknowledge(acknowledge: &Acknowledge, request_id: &str) -> Reply 
 
 /// A handshake's answer: exactly what the provider documents.
 pub(crate) fn challenge(reply: &verify::Reply, request_id: &str) -> Reply {
-    whole(reply.status, reply.body.clone(), reply.content_type.clone(), request_id)
+    let mut response = whole(reply.status, reply.body.clone(), reply.content_type.clone(), request_id);
+    response.headers_mut().extend(reply.headers.iter().cloned());
+    response
 }
 
 pub(crate) fn relay(answer: Answer, request_id: &str) -> Reply {

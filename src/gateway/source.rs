@@ -47,6 +47,12 @@ pub(crate) struct Settings {
     pub(crate) observe: bool,
     /// The 401's `WWW-Authenticate`: the same for every cause.
     pub(crate) challenge: HeaderValue,
+    /// Refusals have no body: there are providers that want it so.
+    pub(crate) refuses_without_body: bool,
+    /// The name under which the secret is kept that the source waits for.
+    pub(crate) awaits: Option<String>,
+    /// The operator is shown that secret, to paste it at the provider's.
+    pub(crate) shows_captured: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -204,6 +210,8 @@ pub(crate) struct Budgets {
     pub(crate) repeats: KeyedRate,
     /// Handshakes, whoever sends them.
     pub(crate) handshakes: Rate,
+    /// Handshakes that anybody may ask for, per client: one stranger shall not spend what all share.
+    pub(crate) strangers: KeyedRate,
     /// Somebody was told that the claims are running full.
     pub(crate) told_of_claims: AtomicBool,
 }
@@ -226,6 +234,7 @@ impl Budgets {
             failed_auth: KeyedRate::new(failed_auth, KeyedRate::DEFAULT_MAX_CLIENTS),
             repeats: KeyedRate::new(constant("20/s", 100), KeyedRate::DEFAULT_MAX_CLIENTS),
             handshakes: Rate::new(constant("5/s", 5)),
+            strangers: KeyedRate::new(constant("1/s", 5), KeyedRate::DEFAULT_MAX_CLIENTS),
             told_of_claims: AtomicBool::new(false),
         }
     }

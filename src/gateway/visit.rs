@@ -85,8 +85,18 @@ impl Visit {
     }
 
     /// `wait`: how long until it is worth trying again, where that is known.
-    pub(super) fn refuse_for(mut self, refusal: Refusal, wait: Option<Duration>) -> Reply {
+    pub(super) fn refuse_for(self, refusal: Refusal, wait: Option<Duration>) -> Reply {
+        self.refuse_with(refusal, wait, None)
+    }
+
+    /// With the status that the provider documents, where it does.
+    pub(super) fn refuse_as(self, refusal: Refusal, status: Option<StatusCode>) -> Reply {
+        self.refuse_with(refusal, None, status)
+    }
+
+    fn refuse_with(mut self, refusal: Refusal, wait: Option<Duration>, status: Option<StatusCode>) -> Reply {
         let details = Details {
+            status,
             source: self.source.as_deref(),
             wait,
             // What is left of a body that was not read is of no use to anybody.

@@ -10,6 +10,7 @@
 //! | `sources` | `id`, `name`                           | numbers for the names of sources; rows are never deleted      |
 //! | `claims`  | `source`, `expires`, `kind`, `print`   | the primary key is all four, in this order                    |
 //! | `probe`   | `id`, `filler`                         | empty, but for a moment while writing is tried after an error |
+//! | `captured`| `source`, `name`, `secret`             | secrets that senders brought, as they are; the first one stays |
 //!
 //! `expires` is wall-clock milliseconds since 1970; `kind` is 0 for a replay key, 1 for an event id; `print` is 16
 //! bytes (see `shelf.rs`). A print may have several rows; the latest `expires` counts. The order of the key makes rows
@@ -66,6 +67,7 @@ use super::shelf::Print;
 use super::table::{Record, SharedTable, Table, Token, lock};
 use super::{Meters, StateError};
 use crate::clock::UnixMillis;
+use crate::secret::Secret;
 
 /// "hkwd".
 const APPLICATION_ID: i32 = 0x686b_7764;
@@ -78,6 +80,13 @@ const SCHEMA: &str = "
         PRIMARY KEY (source, expires, kind, print)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE probe (id INTEGER PRIMARY KEY, filler BLOB NOT NULL) STRICT;
+";
+
+/// Made where it is missing: files from before it are of the same format but for this.
+const SCHEMA_OF_CAPTURES: &str = "
+    CREATE TABLE IF NOT EXISTS captured (
+        source TEXT NOT NULL, name TEXT NOT NULL, secret BLOB NOT NULL, PRIMARY KEY (source, name)
+    ) STRICT, WITHOUT ROWID;
 ";
 
 const KIND_REPLAY: i64 = 0;
@@ -167,6 +176,7 @@ struct Vitals {
 
 enum Message {
     Commit(Job),
+    Capture(Capture),
     Tick,
     Close(oneshot::Sender<()>),
 }
@@ -269,6 +279,26 @@ impl Disk {
         })
     }
 
+    pub(super) fn captured(&self, source: &str, name: &str) -> Result<Option<Secret>, StateError> {
+        let read = || {
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            let connection = Connection::open_with_flags(&self.path, flags)?;
+            connection.busy_timeout(BUSY_WAIT)?;
+            let select = "SELECT secret FROM captured WHERE source = ?1 AND name = ?2";
+            connection.query_row(select, [source, name], |row| row.get::<_, Vec<u8>>(0)).optional()
+        };
+        let found = read().map_err(|error: rusqlite::Error| StateError::Store(error.to_string()))?;
+        Ok(found.map(Secret::new))
+    }
+
+    pub(super) async fn capture(&self, source: &str, name: &str, secret: &Secret) -> Result<bool, StateError> {
+        let stopped = || StateError::Store("the writer has stopped".into());
+        let (answer, answered) = oneshot::channel();
+        let capture = Capture { source: source.into(), name: name.into(), secret: secret.clone(), answer };
+        self.to_writer.send(Message::Capture(capture)).await.map_err(|_| stopped())?;
+        answered.await.map_err(|_| stopped())?.map_err(StateError::Store)
+    }
+
     pub(super) fn saw(&self, now: UnixMillis) {
         self.vitals.latest.fetch_max(now.0, Ordering::Relaxed);
     }
@@ -291,6 +321,14 @@ impl Vitals {
     fn latest(&self) -> UnixMillis {
         UnixMillis(self.latest.load(Ordering::Relaxed))
     }
+}
+
+/// A secret to be kept. The answer: whether it is the first of its name.
+struct Capture {
+    source: String,
+    name: String,
+    secret: Secret,
+    answer: oneshot::Sender<Result<bool, String>>,
 }
 
 /// A commit in the writer's hands. Dropped without an answer (the writer is going) it counts as failed.
@@ -362,6 +400,7 @@ impl Writer {
         while let Some(message) = next {
             match message {
                 Message::Commit(job) => jobs.push(job),
+                Message::Capture(capture) => self.capture(capture),
                 Message::Tick => ticked = true,
                 Message::Close(done) => {
                     // What was handed over before is still received, and nothing after.
@@ -392,6 +431,17 @@ impl Writer {
         for job in jobs {
             job.settle(written.clone());
         }
+    }
+
+    fn capture(&mut self, capture: Capture) {
+        let Capture { source, name, secret, answer } = capture;
+        let insert = "INSERT OR IGNORE INTO captured VALUES (?1, ?2, ?3)";
+        let written = self.connection.execute(insert, params![source, name, secret.expose()]);
+        if written.is_ok() {
+            self.vitals().unsynced.store(true, Ordering::Release);
+        }
+        // Whoever asked may be gone; what is kept is kept.
+        let _ = answer.send(written.map(|rows| rows == 1).map_err(|error| error.to_string()));
     }
 
     fn write(&mut self, jobs: &[Job]) -> rusqlite::Result<()> {
@@ -587,7 +637,7 @@ fn create(path: &Path) -> Result<(), OpenError> {
         let connection = Connection::open_with_flags(&unfinished, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         connection.execute_batch(&format!(
             "PRAGMA synchronous = FULL; BEGIN; PRAGMA application_id = {APPLICATION_ID};
-             PRAGMA user_version = {SCHEMA_VERSION}; {SCHEMA} COMMIT;"
+             PRAGMA user_version = {SCHEMA_VERSION}; {SCHEMA} {SCHEMA_OF_CAPTURES} COMMIT;"
         ))?;
         connection.close().map_err(|(_, error)| error)?;
         std::fs::rename(&unfinished, path)?;
@@ -639,7 +689,8 @@ fn connect(settings: &Settings) -> Result<Connection, OpenError> {
     let pages = (settings.max_bytes / page).clamp(1, u64::from(u32::MAX - 1));
     connection
         .execute_batch(&format!(
-            "PRAGMA synchronous = {synchronous}; PRAGMA journal_size_limit = {LOG_BYTES}; PRAGMA max_page_count = {pages};"
+            "PRAGMA synchronous = {synchronous}; PRAGMA journal_size_limit = {LOG_BYTES}; PRAGMA max_page_count = {pages};
+             {SCHEMA_OF_CAPTURES}"
         ))
         .map_err(failed)?;
     Ok(connection)

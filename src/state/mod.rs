@@ -24,12 +24,14 @@ mod contract;
 mod survival;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus::IntCounter;
 
 use crate::clock::UnixMillis;
+use crate::secret::Secret;
 
 pub(crate) use disk::{OpenError, Settings as DiskSettings, SyncMode};
 pub(crate) use ledger::{Committed, Ledger, Reservation};
@@ -126,6 +128,28 @@ impl State {
         }
     }
 
+    /// The secret that was kept under this name, if one was. From disk, and so not for the request path.
+    pub(crate) fn captured(&self, source: &str, name: &str) -> Result<Option<Secret>, StateError> {
+        match self {
+            Self::Memory(ledgers) => Ok(ledgers.captures().get(&(source.into(), name.into())).cloned()),
+            Self::Disk(_, disk) => disk.captured(source, name),
+        }
+    }
+
+    /// Keeps the secret that a sender brought. False: another one is kept under this name, and stays.
+    pub(crate) async fn capture(&self, source: &str, name: &str, secret: &Secret) -> Result<bool, StateError> {
+        match self {
+            Self::Memory(ledgers) => Ok(match ledgers.captures().entry((source.into(), name.into())) {
+                Entry::Occupied(_) => false,
+                Entry::Vacant(free) => {
+                    free.insert(secret.clone());
+                    true
+                }
+            }),
+            Self::Disk(_, disk) => disk.capture(source, name, secret).await,
+        }
+    }
+
     /// Can a claim be committed, as far as is known? Becomes true again by itself when writing works again.
     pub(crate) fn is_healthy(&self) -> bool {
         match self {
@@ -150,9 +174,15 @@ impl State {
 pub(crate) struct Ledgers {
     // Guards the map alone; held while a new ledger is read from disk so that two callers cannot both make it.
     by_source: Mutex<HashMap<Box<str>, Arc<Ledger>>>,
+    /// Secrets that senders brought, by source and name, where there is no disk. One for each that was ever awaited.
+    captures: Mutex<HashMap<(Box<str>, Box<str>), Secret>>,
 }
 
 impl Ledgers {
+    fn captures(&self) -> MutexGuard<'_, HashMap<(Box<str>, Box<str>), Secret>> {
+        self.captures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn ledger(&self, source: &str, max_claims: usize, make: impl FnOnce() -> Ledger) -> Arc<Ledger> {
         let mut by_source = self.by_source.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(ledger) = by_source.get(source) {

@@ -110,6 +110,7 @@ enum Scalar {
     Text(String),
     /// An object or an array: there, but not a value that anything here compares or signs.
     Container,
+    EmptyArray,
     Doubled,
 }
 
@@ -125,8 +126,25 @@ impl Json {
             Some(Scalar::Number(number)) if number.is_u64() || number.is_i64() => {
                 Found::Value(number.to_string().into_bytes().into())
             }
-            Some(Scalar::Number(_) | Scalar::Container | Scalar::Doubled) => Found::Ambiguous,
+            Some(Scalar::Number(_) | Scalar::Container | Scalar::EmptyArray | Scalar::Doubled) => Found::Ambiguous,
         }
+    }
+
+    /// A string, and nothing that would only be written as one.
+    pub(crate) fn text_at(&self, pointer: &str) -> Found<'_> {
+        match self.found.get(pointer) {
+            Some(Scalar::Bool(_) | Scalar::Number(_)) => Found::Ambiguous,
+            _ => self.at(pointer),
+        }
+    }
+
+    pub(crate) fn is_empty_array(&self, pointer: &str) -> bool {
+        !self.broken && matches!(self.found.get(pointer), Some(Scalar::EmptyArray))
+    }
+
+    /// Is there anything at this pointer, in a body that is JSON?
+    pub(crate) fn has(&self, pointer: &str) -> bool {
+        !self.broken && self.found.contains_key(pointer)
     }
 
     /// Is there nothing at all at this pointer (in a body that is JSON)?
@@ -232,6 +250,9 @@ impl<'de> Visitor<'de> for Walk<'_, '_> {
                 None => seq.next_element::<IgnoredAny>()?.is_some(),
             };
             if !went_on {
+                if position == 0 {
+                    self.meet(Scalar::EmptyArray);
+                }
                 break;
             }
         }

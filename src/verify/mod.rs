@@ -5,6 +5,7 @@
 //! cover is called signed. All proofs are judged before the first failure is told, so that the time taken does not say
 //! which of them failed.
 
+mod captured;
 mod credential;
 mod each_member;
 mod fields;
@@ -29,6 +30,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::{HeaderMap, Method};
 use thiserror::Error;
 
 use crate::clock::UnixMillis;
@@ -37,6 +39,7 @@ use crate::fetched::{Library, Wanted};
 use crate::refusal::Refusal;
 use crate::secret::Secret;
 
+use captured::Captured;
 use credential::Credentials;
 use fields::{Json, Pointers};
 use prover::Prover;
@@ -44,12 +47,15 @@ use prover::Prover;
 pub(crate) use credential::{Basic, Token};
 pub(crate) use each_member::EachMember;
 pub(crate) use freshness::{Timestamp, Unit};
-pub(crate) use handshake::{Answer, AnswerBody, Handshake, Reply};
+pub(crate) use handshake::{
+    Alphabet, Answer, AnswerBody, Asked, Computed, Condition, Declined, Function, Granted, Guard, Handshake, Member,
+    Piece, Reply,
+};
 pub(crate) use jwt::{
     ClaimHash, Claims as JwtClaims, DigestClaim, JwsAlgorithm, Jwt, KeyId as JwtKeyId, KeyRing, Payload as JwtPayload,
     QueryHash, RingError, Rules, Scheme as JwtScheme, TokenAt, TrueLayer,
 };
-pub(crate) use key::{Key, KeyEncoding, KeyFormat};
+pub(crate) use key::{Key, KeyEncoding, KeyError, KeyFormat};
 pub(crate) use message_signature::{
     CavagePlace, HttpSignature, MessageAlgorithm, Required, SignerKey, Standard as SignatureStandard,
 };
@@ -63,15 +69,20 @@ pub(crate) use sign::SignError;
 pub(crate) use template::Template;
 
 /// How the requests of one source prove themselves, as `config` assembles it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Settings {
     /// The name of the scheme among the checks that passed: `github`, `hmac-sha256`.
     pub(crate) label: Arc<str>,
     pub(crate) scheme: Option<Scheme>,
+    /// The scheme's key comes later, from the sender; those it has stand in for it.
+    pub(crate) awaits_key: bool,
     /// Further proofs, all of which must pass.
     pub(crate) proofs: Vec<Arc<dyn Proof>>,
     /// Questions to the gateway itself.
     pub(crate) handshakes: Vec<Handshake>,
+    /// Deliveries begin with `{` or `[`: for a handshake applies the very key that signs them to a stranger's text,
+    /// which never holds either.
+    pub(crate) only_json: bool,
     pub(crate) basic: Option<Basic>,
     pub(crate) bearer: Option<Vec<Secret>>,
     pub(crate) token: Option<Token>,
@@ -109,9 +120,13 @@ pub(crate) enum BuildError {
     TooManyProofs { most: usize },
     #[error("a handshake without marks would be recognised in every delivery; say what it matches")]
     HandshakeMatchesEverything,
+    #[error("a handshake that comes with every proof comes with the source's own methods, and brings no secret")]
+    HandshakeSignedAndNew,
     #[error("a handshake matches strings, whole numbers, booleans and null; `{0}` is compared with something else")]
     HandshakeNotScalar(String),
-    #[error("a handshake in a body that the signature does not cover would answer anybody; sign `{{body}}`")]
+    #[error(
+        "a handshake in a body that the signature does not cover would answer anybody; sign `{{body}}`, or say signed = false"
+    )]
     HandshakeNotSigned,
     #[error("`{credential}` has no secret; set one")]
     NoSecrets { credential: &'static str },
@@ -130,7 +145,11 @@ const MAX_PROOFS: usize = 5;
 pub(crate) struct Verifier {
     proofs: Vec<Arc<dyn Proof>>,
     reads_json: bool,
+    /// Those that come with every proof.
     handshakes: Vec<Handshake>,
+    unsigned: handshake::Unsigned,
+    captured: Option<Arc<Captured>>,
+    only_json: bool,
     credentials: Credentials,
     id: Vec<Locator>,
     event: Vec<Locator>,
@@ -195,19 +214,31 @@ pub(crate) struct Refused {
 
 impl Verifier {
     pub(crate) fn build(settings: Settings) -> Result<Self, BuildError> {
-        let Settings { label, scheme, mut proofs, handshakes, basic, bearer, token, id, event, public_url } = settings;
+        let Settings { label, scheme, mut proofs, handshakes, only_json, awaits_key, .. } = settings;
+        let Settings { basic, bearer, token, id, event, public_url, .. } = settings;
         let credentials = Credentials::build(basic, bearer, token)?;
+        let mut captured = None;
         if let Some(scheme) = scheme {
-            proofs.insert(0, Arc::new(Prover::build(scheme, label)?));
+            if awaits_key {
+                let awaited = Arc::new(Captured::build(scheme, label)?);
+                proofs.insert(0, awaited.clone());
+                captured = Some(awaited);
+            } else {
+                proofs.insert(0, Arc::new(Prover::build(scheme, label)?));
+            }
         }
         if proofs.len() > MAX_PROOFS {
             return Err(BuildError::TooManyProofs { most: MAX_PROOFS });
         }
         let signs_body = proofs.iter().any(|proof| proof.coverage() == Coverage::Whole);
-        if !handshakes.is_empty() && !signs_body {
+        handshakes.iter().try_for_each(Handshake::check)?;
+        let (handshakes, unsigned): (Vec<_>, Vec<_>) = handshakes.into_iter().partition(|handshake| handshake.signed);
+        // Whoever knows a password or token is no stranger; whoever saw one signature may be.
+        let known = signs_body || !credentials.is_empty();
+        if !known && (handshakes.iter().any(Handshake::echoes) || !handshakes.is_empty() && proofs.is_empty()) {
             return Err(BuildError::HandshakeNotSigned);
         }
-        handshakes.iter().try_for_each(Handshake::check)?;
+        let unsigned = handshake::Unsigned::new(unsigned).map_err(BuildError::NotAPointer)?;
 
         let mut pointers = Pointers::default();
         let locators = id.iter().chain(&event).filter_map(|locator| match locator {
@@ -221,7 +252,20 @@ impl Verifier {
         let names = proofs.iter().map(|proof| proof.name());
         let checks = names.chain(credentials.names().map(Arc::from)).collect();
         let reads_json = proofs.iter().any(|proof| proof.reads_json());
-        Ok(Self { proofs, reads_json, handshakes, credentials, id, event, public_url, pointers, checks })
+        Ok(Self {
+            proofs,
+            reads_json,
+            handshakes,
+            unsigned,
+            captured,
+            only_json,
+            credentials,
+            id,
+            event,
+            public_url,
+            pointers,
+            checks,
+        })
     }
 
     pub(crate) fn judge(
@@ -236,6 +280,21 @@ impl Verifier {
                 Err(Refused { delivery: Box::new(delivery), refusal, note, wanted })
             }
         }
+    }
+
+    /// Is a request of this method let in, that the source does not take, for what a handshake of its kind could be?
+    pub(crate) fn admits(&self, method: &Method, headers: &HeaderMap, query: Option<&str>) -> bool {
+        self.unsigned.admits(method, headers, query)
+    }
+
+    /// The question that an unproven request is, if it is one.
+    pub(crate) fn ask(&self, delivery: &Delivery) -> Option<Asked> {
+        self.unsigned.ask(delivery, self.captured.as_ref().is_some_and(|captured| captured.is_awaited()))
+    }
+
+    /// Takes the secret that the source waited for as its key.
+    pub(crate) fn install(&self, secret: &Secret) -> Result<(), KeyError> {
+        self.captured.as_ref().map_or(Ok(()), |captured| captured.install(secret))
     }
 
     /// Passwords and tokens can be guessed, so that failures must be throttled before they are judged.
@@ -302,9 +361,14 @@ impl Verifier {
         }
         let credentials = match (failure, credentials) {
             (Some(Failure { wanted: Some(_), .. }), Err(fault)) => return Err(fault.into()),
-            (Some(failure), _) => return Err(failure),
+            (Some(failure), _) => return Err(failure.or_not_awaited(|| self.unsigned.brings_a_secret(delivery))),
             (None, credentials) => credentials?,
         };
+        // Space before it makes no difference: what a handshake signs has no bracket anywhere.
+        if self.only_json && !matches!(delivery.body.trim_ascii_start().first(), Some(b'{' | b'[')) {
+            let note = "a handshake of this source applies its key to texts of this form for anybody";
+            return Err(Fault { refusal: Refusal::NotCovered, note }.into());
+        }
         for (used, position) in outcome.secrets_used.iter_mut().skip(self.proofs.len()).zip(credentials) {
             *used = position.map(|position| listed_before + position);
         }
@@ -331,8 +395,9 @@ impl Verifier {
                 break;
             }
         }
-        if let Some(handshake) = self.handshakes.iter().find(|handshake| handshake.recognises(json)) {
-            outcome.challenge = Some(handshake.reply(json)?);
+        let asking = handshake::Asking::of(delivery, json);
+        if let Some(handshake) = self.handshakes.iter().find(|handshake| handshake.recognises(&asking)) {
+            outcome.challenge = Some(handshake.grant(&asking)?.reply);
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! the length of a real signature and decodes in one way only; their number is bounded before any is decoded.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use base64::Engine;
 use http::HeaderName;
@@ -93,6 +94,16 @@ pub(crate) enum Locator {
         name: String,
         json: Option<String>,
     },
+}
+
+/// As the configuration names it.
+impl fmt::Display for Locator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Header(name) => f.write_str(name.as_str()),
+            Self::Json(name) | Self::Query(name) | Self::Form(name) | Self::Claim { name, .. } => f.write_str(name),
+        }
+    }
 }
 
 /// The signature's text, taken apart.

@@ -95,6 +95,17 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
+    /// Better said where it is so: the request brings a secret, and none is awaited.
+    pub(super) fn or_not_awaited(self, brings_a_secret: impl FnOnce() -> bool) -> Self {
+        match self.fault.refusal {
+            Refusal::MissingSignature if brings_a_secret() => {
+                let note = "the request brings a secret, and the source awaits none";
+                Self { fault: Fault { refusal: Refusal::NotAwaited, note }, wanted: None }
+            }
+            _ => self,
+        }
+    }
+
     /// The document is worth fetching, and the proof worth judging again.
     pub(crate) fn wanting(wanted: Wanted) -> Self {
         let fault = Fault { refusal: Refusal::KeyUnavailable, note: "a key that the proof needs is not here yet" };

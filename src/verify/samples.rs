@@ -21,12 +21,14 @@ fn keys(secrets: &[&str], encoding: KeyEncoding, prefix: Option<&str>) -> Vec<Ke
 
 fn settings(label: &str, scheme: Scheme, id: Vec<Locator>, event: Vec<Locator>) -> Settings {
     let (basic, bearer, token, public_url) = (None, None, None, None);
-    let (proofs, handshakes) = (Vec::new(), Vec::new());
+    let (proofs, handshakes, only_json) = (Vec::new(), Vec::new(), false);
     Settings {
         label: label.into(),
         scheme: Some(scheme),
+        awaits_key: false,
         proofs,
         handshakes,
+        only_json,
         basic,
         bearer,
         token,
@@ -57,6 +59,18 @@ fn plain(prefix: &str) -> Layout {
     Layout::Plain { prefix: prefix.into() }
 }
 
+/// One that comes with every proof.
+pub(super) fn handshake(when: Vec<Condition>, answer: Answer) -> Handshake {
+    let (methods, guards) = (Vec::new(), Vec::new());
+    Handshake { methods, when, signed: true, guards, answer, refused_with: None, capture: None }
+}
+
+pub(super) fn answer(status: u16, content_type: Option<&'static str>, body: AnswerBody) -> Answer {
+    let status = StatusCode::from_u16(status).unwrap();
+    let content_type = content_type.map(HeaderValue::from_static);
+    Answer { status, content_type, headers: Vec::new(), body, computed: None, alphabet: Alphabet::Token }
+}
+
 pub(super) fn github(secrets: &[&str]) -> Settings {
     let keys = keys(secrets, KeyEncoding::Utf8, None);
     let scheme = hmac_sha256(keys, &["x-hub-signature-256"], plain("sha256="), Encoding::Hex, "{body}");
@@ -76,15 +90,9 @@ pub(super) fn slack(secrets: &[&str]) -> Settings {
     let keys = keys(secrets, KeyEncoding::Utf8, None);
     let mut scheme = hmac_sha256(keys, &["x-slack-signature"], plain("v0="), Encoding::Hex, "v0:{timestamp}:{body}");
     scheme.timestamp = seconds(TimestampPlace::Header(header("x-slack-request-timestamp")), FIVE_MINUTES);
-    let handshakes = vec![Handshake {
-        match_json: vec![("/type".into(), json!("url_verification"))],
-        absent_json: Vec::new(),
-        answer: Answer {
-            status: StatusCode::OK,
-            content_type: Some(HeaderValue::from_static("text/plain")),
-            body: AnswerBody::Echo("/challenge".into()),
-        },
-    }];
+    let when = vec![Condition::Equals(Locator::Json("/type".into()), json!("url_verification"))];
+    let echo = AnswerBody::Text(vec![Piece::Echo(Locator::Json("/challenge".into()))]);
+    let handshakes = vec![handshake(when, answer(200, Some("text/plain"), echo))];
     let event = ["/event/type", "/type"].map(|pointer| Locator::Json(pointer.into()));
     let event = event.into_iter().chain([Locator::Form("command".into())]).collect();
     Settings { handshakes, ..settings("slack", scheme, vec![Locator::Json("/event_id".into())], event) }
@@ -114,14 +122,12 @@ pub(super) fn discord(public_keys: &[&str]) -> Settings {
     let mut scheme = hmac_sha256(keys, &["x-signature-ed25519"], plain(""), Encoding::Hex, "{timestamp}{body}");
     scheme.algorithm = Algorithm::Ed25519;
     scheme.timestamp = seconds(TimestampPlace::Header(header("x-signature-timestamp")), FIVE_MINUTES);
-    let json_answer = Some(HeaderValue::from_static("application/json"));
-    let ping = |kind: u64, status, content_type, body: &'static [u8]| Handshake {
-        match_json: vec![("/type".into(), json!(kind))],
-        absent_json: vec!["/event".into()],
-        answer: Answer { status, content_type, body: AnswerBody::Fixed(Bytes::from_static(body)) },
+    let ping = |kind: u64, status, content_type, body: &'static [u8]| {
+        let kind = Condition::Equals(Locator::Json("/type".into()), json!(kind));
+        let when = vec![kind, Condition::Absent(Locator::Json("/event".into()))];
+        handshake(when, answer(status, content_type, AnswerBody::Fixed(Bytes::from_static(body))))
     };
-    let handshakes =
-        vec![ping(1, StatusCode::OK, json_answer, br#"{"type":1}"#), ping(0, StatusCode::NO_CONTENT, None, b"")];
+    let handshakes = vec![ping(1, 200, Some("application/json"), br#"{"type":1}"#), ping(0, 204, None, b"")];
     let event = ["/event/type", "/type"].map(|pointer| Locator::Json(pointer.into())).to_vec();
     Settings { handshakes, ..settings("discord", scheme, vec![Locator::Json("/id".into())], event) }
 }

@@ -38,6 +38,8 @@ pub(crate) enum SignError {
     UnspeakableTime,
     #[error("the id or a secret cannot stand in a header")]
     NotAHeaderValue,
+    #[error("the secret is awaited from the sender; nothing can be signed before it is here")]
+    NoKeyYet,
 }
 
 /// A delivery on its way to being signed, and what was added to it.

@@ -311,7 +311,7 @@ fn settings_that_would_fail_open_do_not_build() {
     assert_eq!(build(&|_| {}), None);
     assert_eq!(build(&|scheme| scheme.keys.clear()), Some(BuildError::NoKeys));
     assert_eq!(build(&|scheme| scheme.timestamp = None), Some(BuildError::NoTimestamp));
-    let unmarked = |settings: &mut Settings| settings.handshakes[0].match_json.clear();
+    let unmarked = |settings: &mut Settings| settings.handshakes[0].when.clear();
     assert_eq!(built(&unmarked), Some(BuildError::HandshakeMatchesEverything));
     let unsigned = |scheme: &mut Scheme| scheme.message = Template::parse("{timestamp}").unwrap();
     assert_eq!(build(&unsigned), Some(BuildError::HandshakeNotSigned));

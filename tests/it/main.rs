@@ -11,6 +11,7 @@ mod admin;
 mod cli;
 mod docs;
 mod forwards;
+mod handshakes;
 mod house;
 mod limits;
 mod presets;

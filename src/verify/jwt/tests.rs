@@ -140,15 +140,11 @@ fn with_token(token: &str, body: &[u8]) -> Delivery {
 fn verifier(jwt: Jwt) -> Verifier {
     let settings = Settings {
         label: "it".into(),
-        scheme: None,
         proofs: vec![Arc::new(jwt)],
-        handshakes: Vec::new(),
-        basic: None,
-        bearer: None,
-        token: None,
         id: vec![Locator::Claim { name: "jti".into(), json: None }],
         event: vec![Locator::Claim { name: "data".into(), json: Some("/type".into()) }],
         public_url: Some("https://hooks.example.com/in".into()),
+        ..Settings::default()
     };
     Verifier::build(settings).unwrap()
 }
