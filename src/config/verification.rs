@@ -1,7 +1,7 @@
 //! A source's credentials: the `verify` table and its neighbours, made into what `verify` works with.
 
 use super::handshakes;
-use super::http_signature::{HTTP_SIGNATURE_KEYS, read_http_signature};
+use super::http_signature;
 use super::jwt;
 use super::reader::Table;
 use super::scheme::{locators, read_scheme};
@@ -68,29 +68,6 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
         keys_shown.push(Named { name, id: None, algorithm: None, secret });
     }
     let mut proofs: Vec<Arc<dyn Proof>> = Vec::new();
-    let http_signature = source.table("http_signature");
-    if let Some(table) = &http_signature {
-        let (theirs_id, theirs_event) = (locators(table, "id"), locators(table, "event"));
-        id = if id.is_empty() { theirs_id } else { id };
-        event = if event.is_empty() { theirs_event } else { event };
-        resends = read_resends(table);
-        if keys_shown.is_empty() {
-            if !source.has("secrets") {
-                let example = r#"secrets = [{ file = "key.pem", id = "key-1", algorithm = "ed25519" }]"#;
-                source.error("", "`secrets` is missing: `http_signature` needs at least one", example);
-            }
-            table.ignore(&HTTP_SIGNATURE_KEYS);
-            scheme_failed = true;
-        } else {
-            match read_http_signature(source, table, &keys_shown, label, public_url.as_deref()) {
-                Some(signature) => proofs.push(Arc::new(signature)),
-                None => scheme_failed = true,
-            }
-        }
-        table.check_unknown();
-    } else if keys_shown.iter().any(|named| named.algorithm.is_some()) {
-        source.error("secrets", "an `algorithm` beside a secret has no effect here", "it belongs to `http_signature`");
-    }
     if let Some(table) = verify {
         let (theirs_id, theirs_event) = (locators(&table, "id"), locators(&table, "event"));
         id = if id.is_empty() { theirs_id } else { id };
@@ -109,7 +86,7 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
         scheme = read_scheme(source, &table, &keys_shown, public_url.as_deref());
         scheme_failed |= scheme.is_none();
         table.finish();
-    } else if http_signature.is_some() || source.has("jwt") || source.has("each_secret") {
+    } else if source.has("http_signature") || source.has("jwt") || source.has("each_secret") {
         // Theirs.
     } else if !keys_shown.is_empty() && (asked.uses_secrets || label.is_some()) {
         // A handshake's, and perhaps nothing else's.
@@ -127,7 +104,7 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
     }
 
     // `secrets` belong to one proof: the first of these that there is.
-    let taken = source.has("verify") || source.has("http_signature");
+    let taken = source.has("verify");
     let mut secrets_left = if taken { &[][..] } else { keys_shown.as_slice() };
     if let Some(table) = source.table("each_secret") {
         match jwt::read_each(&table, std::mem::take(&mut secrets_left), label) {
@@ -148,6 +125,17 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
             None => scheme_failed = true,
         }
         table.finish();
+    }
+    if let Some(table) = source.table("http_signature") {
+        resends = if source.has("verify") || source.has("jwt") { resends } else { read_resends(&table) };
+        let secrets = std::mem::take(&mut secrets_left);
+        match http_signature::read(source, &table, secrets, label, public_url.as_deref()) {
+            Some(signature) => proofs.push(Arc::new(signature)),
+            None => scheme_failed = true,
+        }
+        table.finish();
+    } else if keys_shown.iter().any(|named| named.algorithm.is_some()) {
+        source.error("secrets", "an `algorithm` beside a secret has no effect here", "it belongs to `http_signature`");
     }
 
     let basic = source.table("basic").and_then(|table| {

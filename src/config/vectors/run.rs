@@ -148,6 +148,9 @@ fn judged_as_configured(
     folder: Option<&Path>,
     sources: &mut HashMap<String, Result<Settings, String>>,
 ) -> Result<(), String> {
+    if vector.kind() == Kind::Primitive {
+        return http_signatures::primitive(vector);
+    }
     let keys = toml(vector).ok_or("nobody has said how its `config` is spelled in TOML")?;
     let source = sources.entry(keys).or_insert_with_key(|keys| source(keys, folder)).as_ref().map_err(Clone::clone)?;
     judged::judge(vector, source)

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a component that the request does not have exactly once, or that several readers would spell differently,
 //! has no value. The URL is the one that the sender was told: behind a proxy that is `public_url`, never the `Host` that
-//! happens to arrive here.
+//! happens to arrive here; `host` itself is a header like others, and must agree with it.
 
 use std::borrow::Cow;
 
@@ -44,7 +44,11 @@ impl<'a> Target<'a> {
 
     /// In lower case and without the scheme's own port.
     fn normal_authority(&self) -> String {
-        let authority = self.authority.to_ascii_lowercase();
+        self.normal(self.authority)
+    }
+
+    fn normal(&self, authority: &str) -> String {
+        let authority = authority.to_ascii_lowercase();
         let own_port = match self.scheme {
             "https" => ":443",
             "http" => ":80",
@@ -205,7 +209,12 @@ fn is_dictionary(name: &str) -> bool {
 /// All lines of the field, as one.
 pub(super) fn field<'a>(delivery: &'a Delivery, target: &Target<'a>, name: &HeaderName) -> Result<Cow<'a, str>, Flaw> {
     if *name == HOST {
-        return Ok(Cow::Borrowed(target.authority));
+        // HTTP/2 has none and names the authority instead. The receiver that was told and the one that is named have to
+        // be the same: what was signed for another does not pass here under the other's name.
+        if target.normal_authority() != target.normal(&delivery.authority) {
+            return Err(Flaw::BadSignature("the Host that arrived is not the one of `public_url`"));
+        }
+        return Ok(Cow::Borrowed(&delivery.authority));
     }
     let mut lines = delivery.headers.get_all(name).iter().map(|value| value.to_str().map(str::trim));
     let first = lines.next().ok_or(Flaw::Missing("a header that the signature covers is missing"))?;
@@ -326,7 +335,9 @@ mod tests {
         let request = delivery(&[("host", b"10.0.0.7")]);
         let told = Some("https://hooks.example.org/in");
         assert_eq!(said(r#""@authority""#, &request, told).unwrap(), "hooks.example.org");
-        assert_eq!(said(r#""host""#, &request, told).unwrap(), "hooks.example.org");
+        assert!(matches!(said(r#""host""#, &request, told), Err(Flaw::BadSignature(_))));
+        let kept = Delivery { authority: "Hooks.Example.org:443".into(), ..request.clone() };
+        assert_eq!(said(r#""host""#, &kept, told).unwrap(), "Hooks.Example.org:443");
         assert_eq!(said(r#""@path""#, &request, told).unwrap(), "/in");
         assert_eq!(
             said(r#""@target-uri""#, &request, told).unwrap(),

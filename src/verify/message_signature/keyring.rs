@@ -183,6 +183,11 @@ impl SignerKey {
         if matched { Ok(()) } else { Err(Flaw::BadSignature("the key does not make this signature over this message")) }
     }
 
+    #[cfg(test)]
+    pub(crate) fn makes(&self, message: &[u8], signature: &[u8]) -> bool {
+        self.verify(message, signature).is_ok()
+    }
+
     pub(super) fn sign(&self, message: &[u8], private: Option<&Secret>) -> Result<Vec<u8>, SignError> {
         match &self.material {
             Material::Hmac(keyed) => Ok(keyed.mac(&[message.into()]).to_vec()),
