@@ -55,12 +55,13 @@ pub(crate) enum Refusal {
     UpstreamUnavailable,
     UpstreamTimeout,
     UpstreamError,
+    ConfirmationFailed,
     Internal,
 }
 
 impl Refusal {
     /// All of them, in order: metrics are made once for each, when a source is loaded.
-    pub(crate) const ALL: [Self; 43] = [
+    pub(crate) const ALL: [Self; 44] = [
         Self::Malformed,
         Self::TransferCoding,
         Self::Misdirected,
@@ -103,6 +104,7 @@ impl Refusal {
         Self::UpstreamUnavailable,
         Self::UpstreamTimeout,
         Self::UpstreamError,
+        Self::ConfirmationFailed,
         Self::Internal,
     ];
 
@@ -143,7 +145,7 @@ impl Refusal {
             | Self::UpstreamBusy
             | Self::UpstreamUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::UpstreamError => StatusCode::BAD_GATEWAY,
+            Self::UpstreamError | Self::ConfirmationFailed => StatusCode::BAD_GATEWAY,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -193,6 +195,7 @@ impl Refusal {
             Self::UpstreamUnavailable => "upstream_unavailable",
             Self::UpstreamTimeout => "upstream_timeout",
             Self::UpstreamError => "upstream_error",
+            Self::ConfirmationFailed => "confirmation_failed",
             Self::Internal => "internal",
         }
     }
@@ -248,6 +251,7 @@ impl Refusal {
             Self::UpstreamUnavailable => "no url of the upstream could be tried",
             Self::UpstreamTimeout => "the upstream did not answer within its `timeout`",
             Self::UpstreamError => "the upstream closed, reset or broke the exchange",
+            Self::ConfirmationFailed => "the page that confirms the subscription could not be asked for; see the log",
             Self::Internal => "a bug in hookward: the request was abandoned, the process goes on",
         }
     }

@@ -179,9 +179,18 @@ fn handshake(table: &BTreeMap<String, Node>) -> String {
 fn needs(table: &BTreeMap<String, Node>) -> Vec<&'static str> {
     let message = text(at(table, &["verify", "message"])).unwrap_or_default();
     let mut needs = Vec::new();
-    if !matches!(scheme(table).as_str(), "handshake only" | "basic") {
+    let platform = text(at(table, &["platform", "kind"]));
+    if platform.is_none() && !matches!(scheme(table).as_str(), "handshake only" | "basic") {
         needs.push("secrets");
     }
+    needs.extend(match platform {
+        Some("aws-sns") => Some("platform.topics"),
+        Some("paypal") => Some("platform.webhook_id"),
+        Some("apple-app-store") => Some("platform.bundle_id"),
+        Some("alexa") => Some("platform.application_ids"),
+        Some("adobe-io") => Some("platform.client_id"),
+        _ => None,
+    });
     if message.contains("{url") {
         needs.push("public_url");
     }

@@ -21,23 +21,6 @@ const SHORT_KEY: usize = 16;
 /// ActivityPub's receivers take signatures of twelve hours; a day is beyond all.
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// For where the table is not read, since something before it is missing.
-pub(super) const HTTP_SIGNATURE_KEYS: [&str; 13] = [
-    "version",
-    "algorithm",
-    "key",
-    "components",
-    "max_age",
-    "clock_skew",
-    "allow_unsigned_body",
-    "allow_short_rsa",
-    "tag",
-    "require_nonce",
-    "headers",
-    "header",
-    "methods",
-];
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Version {
     Rfc9421,
@@ -45,7 +28,7 @@ enum Version {
     WebSub,
 }
 
-pub(super) fn read_http_signature(
+pub(super) fn read(
     source: &Table<'_>,
     table: &Table<'_>,
     secrets: &[Named],
@@ -78,6 +61,10 @@ pub(super) fn read_http_signature(
             table.error(key, "has no effect with this `version`", "remove it");
         }
     }
+    if secrets.is_empty() && !source.has("secrets") {
+        let example = r#"secrets = [{ file = "key.pem", id = "key-1", algorithm = "ed25519" }]"#;
+        source.error("", "`secrets` is missing: `http_signature` needs at least one", example);
+    }
     let label: Arc<str> = label.unwrap_or("http_signature").into();
     if version == Version::WebSub {
         return read_websub(source, table, secrets, label);
@@ -102,7 +89,10 @@ pub(super) fn read_http_signature(
 fn read_websub(source: &Table<'_>, table: &Table<'_>, secrets: &[Named], label: Arc<str>) -> Option<HttpSignature> {
     let header = match table.has("header") {
         true => table.parsed("header", header_name)?,
-        false => HeaderName::from_static("x-hub-signature"),
+        false => {
+            table.note_default("header", r#""x-hub-signature""#);
+            HeaderName::from_static("x-hub-signature")
+        }
     };
     let known = MessageAlgorithm::WEBSUB;
     let named = |name: &str| {

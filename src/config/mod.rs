@@ -10,6 +10,7 @@ mod http_signature;
 mod jwt;
 mod listeners;
 mod node;
+mod platform;
 mod problem;
 #[cfg(test)]
 mod properties;

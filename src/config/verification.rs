@@ -3,6 +3,7 @@
 use super::handshakes;
 use super::http_signature;
 use super::jwt;
+use super::platform;
 use super::reader::Table;
 use super::scheme::{locators, read_scheme};
 use super::secret_ref::Named;
@@ -136,6 +137,15 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
         table.finish();
     } else if keys_shown.iter().any(|named| named.algorithm.is_some()) {
         source.error("secrets", "an `algorithm` beside a secret has no effect here", "it belongs to `http_signature`");
+    }
+
+    if let Some(table) = source.table("platform") {
+        resends = if source.has("verify") { resends } else { read_resends(&table) };
+        match platform::read(&table, label) {
+            Some(proof) => proofs.push(proof),
+            None => scheme_failed = true,
+        }
+        table.finish();
     }
 
     let basic = source.table("basic").and_then(|table| {

@@ -124,6 +124,13 @@ impl Door {
             if source.budgets.handshakes.take().is_err() {
                 return visit.refuse(Refusal::ChallengeLimited);
             }
+            // The sender tries again where this fails, with the same signed message.
+            if let Some(page) = verified.visit()
+                && let Err(error) = self.fetcher.visit(page).await
+            {
+                tracing::warn!(source = &*source.settings.name, %error, "a subscription could not be confirmed");
+                return visit.refuse(Refusal::ConfirmationFailed);
+            }
             let reply = respond::challenge(answer, &visit.request_id);
             visit.record(Outcome::Challenge, reply.status());
             return reply;

@@ -6,6 +6,7 @@
 //! which of them failed.
 
 mod captured;
+mod certificate;
 mod credential;
 mod each_member;
 mod fields;
@@ -15,6 +16,7 @@ mod hmac;
 mod jwt;
 mod key;
 mod message_signature;
+mod platform;
 mod presented;
 mod proof;
 mod prover;
@@ -26,6 +28,7 @@ mod sign;
 mod template;
 #[cfg(test)]
 mod tests;
+mod url_rule;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,6 +47,7 @@ use credential::Credentials;
 use fields::{Json, Pointers};
 use prover::Prover;
 
+pub(crate) use certificate::Roots;
 pub(crate) use credential::{Basic, Token};
 pub(crate) use each_member::EachMember;
 pub(crate) use freshness::{Timestamp, Unit};
@@ -59,6 +63,7 @@ pub(crate) use key::{Key, KeyEncoding, KeyError, KeyFormat};
 pub(crate) use message_signature::{
     CavagePlace, HttpSignature, MessageAlgorithm, Required, SignerKey, Standard as SignatureStandard,
 };
+pub(crate) use platform::{Adobe, Alexa, Apple, Environment, PayPal, Sns, SnsVersion};
 pub(crate) use presented::{Encoding, Layout, Locator, Place, SignatureAt, TimestampPlace};
 pub(crate) use proof::{Coverage, Failure, Proof, Question};
 pub(crate) use prover::{Algorithm, Scheme};
@@ -186,6 +191,8 @@ pub(crate) struct Findings {
     pub(crate) secret_used: Option<usize>,
     /// What a token said, proven with the rest.
     pub(crate) claims: Option<jwt::Object>,
+    /// A page to be asked for once, which confirms a subscription; allowed by the proof's own rule.
+    pub(crate) visit: Option<Arc<str>>,
 }
 
 /// What all proofs found, and what the body is about.
@@ -200,6 +207,7 @@ struct Outcome {
     event_id_is_signed: bool,
     event_type: Option<String>,
     challenge: Option<Reply>,
+    visit: Option<Arc<str>>,
 }
 
 /// Not proven. Gives the delivery back, for a source in observe mode.
@@ -339,6 +347,7 @@ impl Verifier {
                 Ok(findings) => {
                     *used = findings.secret_used.map(|position| listed_before + position);
                     outcome.claims = outcome.claims.take().or(findings.claims);
+                    outcome.visit = outcome.visit.or(findings.visit);
                     if outcome.signed_at.is_none() {
                         outcome.signed_at = findings.signed_at;
                         outcome.tolerance = findings.tolerance;
@@ -377,6 +386,10 @@ impl Verifier {
             json = self.pointers.read(&delivery.body);
         }
         self.read_names(&mut outcome, delivery, &json)?;
+        if outcome.visit.is_some() {
+            let (status, body) = (http::StatusCode::OK, bytes::Bytes::new());
+            outcome.challenge = Some(Reply { status, content_type: None, headers: Vec::new(), body });
+        }
         Ok(outcome)
     }
 
@@ -448,6 +461,11 @@ impl Verified {
     /// The first listed secret that matched: the signature's, or that of the token, bearer or basic credentials.
     pub(crate) fn secrets_used(&self) -> impl Iterator<Item = usize> {
         self.outcome.secrets_used.into_iter().flatten()
+    }
+
+    /// To be visited before the handshake is answered; it was confirmed only when that succeeds.
+    pub(crate) fn visit(&self) -> Option<&str> {
+        self.outcome.visit.as_deref()
     }
 
     /// A handshake, which the gateway answers and does not forward.

@@ -231,7 +231,7 @@ impl Proof for Prover {
                 tolerance: self.tolerance(),
                 replay_keys: if self.has_replay_key { matched.replay_keys } else { Vec::new() },
                 secret_used: matched.secret_index,
-                claims: None,
+                ..Findings::default()
             }),
         }
     }

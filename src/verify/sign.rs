@@ -36,6 +36,8 @@ pub(crate) enum SignError {
     NoTimestampInBody,
     #[error("the time is beyond what the timestamp's form can say")]
     UnspeakableTime,
+    #[error("only the platform can sign this: its certificate is checked")]
+    OnlyThePlatform,
     #[error("the id or a secret cannot stand in a header")]
     NotAHeaderValue,
     #[error("the secret is awaited from the sender; nothing can be signed before it is here")]

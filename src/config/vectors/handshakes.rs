@@ -47,7 +47,7 @@ pub(super) fn toml(provider: &str, config: &Value) -> Option<String> {
         }
         "hs_dropbox" => keyed("dropbox"),
         "hs_nylas" => keyed("nylas"),
-        "hs_adobe_io" => unproven("adobe-io"),
+        "hs_adobe_io" => "provider = \"adobe-io\"\nplatform.client_id = \"client1\"\n".to_owned(),
         "hs_okta" => unproven("okta") + &token("authorization")?,
         "hs_asana" | "hs_notion" => {
             let preset = if provider == "hs_asana" { "asana" } else { "notion" };
@@ -71,6 +71,7 @@ pub(super) fn toml(provider: &str, config: &Value) -> Option<String> {
         }
         "hs_qq_bot" => preset_with("qq-bot", &[text("bot_secret")?]) + "danger_accept_unverified = true\n",
         "hs_dropbox_sign" => preset_with("dropbox-sign", &[text("api_key")?]),
+        "hs_aws_sns" => super::platforms::toml(provider, config)?,
         _ => return None,
     })
 }

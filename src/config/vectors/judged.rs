@@ -27,7 +27,8 @@ pub(super) fn judge(vector: &Vector, source: &Settings) -> Result<(), String> {
     }
     let shelf = Shelf::default();
     let judged = shelf.judge(vector, source, delivery);
-    if vector.0["reason"] == "untrusted_key_url" && !shelf.is_untouched() {
+    let of_the_proof = vector.kind() == Kind::Signature;
+    if of_the_proof && vector.0["reason"] == "untrusted_key_url" && !shelf.is_untouched() {
         return Err("was fetched from, and must not be".to_owned());
     }
     match (vector.expect(), judged) {
@@ -45,6 +46,10 @@ pub(super) fn judge(vector: &Vector, source: &Settings) -> Result<(), String> {
             // Some providers' only handshake is how each delivery is acknowledged.
             let is_in_each = vector.config()["handshake"] == "fixed-ack";
             let reply = verified.challenge().or(is_in_each.then_some(&acknowledged));
+            let outbound = vector.0["expected_response"]["outbound"][0]["url"].as_str();
+            if verified.visit() != outbound {
+                return Err(format!("{outbound:?} is to be visited, and {:?} would be", verified.visit()));
+            }
             replies(reply.ok_or("accepted, and not seen to be a handshake")?, &vector.0["expected_response"])
         }
         (Expect::Reject, Err(refused)) if vector.kind() == Kind::Handshake => {
@@ -131,7 +136,10 @@ impl Shelf {
     }
 
     fn fetch(&self, wanted: Wanted, vector: &Vector) {
-        let found = vector.config()["fetch_stub"][&*wanted.url].as_str().map(|text| {
+        // What is wanted is a parsed url; the network would be asked for the same, however it was written.
+        let stub = vector.config()["fetch_stub"].as_object().into_iter().flatten();
+        let mut same = stub.filter(|(url, _)| url::Url::parse(url).is_ok_and(|url| url.as_str() == &*wanted.url));
+        let found = same.next().and_then(|(_, text)| text.as_str()).map(|text| {
             let at = wanted.newer_than.map_or(vector.now(), |older| UnixMillis(older.0 + 1));
             Arc::new(Document::new(Bytes::copy_from_slice(text.as_bytes()), at))
         });
