@@ -97,6 +97,67 @@ pub fn judge(data: &[u8]) {
     );
 }
 
+/// One source of each standard, without a component that has to be covered: whatever is read is read to the end.
+const STANDARDS: &str = r#"
+[listeners.a]
+address = "127.0.0.1:1"
+[upstreams.u]
+urls = ["http://127.0.0.1:1"]
+[sources.rfc9421]
+path = "/rfc9421"
+secrets = [
+  { value = "0123456789abcdef", id = "m", algorithm = "hmac-sha256" },
+  { value = "e5a174f2a69dd48056de1b374d70c6123c918d63982c0be7cac55e27f5c62d80", algorithm = "ed25519" },
+]
+upstream = "u"
+http_signature = { components = [], allow_unsigned_body = true, max_age = "1d" }
+[sources.cavage]
+path = "/cavage"
+secrets = [{ value = "0123456789abcdef", algorithm = "hmac-sha256" }]
+upstream = "u"
+http_signature = { version = "cavage", components = [], allow_unsigned_body = true, max_age = "1d" }
+[sources.websub]
+path = "/websub"
+secrets = [{ value = "0123456789abcdef" }]
+upstream = "u"
+http_signature = { version = "websub" }
+"#;
+
+/// Structured fields and signature headers. The first byte chooses the source; then the values of Signature-Input,
+/// Signature, Content-Digest, another field, the query and the body, parted by 0x00.
+pub fn message_signature(data: &[u8]) {
+    static SOURCES_READ: OnceLock<Vec<config::Source>> = OnceLock::new();
+    let sources = SOURCES_READ.get_or_init(|| {
+        let loaded = config::load_text(STANDARDS, &|_| None);
+        loaded.config.expect("the sources above load").plan.sources
+    });
+    let Some((first, rest)) = data.split_first() else { return };
+    let Some(source) = sources.get(usize::from(*first) % sources.len()) else { return };
+    let mut parts = rest.splitn(6, |byte| *byte == 0);
+    let mut headers = HeaderMap::new();
+    let names: [&[&str]; 4] =
+        [&["signature-input"], &["signature", "x-hub-signature"], &["content-digest", "digest"], &["x-a", "date"]];
+    for names in names {
+        if let Some(value) = parts.next().and_then(|value| HeaderValue::from_bytes(value).ok()) {
+            for name in names {
+                headers.append(HeaderName::from_static(name), value.clone());
+            }
+        }
+    }
+    let query = parts.next().map(|query| String::from_utf8_lossy(query).into_owned());
+    let delivery = Delivery {
+        method: Method::POST,
+        scheme: "https",
+        authority: "hooks.example.com".to_owned(),
+        path: "/x".to_owned(),
+        query,
+        headers,
+        body: Bytes::copy_from_slice(parts.next().unwrap_or_default()),
+    };
+    let judged = source.verifier.judge(delivery, UnixMillis::from_secs(1_760_000_000), &NoLibrary);
+    assert!(judged.is_err(), "proven without a key");
+}
+
 /// A message template, as a user could write it.
 pub fn template(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data) {

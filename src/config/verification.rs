@@ -87,8 +87,8 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
         scheme = read_scheme(source, &table, &keys_shown, public_url.as_deref());
         scheme_failed |= scheme.is_none();
         table.finish();
-    } else if source.has("http_signature") || source.has("jwt") || source.has("each_secret") {
-        // Theirs.
+    } else if ["jwt", "each_secret", "http_signature"].iter().any(|proof| source.has(proof)) {
+        // Theirs, and judged below.
     } else if !keys_shown.is_empty() && (asked.uses_secrets || label.is_some()) {
         // A handshake's, and perhaps nothing else's.
     } else if !keys_shown.is_empty() && source.has("provider") {
@@ -97,7 +97,7 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
     } else if !keys_shown.is_empty() {
         source.error(
             "secrets",
-            "nothing uses these: there is neither `provider` nor a `verify` or `jwt` table",
+            "nothing uses these: there is neither `provider` nor a `verify`, `jwt` or `http_signature` table",
             r#"provider = "github", or a table [sources.NAME.verify]"#,
         );
         keys_shown.clear();
@@ -105,8 +105,7 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
     }
 
     // `secrets` belong to one proof: the first of these that there is.
-    let taken = source.has("verify");
-    let mut secrets_left = if taken { &[][..] } else { keys_shown.as_slice() };
+    let mut secrets_left = if source.has("verify") { &[][..] } else { keys_shown.as_slice() };
     if let Some(table) = source.table("each_secret") {
         match jwt::read_each(&table, std::mem::take(&mut secrets_left), label) {
             Some(each) => proofs.push(Arc::new(each)),

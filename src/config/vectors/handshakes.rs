@@ -30,7 +30,7 @@ pub(super) fn toml(provider: &str, config: &Value) -> Option<String> {
         "hs_meta" => keyed("meta") + &token("verify_token")?,
         "hs_strava" => unproven("strava") + &token("verify_token")?,
         "hs_fitbit" => keyed("fitbit") + &token("expected")?,
-        "hs_websub" => unproven("websub") + &list("topics", &config["topics"]) + &list("modes", &config["allow_modes"]),
+        "hs_websub" => keyed("websub") + &list("topics", &config["topics"]) + &list("modes", &config["allow_modes"]),
         "hs_twitter_crc" => preset_with("x-twitter", &[text("consumer_secret")?]),
         "hs_ms_graph" => keyed("ms-graph"),
         "hs_azure_event_grid" => {

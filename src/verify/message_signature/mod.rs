@@ -280,8 +280,8 @@ impl Proof for HttpSignature {
     fn covers(&self, locator: &Locator, public_url: Option<&str>) -> bool {
         match locator {
             Locator::Json(_) | Locator::Form(_) => self.covers_body(),
-            Locator::Claim { .. } => false,
             Locator::Header(name) => self.requires_any(&[name.as_str()]),
+            Locator::Claim { .. } => false,
             Locator::Query(name) => {
                 let as_sent = !public_url.is_some_and(|url| url.contains('?'));
                 let whole = ["@query", "@target-uri", "@request-target", "(request-target)"];

@@ -89,10 +89,6 @@ impl<'t> Dictionary<'t> {
         Some(Self(members))
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     pub(super) fn find(&self, name: &str) -> Option<&Member<'t>> {
         self.0.iter().find(|(known, _)| *known == name).map(|(_, member)| member)
     }
