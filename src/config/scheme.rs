@@ -4,8 +4,8 @@ use super::reader::Table;
 use super::secret_ref::Named;
 use super::units::header_name;
 use crate::verify::{
-    Algorithm, Encoding, Key, KeyEncoding, KeyFormat, Layout, Locator, Place, Scheme, SignatureAt, Template, Timestamp,
-    TimestampPlace, Unit,
+    Algorithm, Declared, Encoding, Key, KeyChoice, KeyEncoding, KeyFormat, Layout, Locator, Place, Scheme,
+    SignatureAlgorithm, SignatureAt, Stated, Template, Timestamp, TimestampPlace, Unit,
 };
 use std::time::Duration;
 
@@ -20,13 +20,14 @@ pub(super) fn read_scheme(
     secrets: &[Named],
     public_url: Option<&str>,
 ) -> Option<Scheme> {
-    let algorithms = [
+    let macs = [
         ("hmac-sha256", Algorithm::HmacSha256),
         ("hmac-sha1", Algorithm::HmacSha1),
         ("hmac-sha384", Algorithm::HmacSha384),
         ("hmac-sha512", Algorithm::HmacSha512),
-        ("ed25519", Algorithm::Ed25519),
     ];
+    let signatures = SignatureAlgorithm::all().map(|(name, algorithm)| (name, Algorithm::Signature(algorithm)));
+    let algorithms: Vec<_> = macs.into_iter().chain(signatures).collect();
     if !table.has("algorithm") {
         table.error("", "`algorithm` is missing", r#"algorithm = "hmac-sha256""#);
     }
@@ -39,7 +40,20 @@ pub(super) fn read_scheme(
             None
         }
     };
+    let sha1_is_allowed = table.flag("allow_sha1", false);
+    if let Some(Algorithm::Signature(algorithm)) = algorithm
+        && algorithm.uses_sha1()
+        && !sha1_is_allowed
+    {
+        table.error(
+            "algorithm",
+            "signs a SHA-1 digest: two texts with one digest can be made, and one signature then stands for both",
+            "another algorithm; or, where the sender knows no other, allow_sha1 = true",
+        );
+    }
     let signature = read_signature(table);
+    let mut key_choice = KeyChoice { id: None, declared: read_declared(table), other_prefixes: Vec::new() };
+    key_choice.id = table.table("key_id").and_then(stated);
     let message = table.needed_text("message", r#"message = "{timestamp}.{body}""#).and_then(|text| {
         match Template::parse(&text) {
             Ok(template) => Some(template),
@@ -57,7 +71,16 @@ pub(super) fn read_scheme(
         Some(found) => found,
         None => None,
     };
-    let (keys, signature, message) = (keys?, signature?, message?);
+    let (keys, (signature, other_prefixes), message) = (keys?, signature?, message?);
+    key_choice.other_prefixes = other_prefixes;
+    if key_choice.id.is_some() && secrets.iter().any(|named| named.id.is_none()) {
+        source.error(
+            "secrets",
+            "the sender says which key it used (`verify.key_id`), and a secret here has no `id`",
+            r#"secrets = [{ file = "key.pem", id = "the key's id" }]"#,
+        );
+        return None;
+    }
 
     if message.uses_url() && public_url.is_none() {
         source.error(
@@ -91,25 +114,42 @@ pub(super) fn read_scheme(
     if matches!(algorithm, Some(Algorithm::HmacSha1)) {
         table.remark("algorithm", "HMAC with SHA-1 is not broken, but no new sender should choose it", "");
     }
-    Some(Scheme { algorithm: algorithm?, keys, signature, message, timestamp, required_headers, single_use: false })
+    let algorithm = algorithm?;
+    Some(Scheme { algorithm, keys, key_choice, signature, message, timestamp, required_headers, single_use: false })
 }
 
 fn read_keys(source: &Table<'_>, table: &Table<'_>, algorithm: Algorithm, secrets: &[Named]) -> Option<Vec<Key>> {
-    let is_hmac = algorithm != Algorithm::Ed25519;
+    let is_hmac = !matches!(algorithm, Algorithm::Signature(_));
     let of = table.table_or_empty("key");
-    let encodings = [
+    let shared = [
         ("utf8", KeyEncoding::Utf8),
         ("hex", KeyEncoding::Hex),
         ("base64", KeyEncoding::Base64),
         ("base64url", KeyEncoding::Base64Url),
-        ("pem", KeyEncoding::Pem),
     ];
-    let encoding = of.choice("encoding", Some(if is_hmac { "utf8" } else { "hex" }), &encodings)?;
-    let format = KeyFormat { encoding, strip_prefix: of.text("strip_prefix") };
+    let public = [
+        ("any", KeyEncoding::Any),
+        ("pem", KeyEncoding::Pem),
+        ("hex", KeyEncoding::Hex),
+        ("base64", KeyEncoding::Base64),
+        ("base64url", KeyEncoding::Base64Url),
+        ("repeated_seed", KeyEncoding::RepeatedSeed),
+    ];
+    let encoding = match is_hmac {
+        true => of.choice("encoding", Some("utf8"), &shared),
+        false => of.choice("encoding", Some("any"), &public),
+    };
+    let short_rsa = !is_hmac && of.flag("allow_short_rsa", false);
+    let format = encoding.map(|encoding| KeyFormat { encoding, strip_prefix: of.text("strip_prefix") });
     of.finish();
+    let format = format?;
     let mut keys = Vec::new();
     for (position, Named { secret, id, .. }) in secrets.iter().enumerate() {
-        match Key::decode(secret, &format) {
+        let decoded = match is_hmac {
+            true => Key::decode(secret, &format).map_err(|error| error.to_string()),
+            false => Key::decode_public(secret, &format, short_rsa).map_err(|error| error.to_string()),
+        };
+        match decoded {
             Ok(key) => {
                 let key = key.named(id.as_deref());
                 if is_hmac && key.bytes().len() < SHORT_KEY {
@@ -132,7 +172,34 @@ fn read_keys(source: &Table<'_>, table: &Table<'_>, algorithm: Algorithm, secret
     (keys.len() == secrets.len()).then_some(keys)
 }
 
-fn read_signature(table: &Table<'_>) -> Option<SignatureAt> {
+/// What the sender may say of its algorithm, beside what is configured.
+fn read_declared(table: &Table<'_>) -> Vec<Declared> {
+    let read = |at: Table<'_>| {
+        let one_of = at.texts("one_of");
+        if one_of.is_empty() {
+            at.error(
+                "",
+                "says no name that is allowed",
+                r#"declared_algorithm = { form = "sign_type", one_of = ["RSA2"] }"#,
+            );
+        }
+        stated(at).map(|at| Declared { at, one_of })
+    };
+    table.tables("declared_algorithm").into_iter().filter_map(read).collect()
+}
+
+fn stated(at: Table<'_>) -> Option<Stated> {
+    match at.text("header_json") {
+        Some(pointer) => {
+            at.finish();
+            Some(Stated::BesideSignature(pointer))
+        }
+        None => locator(at).map(Stated::At),
+    }
+}
+
+/// With how the entries of other algorithms begin.
+fn read_signature(table: &Table<'_>) -> Option<(SignatureAt, Vec<String>)> {
     let Some(at) = table.table("signature") else {
         if !table.has("signature") {
             table.error("", "`signature` is missing", r#"signature = { header = "X-Signature", encoding = "hex" }"#);
@@ -144,8 +211,13 @@ fn read_signature(table: &Table<'_>) -> Option<SignatureAt> {
     } else {
         at.parsed("header", header_name).into_iter().collect()
     };
+    let inside = at.text("header_json");
+    let in_header = (at.has("header") || at.has("headers")).then(|| match inside {
+        Some(pointer) => Place::HeaderJson { names: headers, pointer },
+        None => Place::Header(headers),
+    });
     let places = [
-        (at.has("header") || at.has("headers")).then_some(Place::Header(headers)),
+        in_header,
         at.text("query").map(Place::Query),
         at.text("form").map(Place::Form),
         at.text("json").map(Place::Json),
@@ -167,12 +239,12 @@ fn read_signature(table: &Table<'_>) -> Option<SignatureAt> {
     let shape = at.choice("layout", Some("plain"), &shapes);
     let used: &[&str] = match shape {
         Some(Shape::Plain) => &["prefix"],
-        Some(Shape::List) => &["separator", "prefix"],
+        Some(Shape::List) => &["separator", "prefix", "other_prefixes"],
         Some(Shape::Positional) => &["separator", "timestamp_index"],
         Some(Shape::Pairs) => &["separator", "equals", "key"],
-        None => &["prefix", "separator", "equals", "key", "timestamp_index"],
+        None => &["prefix", "separator", "equals", "key", "timestamp_index", "other_prefixes"],
     };
-    for key in ["prefix", "separator", "equals", "key", "timestamp_index"] {
+    for key in ["prefix", "separator", "equals", "key", "timestamp_index", "other_prefixes"] {
         if at.has(key) && !used.contains(&key) {
             at.ignore(&[key]);
             at.error(
@@ -196,8 +268,12 @@ fn read_signature(table: &Table<'_>) -> Option<SignatureAt> {
         }
         None => None,
     };
+    let other_prefixes = match shape {
+        Some(Shape::List) => at.texts("other_prefixes"),
+        _ => Vec::new(),
+    };
     at.finish();
-    Some(SignatureAt { place: place?, layout: layout?, encoding: encoding? })
+    Some((SignatureAt { place: place?, layout: layout?, encoding: encoding? }, other_prefixes))
 }
 
 fn read_timestamp(table: &Table<'_>) -> Option<Timestamp> {
@@ -233,6 +309,12 @@ pub(super) fn locators(table: &Table<'_>, name: &'static str) -> Vec<Locator> {
 }
 
 pub(super) fn locator(at: Table<'_>) -> Option<Locator> {
+    if let (Some(form), true) = (at.peek_text("form"), at.has("json")) {
+        at.ignore(&["form"]);
+        let found = at.text("json").map(|pointer| Locator::FormJson { form, pointer });
+        at.finish();
+        return found;
+    }
     let claim = at.text("claim");
     let in_claim = claim.as_ref().and_then(|_| at.text("json"));
     let places = [

@@ -304,6 +304,70 @@ pub(crate) fn sorted_fields(text: &[u8]) -> Found<'static> {
     Found::Value(all.iter().flat_map(|(key, value)| [key.as_ref(), value.as_ref()]).collect::<Vec<_>>().concat().into())
 }
 
+/// The value of the one field that a form consists of.
+pub(crate) fn only_field<'a>(text: &'a [u8], name: &str) -> Found<'a> {
+    let mut all = fields(text);
+    match (all.next(), all.next()) {
+        (None, _) => Found::Absent,
+        (Some((key, value)), None) if key.as_ref() == name.as_bytes() => Found::Value(value),
+        (Some(_), _) => Found::Ambiguous,
+    }
+}
+
+/// `name=value`, sorted by name and joined by `&`, of all fields but some. Values are decoded and not encoded again, so
+/// that one holding `&…=` would read like two fields: it has no value here, lest fields be regrouped under a signature.
+pub(crate) fn sorted_pairs(text: &[u8], without: &[String]) -> Found<'static> {
+    let Some(all) = distinct_fields(text, without) else { return Found::Ambiguous };
+    let mut joined = Vec::with_capacity(text.len());
+    for (name, value) in &all {
+        let splits =
+            value.iter().position(|byte| *byte == b'&').is_some_and(|at| value.iter().skip(at).any(|b| *b == b'='));
+        if splits || name.iter().any(|byte| matches!(byte, b'&' | b'=')) {
+            return Found::Ambiguous;
+        }
+        if !joined.is_empty() {
+            joined.push(b'&');
+        }
+        joined.extend_from_slice(name);
+        joined.push(b'=');
+        joined.extend_from_slice(value);
+    }
+    Found::Value(joined.into())
+}
+
+/// What PHP's `serialize` makes of the sorted fields, all of them strings. A name of digits alone would be a number to
+/// PHP, and is not guessed at.
+pub(crate) fn php_serialized(text: &[u8], without: &[String]) -> Found<'static> {
+    let Some(all) = distinct_fields(text, without) else { return Found::Ambiguous };
+    let mut serialized = format!("a:{}:{{", all.len()).into_bytes();
+    for (name, value) in &all {
+        if name.iter().all(u8::is_ascii_digit) {
+            return Found::Ambiguous;
+        }
+        for part in [name, value] {
+            serialized.extend_from_slice(format!("s:{}:\"", part.len()).as_bytes());
+            serialized.extend_from_slice(part);
+            serialized.extend_from_slice(b"\";");
+        }
+    }
+    serialized.push(b'}');
+    Found::Value(serialized.into())
+}
+
+type Field<'a> = (Cow<'a, [u8]>, Cow<'a, [u8]>);
+
+/// Sorted by name. `None` where a name stands there twice, be it one that is left out.
+fn distinct_fields<'a>(text: &'a [u8], without: &[String]) -> Option<Vec<Field<'a>>> {
+    let mut all: Vec<_> = fields(text).take(MAX_SORTED_FIELDS + 1).collect();
+    all.sort();
+    let doubled = all.windows(2).any(|pair| matches!(pair, [(one, _), (other, _)] if one == other));
+    if doubled || all.len() > MAX_SORTED_FIELDS {
+        return None;
+    }
+    all.retain(|(name, _)| !without.iter().any(|left_out| left_out.as_bytes() == name.as_ref()));
+    Some(all)
+}
+
 pub(super) fn fields(text: &[u8]) -> impl Iterator<Item = (Cow<'_, [u8]>, Cow<'_, [u8]>)> {
     text.split(|byte| *byte == b'&').filter(|part| !part.is_empty()).map(|part| {
         let end_of_name = part.iter().position(|byte| *byte == b'=').unwrap_or(part.len());
@@ -421,6 +485,41 @@ mod tests {
             let _ = pointers.read(&body).at("/a/0");
             let _ = field(&body, "a");
             let _ = sorted_fields(&body);
+        }
+    }
+
+    #[test]
+    fn pairs_are_sorted_decoded_and_joined_without_the_signatures_own() {
+        let without = ["sign".to_owned(), "sign_type".to_owned()];
+        let body = b"sign_type=RSA2&b=2+%26+3&a=%E6%89%8B&sign=x&c=";
+        assert_eq!(sorted_pairs(body, &without), value("a=手&b=2 & 3&c="));
+        assert_eq!(sorted_pairs(b"", &without), value(""));
+    }
+
+    /// One signature over `a=1&b=2` must not stand for the single field `a` of value `1&b=2` as well.
+    #[test]
+    fn fields_cannot_be_regrouped_under_one_signature() {
+        assert_eq!(sorted_pairs(b"a=1&b=2", &[]), value("a=1&b=2"));
+        for body in ["a=1%26b%3D2", "a%3D1%26b=2", "a%3D1=x", "a=1&a=2", "sign=1&sign=2&a=1"] {
+            assert_eq!(sorted_pairs(body.as_bytes(), &["sign".to_owned()]), Found::Ambiguous, "{body}");
+        }
+    }
+
+    #[test]
+    fn php_counts_bytes_and_sorts_by_name() {
+        let without = ["p_signature".to_owned()];
+        let serialized = r#"a:2:{s:1:"a";s:0:"";s:1:"b";s:3:"手";}"#;
+        assert_eq!(php_serialized("b=手&p_signature=x&a=".as_bytes(), &without), value(serialized));
+        assert_eq!(php_serialized(b"5=x", &[]), Found::Ambiguous, "a number to PHP");
+        assert_eq!(php_serialized(b"a=1&a=1", &[]), Found::Ambiguous);
+    }
+
+    #[test]
+    fn the_only_field_has_nothing_beside_it() {
+        assert_eq!(only_field(b"payload=%7B%7D", "payload"), value("{}"));
+        assert_eq!(only_field(b"", "payload"), Found::Absent);
+        for body in ["payload=1&other=2", "other=2", "payload=1&payload=1"] {
+            assert_eq!(only_field(body.as_bytes(), "payload"), Found::Ambiguous, "{body}");
         }
     }
 }

@@ -40,7 +40,7 @@ impl Algorithm {
             Self::HmacSha256 => Some(Hash::Sha256),
             Self::HmacSha384 => Some(Hash::Sha384),
             Self::HmacSha512 => Some(Hash::Sha512),
-            Self::Ed25519 => None,
+            Self::Signature(_) => None,
         }
     }
 }

@@ -6,11 +6,10 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use ed25519_dalek::VerifyingKey;
-use ed25519_dalek::pkcs8::DecodePublicKey;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use super::public_key::{self, PublicKey};
 use crate::secret::Secret;
 
 /// Padding may be left off, for that is the same value; bits behind the end may not be set, for that is a second spelling.
@@ -35,6 +34,10 @@ pub(crate) enum KeyEncoding {
     Hex,
     /// A public key, `-----BEGIN PUBLIC KEY-----`.
     Pem,
+    /// A public key in whichever form it is handed out.
+    Any,
+    /// A shared secret from which both halves of an Ed25519 pair are made: repeated until 32 bytes are full (QQ).
+    RepeatedSeed,
 }
 
 /// The bytes that the algorithm takes.
@@ -43,6 +46,8 @@ pub(crate) struct Key {
     /// Under which a sender can name this one among several.
     pub(crate) id: Option<Arc<str>>,
     bytes: Secret,
+    /// Where the bytes are, or make, a public key that has been read.
+    public: Option<PublicKey>,
 }
 
 /// None of these says what the secret was.
@@ -54,8 +59,8 @@ pub(crate) enum KeyError {
     NotHex,
     #[error("the secret is not base64; check `key.encoding`, or whether the whole secret was copied")]
     NotBase64,
-    #[error("the key is not a PEM public key of Ed25519 (`-----BEGIN PUBLIC KEY-----`)")]
-    NotPem,
+    #[error("this form is one of public keys, and the algorithm takes a shared secret; set `key.encoding`")]
+    NotShared,
 }
 
 impl Key {
@@ -68,17 +73,45 @@ impl Key {
             KeyEncoding::Base64 => BASE64.decode(text).map_err(|_| KeyError::NotBase64)?,
             KeyEncoding::Base64Url => BASE64URL.decode(text).map_err(|_| KeyError::NotBase64)?,
             KeyEncoding::Hex => hex::decode(text).map_err(|_| KeyError::NotHex)?,
-            KeyEncoding::Pem => std::str::from_utf8(text)
-                .ok()
-                .and_then(|pem| VerifyingKey::from_public_key_pem(pem.trim()).ok())
-                .ok_or(KeyError::NotPem)?
-                .to_bytes()
-                .to_vec(),
+            KeyEncoding::Pem | KeyEncoding::Any | KeyEncoding::RepeatedSeed => return Err(KeyError::NotShared),
         });
         if bytes.is_empty() {
             return Err(KeyError::Empty);
         }
-        Ok(Self { id: None, bytes: Secret::new(bytes.to_vec()) })
+        Ok(Self { id: None, bytes: Secret::new(bytes.to_vec()), public: None })
+    }
+
+    /// A public key, or the secret that makes one. `short_rsa`: RSA keys of 1024 bits will do.
+    pub(crate) fn decode_public(
+        secret: &Secret,
+        format: &KeyFormat,
+        short_rsa: bool,
+    ) -> Result<Self, public_key::KeyError> {
+        let prefix = format.strip_prefix.as_deref().unwrap_or_default().as_bytes();
+        let text = secret.expose();
+        let text = text.strip_prefix(prefix).unwrap_or(text);
+        let (bytes, public) = match format.encoding {
+            KeyEncoding::RepeatedSeed => {
+                let seed = repeated_seed(text).ok_or(public_key::KeyError::Empty)?;
+                let public = PublicKey::of_seed(&seed);
+                (Secret::new(seed.to_vec()), public)
+            }
+            KeyEncoding::Hex | KeyEncoding::Base64 | KeyEncoding::Base64Url => {
+                let format = KeyFormat { strip_prefix: None, ..format.clone() };
+                let decoded = Self::decode(&Secret::new(text.to_vec()), &format).map_err(|error| match error {
+                    KeyError::Empty => public_key::KeyError::Empty,
+                    KeyError::NotHex | KeyError::NotBase64 | KeyError::NotShared => public_key::KeyError::Unreadable,
+                })?;
+                let public = PublicKey::from_bytes(decoded.bytes(), short_rsa)?;
+                (Secret::new(public.bytes().to_vec()), public)
+            }
+            KeyEncoding::Utf8 | KeyEncoding::Pem | KeyEncoding::Any => {
+                let public =
+                    if short_rsa { PublicKey::from_text_with_short_rsa(text)? } else { PublicKey::from_text(text)? };
+                (Secret::new(public.bytes().to_vec()), public)
+            }
+        };
+        Ok(Self { id: None, bytes, public: Some(public) })
     }
 
     pub(crate) fn named(self, id: Option<&str>) -> Self {
@@ -88,6 +121,22 @@ impl Key {
     pub(crate) fn bytes(&self) -> &[u8] {
         self.bytes.expose()
     }
+
+    pub(crate) fn public(&self) -> Option<&PublicKey> {
+        self.public.as_ref()
+    }
+}
+
+/// The secret's bytes over and over, cut to the length of a seed. `None`: there are none.
+pub(crate) fn repeated_seed(secret: &[u8]) -> Option<Zeroizing<[u8; 32]>> {
+    let mut seed = Zeroizing::new([0; 32]);
+    if secret.is_empty() {
+        return None;
+    }
+    for (place, byte) in seed.iter_mut().zip(secret.iter().cycle()) {
+        *place = *byte;
+    }
+    Some(seed)
 }
 
 #[cfg(test)]
@@ -111,10 +160,7 @@ mod tests {
         assert_eq!(decode("0aFF", KeyEncoding::Hex, None), Ok(vec![10, 255]));
         assert_eq!(decode("+/8", KeyEncoding::Base64, None), Ok(vec![0xfb, 0xff]));
         assert_eq!(decode("-_8=", KeyEncoding::Base64Url, None), Ok(vec![0xfb, 0xff]));
-        // The public key of RFC 8410, section 10.1.
-        let pem = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n";
-        let key = hex::decode("19bf44096984cdfe8541bac167dc3b96c85086aa30b6b6cb0c5c38ad703166e1").unwrap();
-        assert_eq!(decode(pem, KeyEncoding::Pem, None), Ok(key));
+        assert_eq!(decode("x", KeyEncoding::Pem, None), Err(KeyError::NotShared));
     }
 
     #[test]
@@ -124,6 +170,5 @@ mod tests {
         assert_eq!(decode("abc", KeyEncoding::Hex, None), Err(KeyError::NotHex));
         assert_eq!(decode("a b=", KeyEncoding::Base64, None), Err(KeyError::NotBase64));
         assert_eq!(decode("QR==", KeyEncoding::Base64, None), Err(KeyError::NotBase64));
-        assert_eq!(decode("nonsense", KeyEncoding::Pem, None), Err(KeyError::NotPem));
     }
 }

@@ -15,6 +15,7 @@ mod handshake;
 mod hmac;
 mod jwt;
 mod key;
+mod key_choice;
 mod message_signature;
 mod platform;
 mod presented;
@@ -60,6 +61,7 @@ pub(crate) use jwt::{
     QueryHash, RingError, Rules, Scheme as JwtScheme, TokenAt, TrueLayer,
 };
 pub(crate) use key::{Key, KeyEncoding, KeyError, KeyFormat};
+pub(crate) use key_choice::{Declared, KeyChoice, Stated};
 pub(crate) use message_signature::{
     CavagePlace, HttpSignature, MessageAlgorithm, Required, SignerKey, Standard as SignatureStandard,
 };
@@ -67,6 +69,7 @@ pub(crate) use platform::{Adobe, Alexa, Apple, Environment, PayPal, Sns, SnsVers
 pub(crate) use presented::{Encoding, Layout, Locator, Place, SignatureAt, TimestampPlace};
 pub(crate) use proof::{Coverage, Failure, Proof, Question};
 pub(crate) use prover::{Algorithm, Scheme};
+pub(crate) use public_key::SignatureAlgorithm;
 pub(crate) use resign::SigningKey;
 pub(crate) use sign::Draft;
 #[cfg(test)]
@@ -109,6 +112,14 @@ pub(crate) enum BuildError {
     NotAPublicKey { index: usize },
     #[error("key {index} is a weak key, under which anybody can make signatures")]
     WeakKey { index: usize },
+    #[error("key {index} is of another kind than `algorithm` = {algorithm:?}; compare both with the provider's page")]
+    KeyOfAnotherKind { index: usize, algorithm: &'static str },
+    #[error(
+        "`key_id` picks a key by its id, and a secret has none; write secrets = [{{ file = \"k.pem\", id = \"…\" }}]"
+    )]
+    KeyWithoutId,
+    #[error("only a signature in `header_json` has something beside it")]
+    NothingBesideTheSignature,
     #[error("no header is named for the signature; set `signature.header`")]
     NoSignatureHeader,
     #[error("the prefix, key or separator of the signature cannot work: {0}")]
@@ -251,7 +262,11 @@ impl Verifier {
         let mut pointers = Pointers::default();
         let locators = id.iter().chain(&event).filter_map(|locator| match locator {
             Locator::Json(pointer) => Some(pointer.as_str()),
-            Locator::Header(_) | Locator::Query(_) | Locator::Form(_) | Locator::Claim { .. } => None,
+            Locator::Header(_)
+            | Locator::Query(_)
+            | Locator::Form(_)
+            | Locator::FormJson { .. }
+            | Locator::Claim { .. } => None,
         });
         let proving = proofs.iter().flat_map(|proof| proof.pointers());
         for pointer in locators.chain(proving).chain(handshakes.iter().flat_map(Handshake::pointers)) {

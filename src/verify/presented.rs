@@ -5,12 +5,13 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use base64::Engine;
 use http::HeaderName;
 
 use super::Fault;
-use super::fields::{self, Found, Json};
+use super::fields::{self, Found, Json, Pointers};
 use super::jwt::{self, Object};
 use super::key::{BASE64, BASE64URL};
 use super::template::Template;
@@ -35,6 +36,11 @@ pub(crate) struct SignatureAt {
 pub(crate) enum Place {
     /// Alternative names; the first that is present counts.
     Header(Vec<HeaderName>),
+    /// In JSON that a header holds in base64 (eBay).
+    HeaderJson {
+        names: Vec<HeaderName>,
+        pointer: String,
+    },
     Query(String),
     Form(String),
     Json(String),
@@ -94,6 +100,11 @@ pub(crate) enum Locator {
         name: String,
         json: Option<String>,
     },
+    /// In JSON that a form field holds (Travis CI).
+    FormJson {
+        form: String,
+        pointer: String,
+    },
 }
 
 /// As the configuration names it.
@@ -102,6 +113,7 @@ impl fmt::Display for Locator {
         match self {
             Self::Header(name) => f.write_str(name.as_str()),
             Self::Json(name) | Self::Query(name) | Self::Form(name) | Self::Claim { name, .. } => f.write_str(name),
+            Self::FormJson { form, pointer } => write!(f, "{form}{pointer}"),
         }
     }
 }
@@ -130,15 +142,8 @@ const fn bad_time(note: &'static str) -> Fault {
 impl SignatureAt {
     pub(crate) fn find<'a>(&self, delivery: &'a Delivery, json: &'a Json) -> Result<Cow<'a, str>, Fault> {
         let text = match &self.place {
-            Place::Header(names) => {
-                let present = names.iter().find(|name| delivery.headers.contains_key(*name)).ok_or(MISSING)?;
-                match header_text(delivery, present) {
-                    HeaderText::One(text) => Cow::Borrowed(text),
-                    HeaderText::None => return Err(MISSING),
-                    HeaderText::Several => return Err(malformed("several signature headers")),
-                    HeaderText::Unreadable => return Err(malformed("the signature header is not visible ASCII")),
-                }
-            }
+            Place::Header(names) => Cow::Borrowed(first_present(delivery, names)?),
+            Place::HeaderJson { names, pointer } => Cow::Owned(header_json(delivery, names, pointer)?),
             Place::Query(name) => utf8(fields::field(query(delivery), name))?,
             Place::Form(name) => utf8(fields::field(&delivery.body, name))?,
             Place::Json(pointer) => utf8(json.at(pointer))?,
@@ -150,9 +155,9 @@ impl SignatureAt {
         }
     }
 
-    /// Takes the text apart and decodes the candidates. Those that cannot be a signature of `length` bytes are dropped;
-    /// when none is left there was no signature of ours.
-    pub(crate) fn parse<'t>(&self, text: &'t str, length: usize) -> Result<Presented<'t>, Fault> {
+    /// Takes the text apart and decodes the candidates. Those that cannot be a signature, because they are shorter or
+    /// longer than `lengths`, are dropped; when none is left there was no signature of ours.
+    pub(crate) fn parse<'t>(&self, text: &'t str, lengths: &RangeInclusive<usize>) -> Result<Presented<'t>, Fault> {
         let text = text.trim();
         let mut presented = Presented::default();
         let mut texts: Vec<&str> = Vec::new();
@@ -186,7 +191,7 @@ impl SignatureAt {
         if texts.len() > MAX_CANDIDATES {
             return Err(malformed("more than 16 signatures"));
         }
-        presented.candidates = texts.iter().filter_map(|text| self.encoding.decode(text, length)).collect();
+        presented.candidates = texts.iter().filter_map(|text| self.encoding.decode(text, lengths)).collect();
         if presented.candidates.is_empty() {
             return Err(malformed("no signature decodes to the algorithm's length"));
         }
@@ -195,9 +200,9 @@ impl SignatureAt {
 }
 
 impl Encoding {
-    fn decode(self, text: &str, length: usize) -> Option<Vec<u8>> {
+    fn decode(self, text: &str, lengths: &RangeInclusive<usize>) -> Option<Vec<u8>> {
         // Longer than any spelling of a signature: not worth decoding.
-        if text.len() > length * 2 + 2 {
+        if text.len() > lengths.end() * 2 + 2 {
             return None;
         }
         let bytes = match self {
@@ -205,7 +210,7 @@ impl Encoding {
             Self::Base64 => BASE64.decode(text).ok(),
             Self::Base64Url => BASE64URL.decode(text).ok(),
         };
-        bytes.filter(|bytes| bytes.len() == length)
+        bytes.filter(|bytes| lengths.contains(&bytes.len()))
     }
 
     pub(crate) fn encode(self, bytes: &[u8]) -> String {
@@ -290,6 +295,10 @@ impl Locator {
             Self::Query(name) => text(fields::field(query(delivery), name)),
             Self::Form(name) => text(fields::field(&delivery.body, name)),
             Self::Claim { name, json } => claims.and_then(|claims| jwt::claim_text(claims, name, json.as_deref())),
+            Self::FormJson { form, pointer } => match fields::field(&delivery.body, form) {
+                Found::Value(inner) => text(json_inside(&inner, pointer).at(pointer)),
+                Found::Absent | Found::Ambiguous => None,
+            },
         };
         Ok(found.filter(|name| (1..=MAX_NAME_LENGTH).contains(&name.len()) && !name.chars().any(char::is_control)))
     }
@@ -298,11 +307,40 @@ impl Locator {
         match self {
             Self::Header(name) => template.covers_header(name),
             Self::Json(pointer) => template.covers_json(pointer),
-            Self::Form(name) => template.covers_form(name),
+            Self::Form(name) | Self::FormJson { form: name, .. } => template.covers_form(name),
             Self::Query(name) => template.covers_query(name) || (url_is_as_sent && template.covers_url()),
             Self::Claim { .. } => false,
         }
     }
+}
+
+/// The one text of the first of these headers that is there.
+fn first_present<'a>(delivery: &'a Delivery, names: &[HeaderName]) -> Result<&'a str, Fault> {
+    let present = names.iter().find(|name| delivery.headers.contains_key(*name)).ok_or(MISSING)?;
+    match header_text(delivery, present) {
+        HeaderText::One(text) => Ok(text),
+        HeaderText::None => Err(MISSING),
+        HeaderText::Several => Err(malformed("several signature headers")),
+        HeaderText::Unreadable => Err(malformed("the signature header is not visible ASCII")),
+    }
+}
+
+/// A text in the JSON that a header holds in base64.
+pub(crate) fn header_json(delivery: &Delivery, names: &[HeaderName], pointer: &str) -> Result<String, Fault> {
+    let text = first_present(delivery, names)?.trim();
+    if text.len() > MAX_SIGNATURE_TEXT {
+        return Err(malformed("the signature's text is too long"));
+    }
+    let decoded = BASE64.decode(text).map_err(|_| malformed("the signature header is not base64"))?;
+    utf8(json_inside(&decoded, pointer).at(pointer)).map(Cow::into_owned)
+}
+
+/// JSON inside something else is small, and read when it is wanted.
+fn json_inside(text: &[u8], pointer: &str) -> Json {
+    let mut pointers = Pointers::default();
+    // One that is no pointer was refused when the configuration was read; it would find nothing.
+    let _ = pointers.add(pointer);
+    pointers.read(text)
 }
 
 /// What stands under a header's name.
@@ -387,7 +425,7 @@ mod tests {
     #[test]
     fn each_layout_yields_its_candidates() {
         let one = vec![vec![0x00, 0xff]];
-        let parse = |layout, text| at(layout, Encoding::Hex).parse(text, 2).unwrap().candidates;
+        let parse = |layout, text| at(layout, Encoding::Hex).parse(text, &(2..=2)).unwrap().candidates;
         assert_eq!(parse(plain("sha256="), "sha256=00ff"), one);
         assert_eq!(parse(pairs(), "t=1, v1=00FF ,v0=11ee"), one);
         assert_eq!(parse(pairs(), "t=1,v1=00ff,v1=11ee").len(), 2);
@@ -398,7 +436,7 @@ mod tests {
 
     #[test]
     fn what_is_not_laid_out_as_configured_is_malformed() {
-        let parse = |layout, text| refusal(at(layout, Encoding::Hex).parse(text, 2));
+        let parse = |layout, text| refusal(at(layout, Encoding::Hex).parse(text, &(2..=2)));
         for (layout, text) in [
             (plain("sha256="), "00ff"),
             (plain("sha256="), "SHA256=00ff"),
@@ -419,13 +457,13 @@ mod tests {
     fn sixteen_candidates_are_tried_and_seventeen_refused() {
         let text = |count| vec!["v1=00ff"; count].join(",");
         let at = at(pairs(), Encoding::Hex);
-        assert_eq!(at.parse(&text(16), 2).unwrap().candidates.len(), 16);
-        assert_eq!(refusal(at.parse(&text(17), 2)), Refusal::MalformedSignature);
+        assert_eq!(at.parse(&text(16), &(2..=2)).unwrap().candidates.len(), 16);
+        assert_eq!(refusal(at.parse(&text(17), &(2..=2))), Refusal::MalformedSignature);
     }
 
     #[test]
     fn base64_may_lack_padding_but_has_one_spelling() {
-        let decode = |encoding: Encoding, text| encoding.decode(text, 1);
+        let decode = |encoding: Encoding, text| encoding.decode(text, &(1..=1));
         assert_eq!(decode(Encoding::Base64, "/w=="), Some(vec![0xff]));
         assert_eq!(decode(Encoding::Base64, "/w"), Some(vec![0xff]));
         assert_eq!(decode(Encoding::Base64, "/x=="), None);
@@ -486,7 +524,7 @@ mod tests {
         let at = at(pairs(), Encoding::Hex);
         let delivery = with_headers(&[]);
         let find = |text| {
-            let presented = at.parse(text, 2).unwrap();
+            let presented = at.parse(text, &(2..=2)).unwrap();
             TimestampPlace::Pair("t".into()).find(&delivery, &presented, &json).map(Cow::into_owned)
         };
         assert_eq!(find("t=17,v1=00ff").unwrap(), "17");
@@ -514,7 +552,7 @@ mod tests {
             for layout in [plain("v1="), pairs(), Layout::List { separator: ' ', prefix: "v1,".into() },
                 Layout::Positional { separator: ',', timestamp_index: 3 }] {
                 for encoding in [Encoding::Hex, Encoding::Base64, Encoding::Base64Url] {
-                    let _ = at(layout.clone(), encoding).parse(&text, 2);
+                    let _ = at(layout.clone(), encoding).parse(&text, &(2..=2));
                 }
             }
         }

@@ -4,6 +4,7 @@
 //! with what candidates there are; then the first thing that was amiss is told. Freshness comes last, for an unsigned
 //! time is hearsay.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +12,10 @@ use http::HeaderName;
 
 use super::freshness::Timestamp;
 use super::key::Key;
+use super::key_choice::{self, KeyChoice};
 use super::presented::{HeaderText, Layout, Locator, Place, Presented, SignatureAt, TimestampPlace, header_text};
 use super::proof::{Coverage, Failure, Proof, Question};
+use super::public_key::SignatureAlgorithm;
 use super::sign::{Draft, SignError, Signing};
 use super::template::{Facts, Template};
 use super::{BuildError, Fault, Findings, hmac, public_key};
@@ -23,6 +26,7 @@ use crate::refusal::Refusal;
 pub(crate) struct Scheme {
     pub(crate) algorithm: Algorithm,
     pub(crate) keys: Vec<Key>,
+    pub(crate) key_choice: KeyChoice,
     pub(crate) signature: SignatureAt,
     pub(crate) message: Template,
     pub(crate) timestamp: Option<Timestamp>,
@@ -37,7 +41,8 @@ pub(crate) enum Algorithm {
     HmacSha256,
     HmacSha384,
     HmacSha512,
-    Ed25519,
+    /// A public key's.
+    Signature(SignatureAlgorithm),
 }
 
 impl Algorithm {
@@ -48,17 +53,17 @@ impl Algorithm {
             Self::HmacSha256 => "hmac-sha256",
             Self::HmacSha384 => "hmac-sha384",
             Self::HmacSha512 => "hmac-sha512",
-            Self::Ed25519 => "ed25519",
+            Self::Signature(algorithm) => algorithm.name(),
         }
     }
 
-    fn signature_length(self) -> usize {
+    fn signature_lengths(self) -> RangeInclusive<usize> {
         match self {
-            Self::HmacSha1 => 20,
-            Self::HmacSha256 => 32,
-            Self::HmacSha384 => 48,
-            Self::HmacSha512 => 64,
-            Self::Ed25519 => public_key::SIGNATURE_LENGTH,
+            Self::HmacSha1 => 20..=20,
+            Self::HmacSha256 => 32..=32,
+            Self::HmacSha384 => 48..=48,
+            Self::HmacSha512 => 64..=64,
+            Self::Signature(algorithm) => algorithm.signature_lengths(),
         }
     }
 }
@@ -71,11 +76,22 @@ pub(super) struct Prover {
     pub(super) needs_json: bool,
     pub(super) time_is_signed: bool,
     pub(super) has_replay_key: bool,
+    lengths: RangeInclusive<usize>,
 }
 
 pub(super) enum Keys {
     Hmac(Vec<hmac::Keyed>),
-    Ed25519(Vec<public_key::PublicKey>),
+    Public(SignatureAlgorithm, Vec<public_key::Listed>),
+}
+
+impl Keys {
+    fn lists(&self, id: &str) -> bool {
+        match self {
+            // An HMAC is tried under every secret, so that the time taken does not depend on which.
+            Self::Hmac(_) => true,
+            Self::Public(_, keys) => keys.iter().any(|listed| listed.id.as_deref() == Some(id)),
+        }
+    }
 }
 
 /// Which secret's signature was among the candidates, and what stands for this message in the memory of replays.
@@ -89,35 +105,43 @@ impl Scheme {
     fn proof_pointers(&self) -> impl Iterator<Item = &str> {
         let signature = match &self.signature.place {
             Place::Json(pointer) => Some(pointer.as_str()),
-            Place::Header(_) | Place::Query(_) | Place::Form(_) => None,
+            Place::Header(_) | Place::HeaderJson { .. } | Place::Query(_) | Place::Form(_) => None,
         };
         let timestamp = self.timestamp.iter().find_map(|timestamp| match &timestamp.place {
             TimestampPlace::Json(pointer) => Some(pointer.as_str()),
             TimestampPlace::Header(_) | TimestampPlace::Pair(_) | TimestampPlace::Position => None,
         });
-        signature.into_iter().chain(timestamp).chain(self.message.json_pointers())
+        signature.into_iter().chain(timestamp).chain(self.message.json_pointers()).chain(self.key_choice.pointers())
     }
 }
 
 impl Prover {
     pub(super) fn build(mut scheme: Scheme, label: Arc<str>) -> Result<Self, BuildError> {
         check_layout(&scheme)?;
+        scheme.key_choice.check(&scheme.signature.place)?;
         let keys = std::mem::take(&mut scheme.keys);
         if keys.is_empty() {
             return Err(BuildError::NoKeys);
         }
-        let keys = match scheme.algorithm.hash() {
-            Some(hash) => Keys::Hmac(keys.iter().map(|key| hmac::Keyed::new(hash, key)).collect()),
-            None => {
-                let keys = keys.iter().enumerate().map(|(index, key)| public_key::PublicKey::new(key, index));
-                Keys::Ed25519(keys.collect::<Result<_, _>>()?)
+        if scheme.key_choice.id.is_some() && keys.iter().any(|key| key.id.is_none()) {
+            return Err(BuildError::KeyWithoutId);
+        }
+        let keys = match scheme.algorithm {
+            Algorithm::Signature(algorithm) => Keys::Public(algorithm, public_key::listed(algorithm, &keys)?),
+            Algorithm::HmacSha1 | Algorithm::HmacSha256 | Algorithm::HmacSha384 | Algorithm::HmacSha512 => {
+                let hash = scheme.algorithm.hash().expect("an HMAC has one");
+                Keys::Hmac(keys.iter().map(|key| hmac::Keyed::new(hash, key)).collect())
             }
         };
         let needs_json = scheme.proof_pointers().next().is_some();
         let time_is_signed =
             scheme.timestamp.as_ref().is_some_and(|timestamp| timestamp.place.is_covered_by(&scheme.message));
         let has_replay_key = scheme.message.covers_body() || scheme.single_use;
-        Ok(Self { label, scheme, keys, needs_json, time_is_signed, has_replay_key })
+        let lengths = match &keys {
+            Keys::Hmac(_) => scheme.algorithm.signature_lengths(),
+            Keys::Public(algorithm, keys) => public_key::signature_lengths(*algorithm, keys),
+        };
+        Ok(Self { label, scheme, keys, needs_json, time_is_signed, has_replay_key, lengths })
     }
 }
 
@@ -146,14 +170,14 @@ impl Proof for Prover {
         match &self.keys {
             _ if !self.has_replay_key => 0,
             Keys::Hmac(secrets) => secrets.len(),
-            Keys::Ed25519(_) => 1,
+            Keys::Public(..) => 1,
         }
     }
 
     fn secrets(&self) -> usize {
         match &self.keys {
             Keys::Hmac(secrets) => secrets.len(),
-            Keys::Ed25519(keys) => keys.len(),
+            Keys::Public(_, keys) => keys.len(),
         }
     }
 
@@ -175,7 +199,10 @@ impl Proof for Prover {
         let scheme = &self.scheme;
         let text = scheme.signature.find(delivery, json);
         let parsed = match &text {
-            Ok(text) => scheme.signature.parse(text, scheme.algorithm.signature_length()),
+            Ok(text) => match scheme.signature.parse(text, &self.lengths) {
+                Err(_) if scheme.key_choice.is_of_another_algorithm(text) => Err(key_choice::NOT_ALLOWED),
+                parsed => parsed,
+            },
             Err(fault) => Err(*fault),
         };
         let (presented, mut fault) = match parsed {
@@ -197,8 +224,12 @@ impl Proof for Prover {
                 Err(missing) => fault = fault.or(Some(missing)),
             }
         }
+        if scheme.required_headers.iter().any(|name| !delivery.headers.contains_key(name)) {
+            let note = "a header that the scheme requires is missing";
+            fault = fault.or(Some(Fault { refusal: Refusal::MissingSignature, note }));
+        }
         if scheme.required_headers.iter().any(|name| !stands_once(delivery, name)) {
-            let note = "a header that the scheme requires is missing, empty or doubled";
+            let note = "a header that the scheme requires is empty or doubled";
             fault = fault.or(Some(Fault { refusal: Refusal::MalformedSignature, note }));
         }
 
@@ -208,9 +239,26 @@ impl Proof for Prover {
             let note = "a value that the sender signs is missing from the request, or there twice";
             fault = fault.or(Some(Fault { refusal: Refusal::MalformedSignature, note }));
         }
+        let place = &scheme.signature.place;
+        fault = fault.or_else(|| scheme.key_choice.algorithm_fault(place, delivery, json));
+        let wanted = match scheme.key_choice.id(place, delivery, json) {
+            Ok(wanted) => wanted,
+            Err(missing) => {
+                fault = fault.or(Some(missing));
+                None
+            }
+        };
+        if let Some(wanted) = &wanted
+            && !self.keys.lists(wanted)
+        {
+            let note = "the sender names a key that is not among the configured ones";
+            fault = fault.or(Some(Fault { refusal: Refusal::UntrustedKey, note }));
+        }
         let matched = match &self.keys {
             Keys::Hmac(secrets) => hmac::judge(secrets, &message, &presented.candidates),
-            Keys::Ed25519(keys) => public_key::judge(keys, &message, &presented.candidates),
+            Keys::Public(algorithm, keys) => {
+                public_key::judge(*algorithm, keys, wanted.as_deref(), &message, &presented.candidates)
+            }
         };
         if matched.secret_index.is_none() {
             let note = "no configured secret makes any of the signatures over this message";
@@ -252,7 +300,7 @@ fn check_layout(scheme: &Scheme) -> Result<(), BuildError> {
         }
         Layout::Plain { .. } | Layout::Pairs { .. } | Layout::List { .. } | Layout::Positional { .. } => {}
     }
-    if matches!(&scheme.signature.place, Place::Header(names) if names.is_empty()) {
+    if matches!(&scheme.signature.place, Place::Header(names) | Place::HeaderJson { names, .. } if names.is_empty()) {
         return Err(BuildError::NoSignatureHeader);
     }
     let in_pairs = matches!(layout, Layout::Pairs { .. });

@@ -43,6 +43,7 @@ fn hmac_sha256(keys: Vec<Key>, headers: &[&'static str], layout: Layout, encodin
     Scheme {
         algorithm: Algorithm::HmacSha256,
         keys,
+        key_choice: KeyChoice::default(),
         signature: SignatureAt { place, layout, encoding },
         message: Template::parse(message).unwrap(),
         timestamp: None,
@@ -120,7 +121,7 @@ pub(super) fn standard_webhooks(secrets: &[&str]) -> Settings {
 pub(super) fn discord(public_keys: &[&str]) -> Settings {
     let keys = keys(public_keys, KeyEncoding::Hex, None);
     let mut scheme = hmac_sha256(keys, &["x-signature-ed25519"], plain(""), Encoding::Hex, "{timestamp}{body}");
-    scheme.algorithm = Algorithm::Ed25519;
+    scheme.algorithm = Algorithm::Signature(SignatureAlgorithm::Ed25519);
     scheme.timestamp = seconds(TimestampPlace::Header(header("x-signature-timestamp")), FIVE_MINUTES);
     let ping = |kind: u64, status, content_type, body: &'static [u8]| {
         let kind = Condition::Equals(Locator::Json("/type".into()), json!(kind));

@@ -2,19 +2,16 @@
 //!
 //! Invariant: the message is rendered by the very template that verifies it, so that the two cannot drift apart.
 
-use base64::Engine;
-use ed25519_dalek::pkcs8::DecodePrivateKey;
-use ed25519_dalek::{Signer, SigningKey};
 use http::{HeaderName, HeaderValue};
 use thiserror::Error;
-use zeroize::Zeroizing;
 
 use super::Verifier;
 use super::fields::Pointers;
-use super::key::BASE64;
+use super::key_choice::Stated;
 use super::presented::{Layout, Locator, Place, Presented, TimestampPlace};
 use super::proof::Proof;
 use super::prover::{Keys, Prover};
+use super::public_key::private;
 use super::template::Facts;
 use crate::clock::UnixMillis;
 use crate::delivery::Delivery;
@@ -26,8 +23,12 @@ pub(crate) enum SignError {
     NotInAHeader,
     #[error("a public key cannot sign; give the private key")]
     NeedsPrivateKey,
-    #[error("the private key is neither 32 bytes (hex or base64) nor a PKCS#8 PEM of Ed25519")]
+    #[error(
+        "the private key is neither a PEM of the configured kind (PKCS#8, SEC 1, PKCS#1) nor 32 bytes of Ed25519 (hex or base64)"
+    )]
     BadPrivateKey,
+    #[error("signatures of this algorithm are verified and never made here; sign with another tool")]
+    CannotMake,
     #[error("the private key belongs to none of the configured public keys")]
     OtherPrivateKey,
     #[error("the sender signs a header, field or query parameter that the request lacks; add it")]
@@ -106,7 +107,11 @@ impl Verifier {
     fn missing_id_header(&self, draft: &Delivery) -> Option<HeaderName> {
         let mut names = self.id.iter().filter_map(|locator| match locator {
             Locator::Header(name) => Some(name),
-            Locator::Json(_) | Locator::Query(_) | Locator::Form(_) | Locator::Claim { .. } => None,
+            Locator::Json(_)
+            | Locator::Query(_)
+            | Locator::Form(_)
+            | Locator::FormJson { .. }
+            | Locator::Claim { .. } => None,
         });
         let first = names.next()?;
         let is_there = draft.headers.contains_key(first) || names.any(|name| draft.headers.contains_key(name));
@@ -162,16 +167,19 @@ impl Prover {
         if !message.complete {
             return Err(SignError::Incomplete);
         }
+        let mut key_id = None;
         let signature = match &self.keys {
             Keys::Hmac(secrets) => {
                 secrets.first().expect("a prover has at least one key").mac(&message.pieces).to_vec()
             }
-            Keys::Ed25519(keys) => {
-                let private = signing_key(signing.private.ok_or(SignError::NeedsPrivateKey)?)?;
-                if !keys.iter().any(|key| key.as_dalek() == Some(&private.verifying_key())) {
-                    return Err(SignError::OtherPrivateKey);
-                }
-                private.sign(&message.whole()).to_bytes().to_vec()
+            Keys::Public(algorithm, keys) => {
+                let derived = keys.iter().find_map(|listed| listed.seed.as_ref());
+                let private = signing.private.or(derived).ok_or(SignError::NeedsPrivateKey)?;
+                let message = message.whole();
+                let signature = private::sign(private, *algorithm, &message)?;
+                let own = keys.iter().find(|listed| listed.key.verify(*algorithm, &message, &signature));
+                key_id = Some(own.ok_or(SignError::OtherPrivateKey)?.id.as_deref());
+                signature
             }
         };
         let encoded = scheme.signature.encoding.encode(&signature);
@@ -190,21 +198,11 @@ impl Prover {
                 }
             }
         };
+        if let (Some(Stated::At(Locator::Header(header))), Some(Some(id))) = (&scheme.key_choice.id, key_id)
+            && !draft.delivery.headers.contains_key(header)
+        {
+            draft.add(header, id)?;
+        }
         draft.add(signature_header, &laid_out)
     }
-}
-
-/// A seed as it is, in hex or in base64, or a PKCS#8 PEM.
-fn signing_key(private: &Secret) -> Result<SigningKey, SignError> {
-    let bytes = private.expose();
-    if let Ok(seed) = <&[u8; 32]>::try_from(bytes) {
-        return Ok(SigningKey::from_bytes(seed));
-    }
-    let text = std::str::from_utf8(bytes).map_err(|_| SignError::BadPrivateKey)?.trim();
-    if text.starts_with("-----BEGIN") {
-        return SigningKey::from_pkcs8_pem(text).map_err(|_| SignError::BadPrivateKey);
-    }
-    let seed = hex::decode(text).ok().or_else(|| BASE64.decode(text).ok()).map(Zeroizing::new);
-    let seed = seed.as_ref().and_then(|seed| <&[u8; 32]>::try_from(seed.as_slice()).ok());
-    seed.map(SigningKey::from_bytes).ok_or(SignError::BadPrivateKey)
 }

@@ -50,6 +50,12 @@ enum Token {
     Json(String),
     Form(String),
     FormSorted,
+    /// The body's only form field: with another beside it there is no value, so the signature stands for the whole.
+    OnlyForm(String),
+    /// All form fields but these, sorted, as `name=value` joined by `&` (Alipay).
+    FormPairs(Vec<String>),
+    /// All form fields but these, sorted, as PHP would serialize the array (Paddle Classic).
+    FormPhp(Vec<String>),
     Pair(String),
 }
 
@@ -133,13 +139,14 @@ impl Template {
     /// Does the signature stand for every byte of the body? A digest stands for it where nobody can find two bodies with
     /// the same one: not SHA-1, and never CRC-32.
     pub(crate) fn covers_body(&self) -> bool {
-        self.covers(|token| *token == Token::Body)
+        self.covers(Token::stands_for_the_body)
     }
 
     /// What of the body the message holds.
     pub(crate) fn coverage(&self) -> Coverage {
-        let of_body =
-            |token: &Token| matches!(token, Token::Body | Token::Json(_) | Token::Form(_) | Token::FormSorted);
+        let of_body = |token: &Token| {
+            matches!(token, Token::Json(_) | Token::Form(_) | Token::FormSorted) || token.stands_for_the_body()
+        };
         match self.covers_body() {
             true => Coverage::Whole,
             false if self.tokens().any(of_body) => Coverage::Partly,
@@ -286,6 +293,12 @@ impl Value {
 }
 
 impl Token {
+    /// Can the body be told from it? Of the forms only those that no two forms have in common; the fields that are left
+    /// out are the signature's own.
+    fn stands_for_the_body(&self) -> bool {
+        matches!(self, Self::Body | Self::OnlyForm(_) | Self::FormPairs(_) | Self::FormPhp(_))
+    }
+
     fn read<'a>(&self, facts: &Facts<'a>) -> Found<'a> {
         let delivery = facts.delivery;
         match self {
@@ -299,6 +312,9 @@ impl Token {
             Self::Json(pointer) => facts.json.at(pointer),
             Self::Form(name) => fields::field(&delivery.body, name),
             Self::FormSorted => fields::sorted_fields(&delivery.body),
+            Self::OnlyForm(name) => fields::only_field(&delivery.body, name),
+            Self::FormPairs(without) => fields::sorted_pairs(&delivery.body, without),
+            Self::FormPhp(without) => fields::php_serialized(&delivery.body, without),
             Self::Pair(name) => {
                 let mut values = facts.pairs.iter().filter(|(key, _)| key == name);
                 match (values.next(), values.next()) {
@@ -371,8 +387,22 @@ impl Filter {
     }
 }
 
-const TOKENS: [&str; 11] =
-    ["body", "timestamp", "method", "url", "path", "query:", "header:", "json:", "form:", "form:sorted", "pair:"];
+const TOKENS: [&str; 14] = [
+    "body",
+    "timestamp",
+    "method",
+    "url",
+    "path",
+    "query:",
+    "header:",
+    "json:",
+    "form:",
+    "form:sorted",
+    "only_form:",
+    "form_pairs:",
+    "form_php:",
+    "pair:",
+];
 
 struct Parser<'t> {
     text: &'t str,
@@ -467,7 +497,7 @@ fn token(name: &str, position: usize) -> Result<Token, TemplateError> {
         ("url", None) => Token::Url,
         ("path", None) => Token::Path,
         ("form", Some("sorted")) => Token::FormSorted,
-        ("query" | "header" | "json" | "form" | "pair", None | Some("")) => {
+        ("query" | "header" | "json" | "form" | "only_form" | "pair", None | Some("")) => {
             let example = if kind == "json" { "/id" } else { "name" };
             return Err(error(position, format!("`{{{kind}}}` of what?"), format!("write `{{{kind}:{example}}}`")));
         }
@@ -485,12 +515,20 @@ fn token(name: &str, position: usize) -> Result<Token, TemplateError> {
             return Err(error(position, what, "begin it with `/`, as in `{json:/data/id}`; `~` is spelled `~0`"));
         }
         ("form", Some(argument)) => Token::Form(argument.to_owned()),
+        ("only_form", Some(argument)) => Token::OnlyForm(argument.to_owned()),
+        ("form_pairs", without) => Token::FormPairs(listed(without)),
+        ("form_php", without) => Token::FormPhp(listed(without)),
         ("pair", Some(argument)) => Token::Pair(argument.to_owned()),
         _ => {
             return Err(error(position, format!("unknown name `{name}`"), suggestion(kind, TOKENS)));
         }
     };
     Ok(token)
+}
+
+/// The fields to leave out: the signature's own.
+fn listed(names: Option<&str>) -> Vec<String> {
+    names.into_iter().flat_map(|names| names.split(',')).map(|name| name.trim().to_owned()).collect()
 }
 
 fn filter(word: &str, position: usize) -> Result<Filter, TemplateError> {

@@ -186,7 +186,7 @@ fn a_required_header_stands_there_once_and_says_something() {
     set(&mut delivery, &HeaderName::from_static("x-version"), "");
     assert_eq!(refusal(&settings, &delivery), Some(Refusal::MalformedSignature));
     delivery.headers.remove("x-version");
-    assert_eq!(refusal(&settings, &delivery), Some(Refusal::MalformedSignature));
+    assert_eq!(refusal(&settings, &delivery), Some(Refusal::MissingSignature));
 }
 
 #[test]

@@ -69,7 +69,7 @@ pub(super) fn toml(provider: &str, config: &Value) -> Option<String> {
             let keys = unproven("vk") + &token("secret")?;
             format!("{keys}handshake.topics = [{group}]\nhandshake.answer = {answer}\n")
         }
-        "hs_qq_bot" => preset_with("qq-bot", &[text("bot_secret")?]) + "danger_accept_unverified = true\n",
+        "hs_qq_bot" => preset_with("qq-bot", &[text("bot_secret")?]),
         "hs_dropbox_sign" => preset_with("dropbox-sign", &[text("api_key")?]),
         "hs_aws_sns" => super::platforms::toml(provider, config)?,
         _ => return None,

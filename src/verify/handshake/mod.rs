@@ -122,6 +122,8 @@ impl<'a> Asking<'a> {
             Locator::Header(name) => header(self.headers, name),
             // A token's, and questions have none.
             Locator::Claim { .. } => Found::Absent,
+            // No question was seen that looks there.
+            Locator::FormJson { .. } => Found::Absent,
         }
     }
 

@@ -213,7 +213,7 @@ impl Proof for Jwt {
         };
         match locator {
             Locator::Claim { .. } => matches!(self.payload, Payload::Claims(_)),
-            Locator::Json(_) | Locator::Form(_) => self.coverage() == Coverage::Whole,
+            Locator::Json(_) | Locator::Form(_) | Locator::FormJson { .. } => self.coverage() == Coverage::Whole,
             Locator::Query(_) => signs_query,
             Locator::Header(name) => match &self.payload {
                 Payload::TrueLayer(form) => form.required_headers.contains(name),

@@ -279,7 +279,7 @@ impl Proof for HttpSignature {
 
     fn covers(&self, locator: &Locator, public_url: Option<&str>) -> bool {
         match locator {
-            Locator::Json(_) | Locator::Form(_) => self.covers_body(),
+            Locator::Json(_) | Locator::Form(_) | Locator::FormJson { .. } => self.covers_body(),
             Locator::Header(name) => self.requires_any(&[name.as_str()]),
             Locator::Claim { .. } => false,
             Locator::Query(name) => {

@@ -82,10 +82,16 @@ const NAMES: &[(&str, SignatureAlgorithm)] = {
 };
 
 impl SignatureAlgorithm {
+    #[cfg(test)]
     pub(crate) fn named(name: &str) -> Option<Self> {
         NAMES.iter().find(|(known, _)| *known == name).map(|(_, algorithm)| *algorithm)
     }
 
+    pub(crate) fn all() -> impl Iterator<Item = (&'static str, Self)> {
+        NAMES.iter().copied()
+    }
+
+    #[cfg(test)]
     pub(crate) fn names() -> impl Iterator<Item = &'static str> {
         NAMES.iter().map(|(name, _)| *name)
     }

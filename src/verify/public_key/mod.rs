@@ -6,12 +6,14 @@
 //! for every message (`s` and its negation) and both are accepted, so a signature is no replay key; the message is.
 
 mod algorithm;
+pub(super) mod private;
 mod read;
 mod set;
 #[cfg(test)]
 mod tests;
 
-use std::sync::OnceLock;
+use std::ops::RangeInclusive;
+use std::sync::{Arc, OnceLock};
 
 use aws_lc_rs::signature as aws;
 use aws_lc_rs::signature::{ParsedPublicKey, VerificationAlgorithm};
@@ -23,11 +25,10 @@ use super::BuildError;
 use super::key::Key;
 use super::prover::Matched;
 use super::template::Message;
+use crate::secret::Secret;
 
 pub(crate) use algorithm::{Curve, Form, Hash, SignatureAlgorithm};
 pub(crate) use set::{KeySet, SetKey};
-
-pub(crate) const SIGNATURE_LENGTH: usize = ed25519_dalek::SIGNATURE_LENGTH;
 
 /// Shorter RSA keys can be factored by those who care to (NIST SP 800-131A disallows them since 2014).
 const SHORTEST_RSA: u32 = 2048;
@@ -206,18 +207,36 @@ impl PublicKey {
         }
     }
 
-    pub(crate) fn new(key: &Key, index: usize) -> Result<Self, BuildError> {
-        let length = key.bytes().len();
-        if length != ed25519_dalek::PUBLIC_KEY_LENGTH {
-            return Err(BuildError::KeyLength { index, length });
+    /// As a scheme of this algorithm wants it.
+    pub(crate) fn of(key: &Key, index: usize, algorithm: SignatureAlgorithm) -> Result<Self, BuildError> {
+        let public = match key.public() {
+            Some(public) => public.clone(),
+            None if key.bytes().len() == ed25519_dalek::PUBLIC_KEY_LENGTH => {
+                Self::ed25519(key.bytes()).map_err(|error| match error {
+                    KeyError::Weak => BuildError::WeakKey { index },
+                    _ => BuildError::NotAPublicKey { index },
+                })?
+            }
+            None => return Err(BuildError::KeyLength { index, length: key.bytes().len() }),
+        };
+        if !public.fits(algorithm) {
+            return Err(BuildError::KeyOfAnotherKind { index, algorithm: algorithm.name() });
         }
-        Self::ed25519(key.bytes()).map_err(|error| match error {
-            KeyError::Weak => BuildError::WeakKey { index },
-            _ => BuildError::NotAPublicKey { index },
-        })
+        public.warm(algorithm);
+        Ok(public)
     }
 
-    pub(super) fn as_dalek(&self) -> Option<&VerifyingKey> {
+    /// What a decoder left: 32 bytes of Ed25519, or DER.
+    pub(super) fn from_bytes(bytes: &[u8], short_rsa: bool) -> Result<Self, KeyError> {
+        read::bare(bytes)?.at_least(if short_rsa { SHORTEST_RSA_BY_REQUEST } else { SHORTEST_RSA })
+    }
+
+    pub(super) fn of_seed(seed: &[u8; 32]) -> Self {
+        Self(Kind::Ed25519(ed25519_dalek::SigningKey::from_bytes(seed).verifying_key()))
+    }
+
+    #[cfg(test)]
+    fn as_dalek(&self) -> Option<&VerifyingKey> {
         match &self.0 {
             Kind::Ed25519(key) => Some(key),
             Kind::Ec { .. } | Kind::Rsa { .. } => None,
@@ -370,19 +389,50 @@ impl<'a> Integer<'a> {
     }
 }
 
-/// The replay key is the message's own digest, for nothing forbids a signer to sign one message twice.
-///
-/// The message is copied into one piece: strict verification has no form that takes several.
-pub(super) fn judge(keys: &[PublicKey], message: &Message<'_>, candidates: &[Vec<u8>]) -> Matched {
-    let message = message.whole();
-    let mut secret_index = None;
-    for (index, key) in keys.iter().enumerate() {
-        for candidate in candidates {
-            let verified = key.verify(SignatureAlgorithm::Ed25519, &message, candidate);
-            if verified && secret_index.is_none() {
-                secret_index = Some(index);
-            }
-        }
+/// A key and the id under which the sender may name it.
+#[derive(Clone, Debug)]
+pub(super) struct Listed {
+    pub(super) id: Option<Arc<str>>,
+    pub(super) key: PublicKey,
+    /// Where both halves come from a shared secret, which is what the receiver was given.
+    pub(super) seed: Option<Secret>,
+}
+
+pub(super) fn listed(algorithm: SignatureAlgorithm, keys: &[Key]) -> Result<Vec<Listed>, BuildError> {
+    let listed = keys.iter().enumerate().map(|(index, key)| {
+        let public = PublicKey::of(key, index, algorithm)?;
+        let seed = (key.bytes() != public.bytes()).then(|| Secret::new(key.bytes().to_vec()));
+        Ok(Listed { id: key.id.clone(), key: public, seed })
+    });
+    listed.collect()
+}
+
+/// Of RSA they are the keys' own.
+pub(super) fn signature_lengths(algorithm: SignatureAlgorithm, keys: &[Listed]) -> RangeInclusive<usize> {
+    let own = || keys.iter().filter_map(|listed| listed.key.rsa_bits()).map(|bits| bits.div_ceil(8) as usize);
+    match own().min().zip(own().max()) {
+        Some((shortest, longest)) => shortest..=longest,
+        None => algorithm.signature_lengths(),
     }
+}
+
+/// The replay key is the message's own digest, for nothing forbids a signer to sign one message twice, and ECDSA lets
+/// anybody make a second signature from a first.
+///
+/// `wanted`: the id of the key, where the sender names one; the others are not tried. The message is copied into one
+/// piece: the libraries have no form that takes several.
+pub(super) fn judge(
+    algorithm: SignatureAlgorithm,
+    keys: &[Listed],
+    wanted: Option<&str>,
+    message: &Message<'_>,
+    candidates: &[Vec<u8>],
+) -> Matched {
+    let message = message.whole();
+    let tried = |listed: &Listed| wanted.is_none_or(|wanted| listed.id.as_deref() == Some(wanted));
+    let verified =
+        |listed: &Listed| candidates.iter().any(|candidate| listed.key.verify(algorithm, &message, candidate));
+    // Keys and signatures are public, so the first match may end the search.
+    let secret_index = keys.iter().position(|listed| tried(listed) && verified(listed));
     Matched { secret_index, replay_keys: vec![Sha256::digest(&message).into()] }
 }

@@ -65,7 +65,7 @@ fn base64(text: &str) -> Result<Vec<u8>, KeyError> {
     BASE64.decode(&text).or_else(|_| BASE64URL.decode(&text)).map_err(|_| KeyError::Unreadable)
 }
 
-fn bare(bytes: &[u8]) -> Result<PublicKey, KeyError> {
+pub(super) fn bare(bytes: &[u8]) -> Result<PublicKey, KeyError> {
     match bytes.len() {
         ed25519_dalek::PUBLIC_KEY_LENGTH => PublicKey::ed25519(bytes),
         _ => der(bytes),

@@ -22,13 +22,14 @@ const SIGNATURE: &str = "6291d657deec24024827e69c3abe01a30ce548a284743a445e3680d
 
 fn build(hex_key: &str) -> Result<PublicKey, BuildError> {
     let format = KeyFormat { encoding: KeyEncoding::Hex, strip_prefix: None };
-    PublicKey::new(&Key::decode(&Secret::new(hex_key.into()), &format).unwrap(), 0)
+    PublicKey::of(&Key::decode(&Secret::new(hex_key.into()), &format).unwrap(), 0, SignatureAlgorithm::Ed25519)
 }
 
 fn matched(keys: &[PublicKey], message: &[u8], signature: &[u8]) -> Option<usize> {
     let (head, tail) = message.split_at(1);
     let message = Message { pieces: vec![Cow::Borrowed(head), Cow::Borrowed(tail)], complete: true };
-    judge(keys, &message, &[vec![0; 64], signature.to_vec()]).secret_index
+    let listed: Vec<_> = keys.iter().map(|key| Listed { id: None, key: key.clone(), seed: None }).collect();
+    judge(SignatureAlgorithm::Ed25519, &listed, None, &message, &[vec![0; 64], signature.to_vec()]).secret_index
 }
 
 #[test]
