@@ -205,7 +205,7 @@ fn read_keys(table: &Table<'_>, algorithms: &[JwsAlgorithm], listed: &[Named], h
         if table.has("key") {
             table.error("key", "has no effect: public keys say themselves how they are written", "remove it");
         }
-        KeyRing::public(listed.iter().map(|named| (named.id.as_deref(), &named.secret)))
+        KeyRing::public(listed.iter().map(|named| (named.id.as_deref(), &named.secret)), algorithms)
     };
     match ring {
         Ok(ring) => Some(ring),
@@ -416,4 +416,163 @@ pub(super) fn read_each(table: &Table<'_>, secrets: &[Named], label: Option<&str
     }
     let secrets = secrets.iter().map(|named| named.secret.clone()).collect();
     Some(EachMember { label: label.unwrap_or("each_secret").into(), array: array?, member: member?, secrets })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Severity;
+    use crate::config::vectors::loaded;
+
+    const PEM: &str = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE1s+ItDdoXhRkM10tFbz6PUjTnDie\nc90DVWH7KAxSWAs257Wbe3lpyOPVkUrNXI5qJNjS04OxCbWFXMDkDxYYsQ==\n-----END PUBLIC KEY-----";
+    const SECRET: &str = "a shared secret of forty characters long";
+
+    /// The errors of a source with these keys, each as `key: what`.
+    fn errors(keys: &str) -> Vec<String> {
+        let text = format!(
+            "[listeners.public]\naddress = \"127.0.0.1:0\"\n[upstreams.app]\nurls = [\"http://127.0.0.1:9000\"]\n\
+             [sources.it]\npath = \"/in\"\nupstream = \"app\"\n{keys}\n"
+        );
+        let problems = loaded(&text).problems;
+        let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
+        errors.map(|problem| format!("{}: {}", problem.key, problem.what)).collect()
+    }
+
+    fn shared(jwt: &str) -> Vec<String> {
+        errors(&format!("secrets = [{{ value = {SECRET:?} }}]\n[sources.it.jwt]\nheader = \"X-Token\"\n{jwt}"))
+    }
+
+    fn public(jwt: &str) -> Vec<String> {
+        errors(&format!("secrets = [{{ value = {PEM:?} }}]\n[sources.it.jwt]\nheader = \"X-Token\"\n{jwt}"))
+    }
+
+    /// One error, which is about `key` and says `what`.
+    #[track_caller]
+    fn tells(errors: &[String], key: &str, what: &str) {
+        let [error] = errors else { panic!("{what}: {errors:?}") };
+        assert!(error.starts_with(&format!("sources.it{key}: ")) && error.contains(what), "{error}");
+    }
+
+    #[test]
+    fn a_token_with_a_pinned_algorithm_and_its_key_loads() {
+        assert_eq!(shared(r#"algorithms = ["HS256", "HS512"]"#), [""; 0]);
+        assert_eq!(public(r#"algorithms = ["ES256"]"#), [""; 0]);
+    }
+
+    #[test]
+    fn algorithms_are_named_and_of_one_family() {
+        tells(&shared(""), ".jwt", "`algorithms` is missing");
+        tells(&shared("algorithms = []"), ".jwt.algorithms", "is empty");
+        tells(&shared(r#"algorithms = ["none"]"#), ".jwt.algorithms", "would let everybody in");
+        tells(&shared(r#"algorithms = ["None"]"#), ".jwt.algorithms", "would let everybody in");
+        tells(&shared(r#"algorithms = ["hs256"]"#), ".jwt.algorithms", "is none of HS256");
+        tells(&shared(r#"algorithms = ["HS256", "RS256"]"#), ".jwt.algorithms", "mixes HS…");
+        tells(&public(r#"algorithms = ["HS256", "ES256"]"#), ".jwt.algorithms", "mixes HS…");
+    }
+
+    #[test]
+    fn a_key_is_of_the_kind_that_the_algorithms_take() {
+        tells(&public(r#"algorithms = ["HS256"]"#), ".jwt", "secret 1 is a public key");
+        tells(&shared(r#"algorithms = ["RS256"]"#), ".jwt", "secret 1: ");
+        tells(&public(r#"algorithms = ["RS256"]"#), ".jwt", "secret 1: the key verifies none");
+        tells(&public(r#"algorithms = ["ES384"]"#), ".jwt", "secret 1: the key verifies none");
+        let set = "algorithms = [\"HS256\"]\njwks_url = \"https://keys.example.com/\"";
+        tells(&shared(set), ".jwt.jwks_url", "holds public keys");
+        let nothing = errors("[sources.it.jwt]\nheader = \"X-Token\"\nalgorithms = [\"RS256\"]");
+        tells(&nothing, ".jwt", "has no keys");
+        let own = format!("algorithms = [\"ES256\"]\nkeys = [{{ value = {PEM:?} }}]");
+        assert_eq!(errors(&format!("[sources.it.jwt]\nheader = \"X-Token\"\n{own}")), [""; 0]);
+    }
+
+    #[test]
+    fn a_key_set_has_a_plain_https_address() {
+        for bad in ["http://keys.example.com/", "https://", "https://a@keys.example.com/", "https://k/#x", "file:///k"]
+        {
+            let jwt = format!("algorithms = [\"RS256\"]\njwks_url = {bad:?}");
+            let told = errors(&format!("[sources.it.jwt]\nheader = \"X-Token\"\n{jwt}"));
+            assert!(told.iter().any(|error| error.starts_with("sources.it.jwt.jwks_url: ")), "{bad}: {told:?}");
+        }
+    }
+
+    #[test]
+    fn a_platform_that_signs_for_everyone_needs_the_claim_that_names_the_sender() {
+        let google = |more: &str| {
+            public(&format!("algorithms = [\"ES256\"]\nissuer = [\"https://accounts.google.com\"]\n{more}"))
+        };
+        let sender = r#"claims = { email = "push@p.iam.gserviceaccount.com", email_verified = true }"#;
+        let audience = r#"audience = ["https://hooks.example.com/in"]"#;
+        assert_eq!(google(&format!("{audience}\n{sender}")), [""; 0]);
+        assert_eq!(google(&format!("{audience}\nsubject = \"1137\"")), [""; 0]);
+        tells(&google(audience), ".jwt", "no claim names this sender (email, sub, azp)");
+        tells(&google(sender), ".jwt", "`audience` is missing");
+        let verified = "claims = { email_verified = true }";
+        tells(&google(&format!("{audience}\n{verified}")), ".jwt", "no claim names this sender");
+        let unverified = r#"claims = { email = "push@p.iam.gserviceaccount.com" }"#;
+        tells(&google(&format!("{audience}\n{unverified}")), ".jwt.claims", "nobody verified");
+
+        let entra = |more: &str| {
+            let issuer = "https://sts.windows.net/84bd8158-6d4d-4958-8b9f-9d6445542f95/";
+            public(&format!("algorithms = [\"ES256\"]\nissuer = [{issuer:?}]\n{audience}\n{more}"))
+        };
+        assert_eq!(entra(r#"claims_any = { appid = "4962773b", azp = "4962773b" }"#), [""; 0]);
+        tells(&entra(""), ".jwt", "no claim names this sender (appid, azp, oid, sub)");
+        // The alternative that names nobody would let everybody in.
+        tells(&entra(r#"claims_any = { appid = "4962773b", ver = "2.0" }"#), ".jwt", "no claim names this sender");
+
+        // By the keys alone.
+        let keys = "jwks_url = \"https://login.microsoftonline.com/common/discovery/v2.0/keys\"";
+        let told = public(&format!("algorithms = [\"ES256\"]\n{audience}\n{keys}\nsubject = \"s\""));
+        tells(&told, ".jwt", "`issuer` is missing");
+    }
+
+    #[test]
+    fn a_preset_of_a_platform_does_not_load_without_its_sender() {
+        let google = "public_url = \"https://hooks.example.com/in\"\nprovider = \"google-pubsub\"\n";
+        tells(&errors(google), ".jwt", "no claim names this sender");
+        assert_eq!(errors(&format!("{google}jwt.claims.email = \"push@p.iam.gserviceaccount.com\"")), [""; 0]);
+        let grid = errors("provider = \"azure-event-grid\"");
+        assert!(grid.iter().any(|error| error.contains("`issuer` is missing")), "{grid:?}");
+        assert!(grid.iter().any(|error| error.contains("`audience` is missing")), "{grid:?}");
+    }
+
+    #[test]
+    fn what_names_the_public_url_needs_it() {
+        let asks = |jwt: &str| {
+            let keys = format!("secrets = [{{ value = {SECRET:?} }}]\n[sources.it.jwt]\nheader = \"X-Token\"\n");
+            errors(&format!("{keys}algorithms = [\"HS256\"]\n{jwt}"))
+        };
+        tells(&asks("subject = \"{public_url}\""), "", "`public_url` is missing");
+        tells(&asks("audience = [\"{public_url}\"]"), "", "`public_url` is missing");
+        tells(&asks("url_hash = { claim = \"url_hash\" }"), "", "`public_url` is missing");
+        assert_eq!(asks("audience = \"us\""), [""; 0]);
+    }
+
+    #[test]
+    fn a_place_is_named_and_a_form_takes_only_its_own_keys() {
+        let keys = format!("secrets = [{{ value = {SECRET:?} }}]\n[sources.it.jwt]\nalgorithms = [\"HS256\"]\n");
+        tells(&errors(&keys), ".jwt", "says no place");
+        tells(&errors(&format!("{keys}body = true\nheader = \"X-Token\"")), ".jwt", "leave no room");
+        tells(&errors(&format!("{keys}json = \"token\"")), ".jwt.json", "is not a JSON pointer");
+        let hashed = "body = true\nbody_hash = { claim = \"h\" }";
+        tells(&errors(&format!("{keys}{hashed}")), ".jwt.body_hash", "cannot be right");
+        tells(&shared("algorithms = [\"HS256\"]\npayload = \"body\"\nissuer = \"acme\""), ".jwt.issuer", "unknown key");
+        tells(&shared("algorithms = [\"HS256\"]\nisuer = \"acme\""), ".jwt.isuer", "unknown key");
+        tells(&public("algorithms = [\"ES256\"]\npayload = \"truelayer\""), ".jwt", "`jku` is missing");
+        let unsigned = "jku = [\"https://k\"]\ntimestamp = { header = \"X-Time\", unit = \"rfc3339\" }";
+        tells(
+            &public(&format!("algorithms = [\"ES256\"]\npayload = \"truelayer\"\n{unsigned}")),
+            ".jwt.timestamp",
+            "proves nothing",
+        );
+    }
+
+    #[test]
+    fn secrets_belong_to_one_proof() {
+        let both = format!(
+            "secrets = [{{ value = {SECRET:?} }}]\n[sources.it.verify]\nalgorithm = \"hmac-sha256\"\n\
+             signature = {{ header = \"X-Signature\" }}\nmessage = \"{{body}}\"\n\
+             [sources.it.jwt]\nheader = \"X-Token\"\nalgorithms = [\"HS256\"]\n"
+        );
+        tells(&errors(&both), ".jwt", "has no keys");
+        assert_eq!(errors(&format!("{both}keys = [{{ value = {SECRET:?} }}]")), [""; 0]);
+    }
 }

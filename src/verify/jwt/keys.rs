@@ -98,12 +98,17 @@ impl KeyRing {
     }
 
     /// Each secret is a PEM, a JWK, a whole key set or another form of a public key. `id` is what the configuration says.
-    pub(crate) fn public<'s>(secrets: impl Iterator<Item = (Option<&'s str>, &'s Secret)>) -> Result<Self, RingError> {
+    pub(crate) fn public<'s>(
+        secrets: impl Iterator<Item = (Option<&'s str>, &'s Secret)>,
+        algorithms: &[JwsAlgorithm],
+    ) -> Result<Self, RingError> {
         let mut ring = Self { keys: Vec::new(), secrets: 0 };
         for (index, (id, secret)) in secrets.enumerate() {
             let wrong = |what: String| RingError::NotAPublicKey { index, what };
             let text = secret.expose().trim_ascii();
+            let mut fits = false;
             let mut push = |key: SetKey| {
+                fits |= algorithms.iter().any(|algorithm| allows(&key, *algorithm).is_some());
                 let id = id.or(key.id.as_deref()).map(Arc::from);
                 ring.keys.push(RingKey { id, secret: index, material: Material::Public(key) });
             };
@@ -116,6 +121,9 @@ impl KeyRing {
             } else {
                 let key = PublicKey::from_text(text).map_err(|error| wrong(error.to_string()))?;
                 push(SetKey { id: None, algorithm: None, expired_at: None, key });
+            }
+            if !fits {
+                return Err(wrong("the key verifies none of the configured algorithms".to_owned()));
             }
             ring.secrets = index + 1;
         }
@@ -205,11 +213,13 @@ fn is_usable(key: &SetKey, now: UnixMillis) -> bool {
 }
 
 /// `ES256` and its kin are raw there: two numbers, not DER.
+fn allows(key: &SetKey, algorithm: JwsAlgorithm) -> Option<SignatureAlgorithm> {
+    SignatureAlgorithm::of_jose(algorithm.name()).filter(|algorithm| key.allows(*algorithm))
+}
+
 fn verifies(key: &SetKey, presented: &Presented<'_>) -> bool {
-    let algorithm = SignatureAlgorithm::of_jose(presented.algorithm.name());
-    algorithm.is_some_and(|algorithm| {
-        key.allows(algorithm) && key.key.verify(algorithm, presented.message, presented.signature)
-    })
+    allows(key, presented.algorithm)
+        .is_some_and(|algorithm| key.key.verify(algorithm, presented.message, presented.signature))
 }
 
 /// A PEM, a certificate, a JWK: what is published, whoever took it for a secret. A private key is not: it is a secret,

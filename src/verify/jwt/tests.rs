@@ -89,7 +89,7 @@ fn public(keys: &[&str]) -> Jwt {
     let rules = Rules { require_exp: true, ..Rules::default() };
     Jwt {
         algorithms: vec![JwsAlgorithm::Es256],
-        keys: KeyRing::public(secrets.iter().map(|secret| (None, secret))).unwrap(),
+        keys: KeyRing::public(secrets.iter().map(|secret| (None, secret)), &[JwsAlgorithm::Es256]).unwrap(),
         payload: Payload::Claims(Box::new(Claims { rules, ..Claims::default() })),
         ..shared()
     }
