@@ -82,6 +82,8 @@ pub(super) fn read(
         Some(Form::TrueLayer) => Some(JwtPayload::TrueLayer(read_truelayer(table))),
         None => None,
     };
+    // Who lists keys wants no others.
+    let set_url = set_url.filter(|_| listed.is_empty());
     let (places, algorithms, keys, payload) = (places?, algorithms?, keys?, payload?);
     let jwt = Jwt { label: label.unwrap_or("jwt").into(), places, algorithms, keys, key_id, set_url, payload };
     if !jwt.has_keys() {
@@ -168,17 +170,17 @@ fn read_algorithms(table: &Table<'_>) -> Option<Vec<JwsAlgorithm>> {
 fn read_keys(table: &Table<'_>, algorithms: &[JwsAlgorithm], listed: &[Named], has_set: bool) -> Option<KeyRing> {
     let name = if table.has("keys") { "keys" } else { "" };
     let is_shared = algorithms.iter().any(|algorithm| algorithm.is_shared());
-    let format = table.table_or_empty("key");
-    let encodings = [
-        ("utf8", KeyEncoding::Utf8),
-        ("hex", KeyEncoding::Hex),
-        ("base64", KeyEncoding::Base64),
-        ("base64url", KeyEncoding::Base64Url),
-    ];
-    let encoding = format.choice("encoding", Some("utf8"), &encodings);
-    let strip_prefix = format.text("strip_prefix");
-    format.finish();
     let ring = if is_shared {
+        let format = table.table_or_empty("key");
+        let encodings = [
+            ("utf8", KeyEncoding::Utf8),
+            ("hex", KeyEncoding::Hex),
+            ("base64", KeyEncoding::Base64),
+            ("base64url", KeyEncoding::Base64Url),
+        ];
+        let encoding = format.choice("encoding", Some("utf8"), &encodings);
+        let strip_prefix = format.text("strip_prefix");
+        format.finish();
         if has_set {
             table.error("jwks_url", "holds public keys, and HS… algorithms have none", "remove one of the two");
             return None;
@@ -203,6 +205,7 @@ fn read_keys(table: &Table<'_>, algorithms: &[JwsAlgorithm], listed: &[Named], h
         KeyRing::shared(&keys, algorithms)
     } else {
         if table.has("key") {
+            table.ignore(&["key"]);
             table.error("key", "has no effect: public keys say themselves how they are written", "remove it");
         }
         KeyRing::public(listed.iter().map(|named| (named.id.as_deref(), &named.secret)), algorithms)

@@ -422,20 +422,21 @@ impl<'a> Table<'a> {
         };
         let mut scalars = Vec::new();
         for (entry, node) in entries {
-            let key = format!("{name}.{entry}");
             let value = match &node.kind {
                 Kind::Text(text) => serde_json::Value::from(text.as_str()),
                 Kind::Integer(number) => serde_json::Value::from(*number),
                 Kind::Boolean(flag) => serde_json::Value::from(*flag),
                 other => {
                     let what = format!("is {}, not a string, an integer or a boolean", other.name());
-                    self.ledger.add(Severity::Error, Some(node.at.clone()), &self.key(&key), what, "");
+                    let key = self.key(&format!("{name}.{entry}"));
+                    self.ledger.add(Severity::Error, Some(node.at.clone()), &key, what, "");
                     continue;
                 }
             };
-            self.note(&key, value.to_string(), Some(node));
             scalars.push((entry.clone(), value));
         }
+        let shown: Vec<_> = scalars.iter().map(|(entry, value)| format!("{entry} = {value}")).collect();
+        self.note(name, format!("{{ {} }}", shown.join(", ")), Some(node));
         scalars
     }
 

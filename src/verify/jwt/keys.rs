@@ -42,7 +42,7 @@ struct RingKey {
 enum Material {
     /// One schedule for each algorithm that the source takes.
     Shared(Vec<(JwsAlgorithm, Keyed)>),
-    Public(SetKey),
+    Public(Box<SetKey>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,7 +110,7 @@ impl KeyRing {
             let mut push = |key: SetKey| {
                 fits |= algorithms.iter().any(|algorithm| allows(&key, *algorithm).is_some());
                 let id = id.or(key.id.as_deref()).map(Arc::from);
-                ring.keys.push(RingKey { id, secret: index, material: Material::Public(key) });
+                ring.keys.push(RingKey { id, secret: index, material: Material::Public(Box::new(key)) });
             };
             if text.starts_with(b"{") {
                 let set = KeySet::from_jwks(text).map_err(|error| wrong(error.to_string()))?;

@@ -58,7 +58,7 @@ pub(crate) struct Jwt {
     pub(crate) algorithms: Vec<JwsAlgorithm>,
     pub(crate) keys: KeyRing,
     pub(crate) key_id: KeyId,
-    /// A key set from elsewhere, for keys that `keys` lacks.
+    /// A key set from elsewhere, where `keys` are none.
     pub(crate) set_url: Option<Arc<str>>,
     pub(crate) payload: Payload,
 }
@@ -329,7 +329,7 @@ impl Jwt {
         Ok(Proven { secret, life, replay_key, claims: Some(claims) })
     }
 
-    /// With the configured keys, and with a key set from elsewhere where they lack the one that is named. The position of
+    /// With the configured keys, or with a key set from elsewhere where there are none. The position of
     /// the secret that made the signature, if a configured one did.
     fn verify(
         &self,

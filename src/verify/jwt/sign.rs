@@ -23,9 +23,10 @@ impl Jwt {
         let algorithm = *self.algorithms.first().ok_or(SignError::Incomplete)?;
         let shared = self.keys.signer(algorithm);
         let key_id = shared.map_or_else(|| self.keys.first_id(), |(id, _)| id);
-        let mut header = json!({ "alg": algorithm.name() });
+        let mut header = Object::new();
+        header.insert("alg".into(), algorithm.name().into());
         if let (Some(id), KeyId::Header) = (key_id, &self.key_id) {
-            header["kid"] = id.into();
+            header.insert("kid".into(), id.into());
         }
         let make = |message: &[u8]| match shared {
             Some((_, keyed)) => Ok(URL_SAFE_NO_PAD.encode(keyed.mac(&[Cow::Borrowed(message)]).as_slice())),
@@ -33,24 +34,24 @@ impl Jwt {
         };
         let token = match &self.payload {
             Payload::Claims(claims) => {
-                header["typ"] = "JWT".into();
+                header.insert("typ".into(), "JWT".into());
                 let payload = self.claims(claims, key_id, draft, signing)?;
-                let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-                let signed = format!("{}.{}", encode(&header), encode(&Value::Object(payload)));
+                let signed = format!("{}.{}", encoded(header), encoded(payload));
                 let signature = make(signed.as_bytes())?;
                 format!("{signed}.{signature}")
             }
             Payload::Body => {
-                let header_text = URL_SAFE_NO_PAD.encode(header.to_string());
+                let header_text = encoded(header);
                 let signature = make(&input(&header_text, &[&draft.delivery.body]))?;
                 format!("{header_text}..{signature}")
             }
             Payload::TrueLayer(form) => {
                 let names = form.add_headers(draft, signing)?;
-                header["tl_version"] = VERSION.into();
-                header["tl_headers"] = names.as_str().into();
-                header["jku"] = form.key_urls.first().ok_or(SignError::Incomplete)?.as_ref().into();
-                let header_text = URL_SAFE_NO_PAD.encode(header.to_string());
+                let url = form.key_urls.first().ok_or(SignError::Incomplete)?;
+                for (name, text) in [("tl_version", VERSION), ("tl_headers", &names), ("jku", url)] {
+                    header.insert(name.into(), text.into());
+                }
+                let header_text = encoded(header);
                 let delivery = &draft.delivery;
                 let line = format!("{} {}\n", delivery.method.as_str().to_ascii_uppercase(), delivery.path);
                 let headers = form.headers(&names, delivery).map_err(|_| SignError::Incomplete)?;
@@ -172,6 +173,10 @@ impl TrueLayer {
         let names: Vec<_> = self.required_headers.iter().map(http::HeaderName::as_str).collect();
         Ok(names.join(","))
     }
+}
+
+fn encoded(object: Object) -> String {
+    URL_SAFE_NO_PAD.encode(Value::Object(object).to_string())
 }
 
 /// As `claim` finds it.
