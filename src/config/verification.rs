@@ -90,7 +90,9 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
     } else if ["jwt", "each_secret", "http_signature"].iter().any(|proof| source.has(proof)) {
         // Theirs, and judged below.
     } else if !keys_shown.is_empty() && (asked.uses_secrets || label.is_some()) {
-        // A handshake's, and perhaps nothing else's.
+        if !asked.uses_secrets {
+            source.warn("secrets", "nothing uses these: the preset verifies nothing by itself", "remove them");
+        }
     } else if !keys_shown.is_empty() && source.has("provider") {
         // There is no such preset: then nobody knows what they are for.
         scheme_failed = true;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 const NO_REFUSALS: [&str; 3] = ["accepted", "challenge", "upstream_refused"];
 
 /// Every reason to say no. Dashboards depend on these words.
-const REFUSALS: [&str; 35] = [
+const REFUSALS: [&str; 43] = [
     "malformed",
     "unsupported_transfer_coding",
     "misdirected",
@@ -49,6 +49,14 @@ const REFUSALS: [&str; 35] = [
     "upstream_timeout",
     "upstream_error",
     "internal",
+    "untrusted_key",
+    "algorithm_not_allowed",
+    "body_mismatch",
+    "not_covered",
+    "bad_claims",
+    "key_unavailable",
+    "missing_challenge",
+    "not_awaited",
 ];
 
 /// Each with the labels that dashboards may rely on.

@@ -14,8 +14,9 @@ pub(super) fn toml(provider: &str, config: &Value) -> Option<String> {
     let signed = |preset: &str, secret: Option<&str>| {
         Some(preset_with(preset, &[secret?]) + &tolerance(config["signing"].get("tolerance_seconds")))
     };
-    let unproven = |preset: &str| format!("provider = {}\ndanger_accept_unverified = true\n", quoted(preset));
     let keyed = |preset: &str| preset_with(preset, &[UNUSED]);
+    // A warning where the preset has a proof after all.
+    let unproven = |preset: &str| keyed(preset) + "danger_accept_unverified = true\n";
     let token = |name: &str| Some(format!("handshake.token = {{ value = {} }}\n", quoted(text(name)?)));
     let list = |name: &str, values: &Value| {
         let values: Vec<_> = texts(values).into_iter().map(quoted).collect();

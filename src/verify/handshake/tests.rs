@@ -1,3 +1,5 @@
+//! What a stranger may be told, what only those who know a token, and what nobody.
+
 use super::*;
 use crate::verify::samples::{answer, handshake};
 use bytes::Bytes;
