@@ -237,7 +237,8 @@ fn read(root: &Node, presets: &Presets, ledger: &Ledger) -> Option<Config> {
         file.error("", "there is no listener", "[listeners.public] address = \"0.0.0.0:8443\"");
     }
     for (name, table) in tables {
-        let preset = table.peek_text("provider");
+        // One that there is: of another it was told that there is none.
+        let preset = table.peek_text("provider").filter(|name| presets.names().any(|known| known == name.as_str()));
         if let Some(source) = sources::read(&name, table, preset.as_deref(), &around) {
             compare_with_buffer(&source, max_buffered, ledger);
             read_sources.push(source);
