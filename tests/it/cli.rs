@@ -129,7 +129,7 @@ fn effective_shows_every_key_that_is_written_with_its_line() {
     for (key, value) in [
         ("limits.min_body_rate", "\"64KiB/s\"  # everything.toml:23"),
         ("sources.github.secrets", "<secret env:GITHUB_SECRET>  # everything.toml:66"),
-        ("sources.github.verify.algorithm", "\"hmac-sha256\"  # preset github:8"),
+        ("sources.github.verify.algorithm", "\"hmac-sha256\"  # preset github:16"),
         ("admin.token", "<secret file:secret>  # everything.toml:15"),
     ] {
         assert!(out.contains(&format!("{key} = {value}\n")), "{key}:\n{out}");
