@@ -14,10 +14,7 @@ pub(super) fn read(table: &Table<'_>) -> Option<Settings> {
             _ => Ok(network),
         }
     });
-    let ports = table.all_parsed("allow_ports", |text| match text.parse() {
-        Ok(port @ 1..) => Ok(port),
-        _ => Err(format!("{text:?} is no port")),
-    });
+    let ports = table.ports("allow_ports");
     if !addresses.is_empty() {
         table.remark(
             "allow_addresses",

@@ -307,6 +307,27 @@ impl<'a> Table<'a> {
         default.and_then(of)
     }
 
+    /// An array of ports; absent is empty.
+    pub(super) fn ports(&self, name: &'static str) -> Vec<u16> {
+        let Some(node) = self.node(name) else { return Vec::new() };
+        let Kind::Array(items) = &node.kind else {
+            self.wrong_kind(name, node, "an array of ports");
+            return Vec::new();
+        };
+        let mut ports = Vec::new();
+        for item in items {
+            match item.kind {
+                Kind::Integer(number @ 1..=65_535) => ports.extend(u16::try_from(number)),
+                _ => self.error(name, "holds what is no port", "1 to 65535"),
+            }
+        }
+        if items.is_empty() {
+            self.error(name, "is empty", "leave it out for its default, or list something");
+        }
+        self.note(name, format!("{ports:?}"), Some(node));
+        ports
+    }
+
     /// An array of strings; absent is empty.
     pub(super) fn texts(&self, name: &'static str) -> Vec<String> {
         let texts = self.unnoted_texts(name);

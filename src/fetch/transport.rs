@@ -47,10 +47,13 @@ pub(super) struct Transport {
     names: Names,
 }
 
+#[cfg(test)]
+pub(super) type Script = Box<dyn Fn(&str) -> Vec<IpAddr> + Send + Sync>;
+
 pub(super) enum Names {
     System,
     #[cfg(test)]
-    Scripted(Box<dyn Fn(&str) -> Vec<IpAddr> + Send + Sync>),
+    Scripted(Script),
 }
 
 #[derive(Debug)]

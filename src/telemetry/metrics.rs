@@ -254,6 +254,7 @@ impl Metrics {
             ),
             registry,
         };
+        metrics.fetches.with_label_values(&["other", "ok"]);
         for result in ["success", "failure"] {
             metrics.reloads.with_label_values(&[result]);
         }

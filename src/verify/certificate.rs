@@ -227,7 +227,6 @@ pub(crate) mod tests {
     pub(crate) struct Made {
         pub(crate) der: CertificateDer<'static>,
         pub(crate) pem: String,
-        pub(crate) key: KeyPair,
     }
 
     fn params(name: &str, years: std::ops::Range<i32>, dns: &[&str], oids: &[&[u64]]) -> CertificateParams {
@@ -257,7 +256,7 @@ pub(crate) mod tests {
         pub(crate) fn issue(&self, name: &str, years: std::ops::Range<i32>, dns: &[&str], oids: &[&[u64]]) -> Made {
             let key = KeyPair::generate().unwrap();
             let made = params(name, years, dns, oids).signed_by(&key, &self.issuer).unwrap();
-            Made { der: made.der().clone(), pem: made.pem(), key }
+            Made { der: made.der().clone(), pem: made.pem() }
         }
 
         pub(crate) fn intermediate(&self, years: std::ops::Range<i32>, is_ca: bool, oids: &[&[u64]]) -> (Made, Self) {
@@ -269,7 +268,7 @@ pub(crate) mod tests {
             let made = params.signed_by(&key, &self.issuer).unwrap();
             let (der, pem) = (made.der().clone(), made.pem());
             let below = Self { pem: pem.clone(), issuer: Issuer::new(params, key) };
-            (Made { der, pem, key: KeyPair::generate().unwrap() }, below)
+            (Made { der, pem }, below)
         }
     }
 

@@ -10,6 +10,7 @@ mod accepts;
 mod admin;
 mod cli;
 mod docs;
+mod fetches;
 mod forwards;
 mod handshakes;
 mod house;

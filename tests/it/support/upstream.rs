@@ -60,7 +60,7 @@ impl Gate {
         self.0.1.notify_all();
     }
 
-    fn pass(&self) {
+    pub(crate) fn pass(&self) {
         let open = self.0.0.lock().expect("the gate");
         let waited = self.0.1.wait_timeout_while(open, 2 * PATIENCE, |open| !*open).expect("the gate");
         drop(waited);
