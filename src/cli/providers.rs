@@ -146,7 +146,10 @@ fn source(provider: &Provider) -> String {
             "secrets" => {
                 format!("secrets = [{{ env = \"{}_SECRET\" }}]\n", preset.to_uppercase().replace('-', "_"))
             }
-            _ => format!("public_url = \"https://hooks.example.com/{preset}\"\n"),
+            "public_url" => format!("public_url = \"https://hooks.example.com/{preset}\"\n"),
+            "handshake.token" => "handshake.token = { env = \"VERIFY_TOKEN\" }\n".to_owned(),
+            list if list.ends_with('s') => format!("{list} = [\"…\"]\n"),
+            word => format!("{word} = \"…\"\n"),
         });
     }
     text.push_str("upstream = \"app\"\n");

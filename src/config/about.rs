@@ -92,6 +92,9 @@ pub(super) fn take(table: &mut BTreeMap<String, Node>, problems: &mut Vec<Proble
     about
 }
 
+/// The tables whose proofs stand for a message.
+const SIGNING: [&str; 4] = ["verify", "jwt", "http_signature", "platform"];
+
 fn at<'a>(table: &'a BTreeMap<String, Node>, path: &[&str]) -> Option<&'a Node> {
     let (last, tables) = path.split_last()?;
     let inner = tables.iter().try_fold(table, |table, name| match &table.get(*name)?.kind {
@@ -113,24 +116,19 @@ fn text(node: Option<&Node>) -> Option<&str> {
 /// `verify` says its algorithm; the other kinds of proofs are named after their tables.
 fn scheme(table: &BTreeMap<String, Node>) -> String {
     let mut proofs: Vec<String> = Vec::new();
-    if at(table, &["verify"]).is_some() {
-        proofs.push(text(at(table, &["verify", "algorithm"])).unwrap_or("signature").to_owned());
-    }
     for (key, detail, said) in [
-        ("jwt", "algorithms", "jwt"),
-        ("http_signature", "version", "http signature"),
+        ("verify", "algorithm", ""),
+        ("jwt", "algorithms", "JWT"),
+        ("http_signature", "version", "HTTP signature"),
         ("platform", "kind", "platform"),
+        ("each_secret", "", "secret in the body"),
         ("token", "", "token"),
         ("basic", "", "basic"),
         ("bearer", "", "bearer"),
     ] {
-        match at(table, &[key]).map(|node| &node.kind) {
-            Some(Kind::Text(kind)) => proofs.push(kind.clone()),
-            Some(_) => proofs.push(match text(at(table, &[key, detail])) {
-                Some(detail) => format!("{said} {detail}"),
-                None => said.to_owned(),
-            }),
-            None => {}
+        if at(table, &[key]).is_some() {
+            let words = [said, text(at(table, &[key, detail])).unwrap_or_default()];
+            proofs.push(words.join(" ").trim().to_owned());
         }
     }
     if proofs.is_empty() { "handshake only".to_owned() } else { proofs.join(" + ") }
@@ -138,14 +136,15 @@ fn scheme(table: &BTreeMap<String, Node>) -> String {
 
 /// What tells a delivery that was accepted before.
 fn replay_key(table: &BTreeMap<String, Node>, body: Option<&str>) -> String {
-    let signs = ["verify", "jwt", "http_signature", "platform"].iter().any(|key| at(table, &[key]).is_some());
-    let replay = at(table, &["replay"]).or_else(|| at(table, &["verify", "replay"]));
-    let id = at(table, &["verify", "id"]).or_else(|| at(table, &["id"]));
-    match (text(replay), id) {
-        (Some(template), _) => format!("`{template}`"),
-        (None, _) if signs && body.is_none_or(|body| body == "authenticated") => "the signed message".to_owned(),
-        (None, Some(id)) => format!("its id alone ({})", place(id)),
-        (None, None) => "none".to_owned(),
+    let signs = SIGNING.iter().any(|key| at(table, &[key]).is_some());
+    let single = at(table, &["jwt", "single_use"]);
+    let id = at(table, &["id"]).or_else(|| at(table, &["verify", "id"]));
+    match (text(single), text(at(table, &["replay"])), id) {
+        (Some(claim), ..) => format!("the claim {claim}"),
+        (None, Some(template), _) => format!("`{template}`"),
+        _ if signs && body.is_none_or(|body| body == "authenticated") => "the signed message".to_owned(),
+        (.., Some(id)) => format!("its id alone ({})", place(id)),
+        _ => "none".to_owned(),
     }
 }
 
@@ -175,23 +174,19 @@ fn handshake(table: &BTreeMap<String, Node>) -> String {
     said.join("; ")
 }
 
-/// What a source has to bring along, beside its path and upstream.
+/// What a source has to bring along, beside its path and upstream: the keys, in the order to write them.
 fn needs(table: &BTreeMap<String, Node>) -> Vec<&'static str> {
+    let has = |path: &[&str]| at(table, path).is_some();
+    let fetches =
+        ["jwks_url", "jku"].iter().any(|key| has(&["jwt", key])) && !has(&["verify"]) && !has(&["each_secret"]);
+    let proves = ["verify", "jwt", "http_signature", "each_secret", "token"].iter().any(|key| has(&[key]));
+    let asks = |part: &str| table.get("handshakes").is_some_and(|node| mentions(node, part));
     let message = text(at(table, &["verify", "message"])).unwrap_or_default();
     let mut needs = Vec::new();
-    let platform = text(at(table, &["platform", "kind"]));
-    if platform.is_none() && !matches!(scheme(table).as_str(), "handshake only" | "basic") {
+    if proves && !fetches {
         needs.push("secrets");
     }
-    needs.extend(match platform {
-        Some("aws-sns") => Some("platform.topics"),
-        Some("paypal") => Some("platform.webhook_id"),
-        Some("apple-app-store") => Some("platform.bundle_id"),
-        Some("alexa") => Some("platform.application_ids"),
-        Some("adobe-io") => Some("platform.client_id"),
-        _ => None,
-    });
-    if message.contains("{url") {
+    if message.contains("{url") || table.values().any(|node| mentions(node, "{public_url}")) {
         needs.push("public_url");
     }
     for guard in listed(table.get("handshakes")).flat_map(|handshake| listed(at(handshake, &["guard"]))) {
@@ -204,6 +199,23 @@ fn needs(table: &BTreeMap<String, Node>) -> Vec<&'static str> {
         };
         if !needs.contains(&need) {
             needs.push(need);
+        }
+    }
+    if asks("{token}") && !needs.contains(&"handshake.token") {
+        needs.push("handshake.token");
+    }
+    if asks("{answer}") {
+        needs.push("handshake.answer");
+    }
+    for (kind, needed) in [
+        ("aws-sns", &["platform.topics"] as &[_]),
+        ("paypal", &["platform.webhook_id"]),
+        ("apple-app-store", &["platform.bundle_id"]),
+        ("alexa", &["platform.application_ids"]),
+        ("adobe-io", &["platform.client_id"]),
+    ] {
+        if text(at(table, &["platform", "kind"])) == Some(kind) {
+            needs.extend(needed);
         }
     }
     needs
@@ -219,6 +231,16 @@ fn listed(node: Option<&Node>) -> impl Iterator<Item = &BTreeMap<String, Node>> 
         Kind::Table(table) => Some(table),
         _ => None,
     })
+}
+
+/// Does any string at or below a node hold this?
+fn mentions(node: &Node, part: &str) -> bool {
+    match &node.kind {
+        Kind::Text(text) => text.contains(part),
+        Kind::Array(items) => items.iter().any(|item| mentions(item, part)),
+        Kind::Table(table) => table.values().any(|node| mentions(node, part)),
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -240,6 +262,12 @@ mod tests {
         assert_eq!((acme.name(), acme.scheme.as_str()), ("Acme", "hmac-sha1"));
         assert_eq!((acme.replay_key.as_str(), acme.handshake.as_str()), ("the signed message", "POST"));
         assert_eq!(acme.needs, ["secrets", "public_url", "handshake.token"]);
+        let asked = described(
+            "[[handshakes]]\nguard = [{ query = \"t\", is = \"token\" }]\nbody = \"{answer}\"\n\
+             [jwt]\nalgorithms = [\"RS256\"]\naudience = [\"{public_url}\"]\njwks_url = \"https://a.example/\"\n",
+        );
+        assert_eq!((asked.scheme.as_str(), asked.handshake.as_str()), ("JWT RS256", "POST"));
+        assert_eq!(asked.needs, ["public_url", "handshake.token", "handshake.answer"]);
 
         let token =
             described("body = \"not\"\nid = [{ header = \"X-Id\" }, { json = \"/id\" }]\n[token]\nheader = \"T\"\n");

@@ -51,17 +51,26 @@ impl Drop for Folder {
     }
 }
 
-/// The one source of a configuration, given the source's own keys and the folder of further presets.
-fn source(keys: &str, provider_files: Option<&Path>) -> Result<Settings, String> {
+/// A configuration with one source, whose own keys are these, and the folder of further presets.
+fn configuration(keys: &str, provider_files: Option<&Path>) -> String {
     let provider_files = provider_files
         .map(|folder| format!("provider_files = {}\n", quoted(&folder.to_string_lossy())))
         .unwrap_or_default();
-    let text = format!(
+    format!(
         "{provider_files}[listeners.public]\naddress = \"127.0.0.1:0\"\n\
          [upstreams.app]\nurls = [\"http://127.0.0.1:9000\"]\n\
          [sources.it]\npath = \"/in/*\"\nupstream = \"app\"\n{keys}"
-    );
-    let Loaded { config, problems, .. } = loaded(&text);
+    )
+}
+
+/// The preset that a source's keys name.
+fn preset_of(keys: &str) -> Option<String> {
+    let named = keys.lines().find_map(|line| line.strip_prefix("provider = \""))?;
+    Some(named.trim_end_matches('"').to_owned())
+}
+
+fn source(keys: &str, provider_files: Option<&Path>) -> Result<Settings, String> {
+    let Loaded { config, problems, .. } = loaded(&configuration(keys, provider_files));
     let errors: Vec<_> = problems.iter().filter(|problem| problem.severity == Severity::Error).collect();
     match (config, errors.is_empty()) {
         (Some(mut config), true) => Ok(config.plan.sources.pop().unwrap()),

@@ -8,7 +8,9 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::vector::{Expect, Kind, Vector};
-use super::{asymmetric_keys, handshakes, hmac, http_signatures, judged, platforms, quoted, source, tokens};
+use super::{asymmetric_keys, handshakes, hmac, http_signatures, platforms, tokens};
+use super::{configuration, judged, loaded, quoted, source};
+use crate::config::{self, Severity};
 use crate::gateway::source::Settings;
 
 /// What only a lenient receiver accepts (`strict`), or only a thorough one (`quirk-optional`), and why it is not done.
@@ -44,6 +46,59 @@ fn every_preset_agrees_with_the_vectors_of_the_folder_that_the_environment_names
     let report = run(&vectors, Some(Path::new(&folder)));
     println!("{}", report.table());
     assert!(report.failures.is_empty(), "{} failed:\n{}", report.failures.len(), report.told(|_| true));
+}
+
+/// Presets that share their provider's requests with another preset of it, so that each has fewer than it should.
+const SHARED: &[&str] = &["fireblocks", "fireblocks-jws", "ms-graph", "ms-graph-rich"];
+
+#[test]
+fn every_preset_is_proven_by_two_genuine_and_four_spoiled_requests() {
+    let vectors = read(Path::new(FOLDER));
+    let mut counted: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    for vector in &vectors {
+        let Some(preset) = toml(vector).and_then(|keys| super::preset_of(&keys)) else { continue };
+        let (genuine, spoiled) = counted.entry(preset).or_default();
+        match vector.kind() {
+            Kind::Hmac | Kind::Signature if vector.expect() == Expect::Accept => *genuine += 1,
+            Kind::Hmac | Kind::Signature => *spoiled += 1,
+            // What only asks something is counted for itself.
+            Kind::Handshake | Kind::Primitive => {}
+        }
+    }
+    let (mut proven, mut wrong) = (0, Vec::new());
+    let (presets, _) = config::providers(None);
+    for preset in presets.iter().map(|provider| provider.preset.as_str()) {
+        match counted.get(preset) {
+            Some((2.., 4..)) => proven += 1,
+            // A handshake alone.
+            Some((0, 0)) => {}
+            Some((1.., 1..)) if SHARED.contains(&preset) => proven += 1,
+            found => wrong.push(format!("{preset}: {found:?}")),
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:?}");
+    if NOT_BUILT.is_empty() {
+        assert!(proven >= 175, "{proven}");
+    }
+}
+
+#[test]
+fn no_preset_draws_a_complaint_of_its_own() {
+    let vectors = read(Path::new(FOLDER));
+    let mut tried = BTreeMap::new();
+    for vector in vectors.iter().filter(|vector| vector.expect() != Expect::Reject) {
+        let Some(keys) = toml(vector) else { continue };
+        let Some(preset) = super::preset_of(&keys) else { continue };
+        tried.entry(preset).or_insert_with_key(|preset| {
+            let file = format!("preset {preset}");
+            let mut problems = loaded(&configuration(&keys, None)).problems;
+            problems.retain(|problem| problem.severity != Severity::Note);
+            problems.retain(|problem| problem.at.as_ref().is_some_and(|at| *at.file == *file));
+            problems.iter().map(ToString::to_string).collect::<Vec<_>>()
+        });
+    }
+    let complaints: Vec<_> = tried.into_values().flatten().collect();
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
 }
 
 const ACME: &str = r#"
