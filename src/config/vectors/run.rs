@@ -67,7 +67,8 @@ fn every_preset_is_proven_by_two_genuine_and_four_spoiled_requests() {
     }
     let (mut proven, mut wrong) = (0, Vec::new());
     let (presets, _) = config::providers(None);
-    for preset in presets.iter().map(|provider| provider.preset.as_str()) {
+    let is_unfinished = |preset: &str| NOT_BUILT.lines().any(|provider| provider.replace('_', "-") == preset);
+    for preset in presets.iter().map(|provider| provider.preset.as_str()).filter(|preset| !is_unfinished(preset)) {
         match counted.get(preset) {
             Some((2.., 4..)) => proven += 1,
             // A handshake alone.
