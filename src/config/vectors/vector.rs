@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::clock::UnixMillis;
 use crate::delivery::Delivery;
 
+#[derive(Clone)]
 pub(super) struct Vector(pub(super) Value);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
