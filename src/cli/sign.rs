@@ -51,6 +51,9 @@ pub(super) struct Signed {
     pub(super) headers: HeaderMap,
     pub(super) proof: Vec<(HeaderName, HeaderValue)>,
     pub(super) body: Bytes,
+    /// The query and the body, where the proof is in there.
+    new_query: Option<String>,
+    new_body: Option<Bytes>,
 }
 
 pub(super) fn sign(config: &Path, arguments: &Arguments) -> ExitCode {
@@ -58,6 +61,14 @@ pub(super) fn sign(config: &Path, arguments: &Arguments) -> ExitCode {
         Ok(signed) => {
             for (name, value) in &signed.proof {
                 say(&format!("{name}: {}", String::from_utf8_lossy(value.as_bytes())));
+            }
+            // Some senders write the proof elsewhere; what was given is then not what must be sent.
+            if let Some(query) = &signed.new_query {
+                say(&format!("?{query}"));
+            }
+            if let Some(body) = &signed.new_body {
+                say("");
+                say(&String::from_utf8_lossy(body));
             }
             ExitCode::SUCCESS
         }
@@ -112,6 +123,7 @@ pub(super) fn make(config: &Path, arguments: &Arguments) -> Result<Signed, ExitC
         headers,
         body,
     };
+    let (query_before, body_before) = (draft.query.clone(), draft.body.clone());
     let now = arguments.time.map_or_else(|| Clock::default().now(), UnixMillis::from_secs);
     let id = arguments.id.clone().unwrap_or_else(|| format!("msg_{}", hex::encode(rand::random::<[u8; 12]>())));
     let signed = source
@@ -119,12 +131,14 @@ pub(super) fn make(config: &Path, arguments: &Arguments) -> Result<Signed, ExitC
         .sign(draft, &id, now, private.as_ref())
         .map_err(|error| no(format!("sources.{}: {error}", source.name)))?;
     let Draft { delivery, added: proof } = signed;
+    let new_query = delivery.query.clone().filter(|_| delivery.query != query_before);
+    let new_body = (delivery.body != body_before).then(|| delivery.body.clone());
     let path_and_query = match &delivery.query {
         Some(query) => format!("{}?{query}", delivery.path),
         None => delivery.path,
     };
     let Delivery { method, headers, body, .. } = delivery;
-    Ok(Signed { source, method, path_and_query, headers, proof, body })
+    Ok(Signed { source, method, path_and_query, headers, proof, body, new_query, new_body })
 }
 
 fn read_body(path: &Path) -> Result<Bytes, String> {

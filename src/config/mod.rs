@@ -9,6 +9,7 @@ mod handshakes;
 mod http_signature;
 mod jwt;
 mod listeners;
+mod more;
 mod node;
 mod platform;
 mod problem;

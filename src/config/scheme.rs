@@ -1,12 +1,14 @@
 //! The `verify` table: where the proof is, what it signs, and with which keys.
 
+use super::more::{read_more, template};
 use super::reader::Table;
 use super::secret_ref::Named;
 use super::units::header_name;
 use crate::verify::{
-    Algorithm, Declared, Encoding, Key, KeyChoice, KeyEncoding, KeyFormat, Layout, Locator, Place, Scheme,
-    SignatureAlgorithm, SignatureAt, Stated, Template, Timestamp, TimestampPlace, Unit,
+    Algorithm, Declared, Encoding, Future, Key, KeyChoice, KeyEncoding, KeyFormat, Layout, Locator, MAX_NUMBERED,
+    Place, Scheme, SignatureAlgorithm, SignatureAt, Stated, Template, Timestamp, TimestampPlace, Unit, normalised,
 };
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Below this many bytes a key can be found by trying: RFC 2104 §3 wants one as long as the hash.
@@ -25,6 +27,9 @@ pub(super) fn read_scheme(
         ("hmac-sha1", Algorithm::HmacSha1),
         ("hmac-sha384", Algorithm::HmacSha384),
         ("hmac-sha512", Algorithm::HmacSha512),
+        ("sha1", Algorithm::Sha1),
+        ("sha256", Algorithm::Sha256),
+        ("sha512", Algorithm::Sha512),
     ];
     let signatures = SignatureAlgorithm::all().map(|(name, algorithm)| (name, Algorithm::Signature(algorithm)));
     let algorithms: Vec<_> = macs.into_iter().chain(signatures).collect();
@@ -51,27 +56,23 @@ pub(super) fn read_scheme(
             "another algorithm; or, where the sender knows no other, allow_sha1 = true",
         );
     }
-    let signature = read_signature(table);
+    let signature = read_signature(table, secrets);
     let mut key_choice = KeyChoice { id: None, declared: read_declared(table), other_prefixes: Vec::new() };
     key_choice.id = table.table("key_id").and_then(stated);
-    let message = table.needed_text("message", r#"message = "{timestamp}.{body}""#).and_then(|text| {
-        match Template::parse(&text) {
-            Ok(template) => Some(template),
-            Err(error) => {
-                table.error("message", format!("at character {}: {}", error.position + 1, error.what), &error.try_this);
-                None
-            }
-        }
-    });
+    let message =
+        table.needed_text("message", r#"message = "{timestamp}.{body}""#).and_then(|text| template(table, &text));
     let timestamp = table.has("timestamp").then(|| read_timestamp(table));
     let required_headers = table.all_parsed("required_headers", header_name);
     let unsigned_body = table.flag("allow_unsigned_body", false);
+    let single_use = table.flag("single_use", false);
+    let more = read_more(source, table, public_url);
     let timestamp = match timestamp {
         Some(None) => return None,
         Some(found) => found,
         None => None,
     };
-    let (keys, (signature, other_prefixes), message) = (keys?, signature?, message?);
+    let (keys, (signature, other_prefixes), message, algorithm) = (keys?, signature?, message?, algorithm?);
+    let more = more?;
     key_choice.other_prefixes = other_prefixes;
     if key_choice.id.is_some() && secrets.iter().any(|named| named.id.is_none()) {
         source.error(
@@ -82,14 +83,16 @@ pub(super) fn read_scheme(
         return None;
     }
 
-    if message.uses_url() && public_url.is_none() {
+    let scheme =
+        Scheme { algorithm, keys, key_choice, signature, message, timestamp, required_headers, single_use, more };
+    if scheme.messages().any(Template::uses_url) && public_url.is_none() {
         source.error(
             "",
             "the signature covers the URL that the provider was told, and `public_url` is missing",
             r#"public_url = "https://hooks.example.com/path""#,
         );
     }
-    if message.uses_timestamp() && timestamp.is_none() {
+    if scheme.messages().any(Template::uses_timestamp) && scheme.timestamp.is_none() {
         table.error(
             "message",
             "names {timestamp}, and there is no `timestamp`",
@@ -97,25 +100,34 @@ pub(super) fn read_scheme(
         );
         return None;
     }
-    if timestamp.is_some() && !message.covers_timestamp() {
+    if let Some(timestamp) = &scheme.timestamp
+        && !scheme.messages().all(|message| timestamp.place.is_covered_by(message))
+    {
         table.warn(
             "timestamp",
             "is not part of `message`, so anyone can write a fresh one: it proves nothing",
             "name {timestamp} in `message`, if the provider signs it",
         );
     }
-    if !message.covers_body() && !unsigned_body {
+    if !scheme.message.covers_body() && !scheme.covers_body() && !unsigned_body {
         table.error(
             "message",
             "does not name {body}: a stranger who sees one delivery can send any body under its signature",
             "name {body}, or say allow_unsigned_body = true",
         );
     }
-    if matches!(algorithm, Some(Algorithm::HmacSha1)) {
-        table.remark("algorithm", "HMAC with SHA-1 is not broken, but no new sender should choose it", "");
+    match algorithm {
+        Algorithm::HmacSha1 => {
+            table.remark("algorithm", "HMAC with SHA-1 is not broken, but no new sender should choose it", "");
+        }
+        Algorithm::Sha1 | Algorithm::Sha256 | Algorithm::Sha512 => table.remark(
+            "algorithm",
+            "a plain hash over the secret is weaker than an HMAC; messages with a zero byte are refused, for they may be extended ones",
+            "",
+        ),
+        _ => {}
     }
-    let algorithm = algorithm?;
-    Some(Scheme { algorithm, keys, key_choice, signature, message, timestamp, required_headers, single_use: false })
+    Some(scheme)
 }
 
 fn read_keys(source: &Table<'_>, table: &Table<'_>, algorithm: Algorithm, secrets: &[Named]) -> Option<Vec<Key>> {
@@ -139,13 +151,20 @@ fn read_keys(source: &Table<'_>, table: &Table<'_>, algorithm: Algorithm, secret
         true => of.choice("encoding", Some("utf8"), &shared),
         false => of.choice("encoding", Some("any"), &public),
     };
+    let normalise = of.choice("normalize", Some("none"), &[("none", false), ("nfkd", true)]);
+    let hashed = of.choice("digest", Some("none"), &[("none", false), ("sha1", true)]);
     let short_rsa = !is_hmac && of.flag("allow_short_rsa", false);
     let format = encoding.map(|encoding| KeyFormat { encoding, strip_prefix: of.text("strip_prefix") });
     of.finish();
     let format = format?;
     let mut keys = Vec::new();
     for (position, Named { secret, id, .. }) in secrets.iter().enumerate() {
+        let normal = (normalise == Some(true)).then(|| normalised(secret));
+        let secret = normal.as_ref().unwrap_or(secret);
         let decoded = match is_hmac {
+            true if hashed == Some(true) => {
+                Key::decode(secret, &format).map(Key::hashed_with_sha1).map_err(|error| error.to_string())
+            }
             true => Key::decode(secret, &format).map_err(|error| error.to_string()),
             false => Key::decode_public(secret, &format, short_rsa).map_err(|error| error.to_string()),
         };
@@ -199,7 +218,7 @@ fn stated(at: Table<'_>) -> Option<Stated> {
 }
 
 /// With how the entries of other algorithms begin.
-fn read_signature(table: &Table<'_>) -> Option<(SignatureAt, Vec<String>)> {
+fn read_signature(table: &Table<'_>, secrets: &[Named]) -> Option<(SignatureAt, Vec<String>)> {
     let Some(at) = table.table("signature") else {
         if !table.has("signature") {
             table.error("", "`signature` is missing", r#"signature = { header = "X-Signature", encoding = "hex" }"#);
@@ -212,17 +231,28 @@ fn read_signature(table: &Table<'_>) -> Option<(SignatureAt, Vec<String>)> {
         at.parsed("header", header_name).into_iter().collect()
     };
     let inside = at.text("header_json");
+    let all = at.has("headers") && at.flag("all", false);
     let in_header = (at.has("header") || at.has("headers")).then(|| match inside {
         Some(pointer) => Place::HeaderJson { names: headers, pointer },
+        None if all => Place::EveryHeader(headers),
         None => Place::Header(headers),
+    });
+    let numbered = at.parsed("numbered_headers", |text| {
+        (1..=MAX_NUMBERED).map(|number| header_name(&format!("{text}{number}"))).collect::<Result<Vec<_>, _>>()
     });
     let places = [
         in_header,
+        numbered.map(Place::EveryHeader),
         at.text("query").map(Place::Query),
         at.text("form").map(Place::Form),
         at.text("json").map(Place::Json),
     ];
-    let place = exactly_one(&at, places, r#"header = "X-Signature""#, "one of header, headers, query, form, json");
+    let place = exactly_one(
+        &at,
+        places,
+        r#"header = "X-Signature""#,
+        "one of header, headers, numbered_headers, query, form, json",
+    );
     let encodings = [("hex", Encoding::Hex), ("base64", Encoding::Base64), ("base64url", Encoding::Base64Url)];
     let encoding = at.choice("encoding", Some("hex"), &encodings);
     let prefix = || at.text("prefix").unwrap_or_default();
@@ -233,18 +263,25 @@ fn read_signature(table: &Table<'_>) -> Option<(SignatureAt, Vec<String>)> {
         Pairs,
         List,
         Positional,
+        Entries,
     }
-    let shapes =
-        [("plain", Shape::Plain), ("pairs", Shape::Pairs), ("list", Shape::List), ("positional", Shape::Positional)];
+    let shapes = [
+        ("plain", Shape::Plain),
+        ("pairs", Shape::Pairs),
+        ("list", Shape::List),
+        ("positional", Shape::Positional),
+        ("entries", Shape::Entries),
+    ];
     let shape = at.choice("layout", Some("plain"), &shapes);
     let used: &[&str] = match shape {
         Some(Shape::Plain) => &["prefix"],
         Some(Shape::List) => &["separator", "prefix", "other_prefixes"],
         Some(Shape::Positional) => &["separator", "timestamp_index"],
-        Some(Shape::Pairs) => &["separator", "equals", "key"],
-        None => &["prefix", "separator", "equals", "key", "timestamp_index", "other_prefixes"],
+        Some(Shape::Pairs) => &["separator", "equals", "key", "groups"],
+        Some(Shape::Entries) => &["separator", "equals"],
+        None => &["prefix", "separator", "equals", "key", "groups", "timestamp_index", "other_prefixes"],
     };
-    for key in ["prefix", "separator", "equals", "key", "timestamp_index", "other_prefixes"] {
+    for key in ["prefix", "separator", "equals", "key", "groups", "timestamp_index", "other_prefixes"] {
         if at.has(key) && !used.contains(&key) {
             at.ignore(&[key]);
             at.error(
@@ -264,7 +301,21 @@ fn read_signature(table: &Table<'_>) -> Option<(SignatureAt, Vec<String>)> {
         Some(Shape::Pairs) => {
             let equals = character(&at, "equals", '=');
             at.needed_text("key", r#"key = "v1": the name of the pair that holds the signature"#)
-                .map(|key| Layout::Pairs { separator: separator(), equals, key })
+                .map(|key| Layout::Pairs { separator: separator(), equals, key, groups: one_character(&at, "groups") })
+        }
+        Some(Shape::Entries) => {
+            let names: Vec<Arc<str>> = secrets.iter().filter_map(|named| named.id.as_deref().map(Arc::from)).collect();
+            if names.len() < secrets.len() {
+                at.error(
+                    "layout",
+                    "names the key of each entry, and a secret has no `id`",
+                    r#"secrets = [{ env = "PRIVATE_KEY", id = "the public key" }]"#,
+                );
+                at.ignore(&["separator", "equals"]);
+                None
+            } else {
+                Some(Layout::Entries { separator: separator(), equals: character(&at, "equals", '='), names })
+            }
         }
         None => None,
     };
@@ -287,9 +338,17 @@ fn read_timestamp(table: &Table<'_>) -> Option<Timestamp> {
     ];
     let place = exactly_one(&at, places, r#"header = "X-Timestamp""#, "one of header, key, json, position");
     let unit = unit(&at);
-    let tolerance = at.duration("tolerance", Duration::from_secs(300), Duration::from_secs(1)..=DAY);
+    let tolerance = match at.peek_text("tolerance").as_deref() {
+        Some("none") => {
+            at.ignore(&["tolerance"]);
+            None
+        }
+        _ => Some(at.duration("tolerance", Duration::from_secs(300), Duration::from_secs(1)..=DAY)),
+    };
+    let futures = [("tolerance", Future::Tolerance), ("any", Future::Any), ("none", Future::None)];
+    let future = at.choice("future", Some("tolerance"), &futures);
     at.finish();
-    Some(Timestamp { place: place?, unit: unit?, tolerance })
+    Some(Timestamp { place: place?, unit: unit?, tolerance, future: future? })
 }
 
 pub(super) fn unit(table: &Table<'_>) -> Option<Unit> {
@@ -329,7 +388,12 @@ pub(super) fn locator(at: Table<'_>) -> Option<Locator> {
     found
 }
 
-fn exactly_one<T, const N: usize>(table: &Table<'_>, found: [Option<T>; N], example: &str, choices: &str) -> Option<T> {
+pub(super) fn exactly_one<T, const N: usize>(
+    table: &Table<'_>,
+    found: [Option<T>; N],
+    example: &str,
+    choices: &str,
+) -> Option<T> {
     let mut found = found.into_iter().flatten();
     match (found.next(), found.next()) {
         (Some(one), None) => Some(one),
@@ -345,6 +409,10 @@ fn exactly_one<T, const N: usize>(table: &Table<'_>, found: [Option<T>; N], exam
 }
 
 fn character(table: &Table<'_>, name: &'static str, default: char) -> char {
+    one_character(table, name).unwrap_or(default)
+}
+
+fn one_character(table: &Table<'_>, name: &'static str) -> Option<char> {
     let one = |text: &str| {
         let mut chars = text.chars();
         match (chars.next(), chars.next()) {
@@ -352,5 +420,5 @@ fn character(table: &Table<'_>, name: &'static str, default: char) -> char {
             _ => Err(format!("{text:?} is not one ASCII character")),
         }
     };
-    table.parsed(name, one).unwrap_or(default)
+    table.parsed(name, one)
 }

@@ -5,12 +5,12 @@ use super::http_signature;
 use super::jwt;
 use super::platform;
 use super::reader::Table;
-use super::scheme::{locators, read_scheme};
+use super::scheme::{exactly_one, locators, read_scheme};
 use super::secret_ref::Named;
 use super::units::header_name;
 use crate::secret::Secret;
 use crate::state::Quota;
-use crate::verify::{Basic, Proof, Settings, Token, Verifier};
+use crate::verify::{Basic, Proof, Settings, Template, Token, TokenPlace, Verifier};
 use http::HeaderValue;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -69,6 +69,16 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
         keys_shown.push(Named { name, id: None, algorithm: None, secret });
     }
     let mut proofs: Vec<Arc<dyn Proof>> = Vec::new();
+    // What `token` and `basic` take of the source's own secrets, where they have none.
+    let mut lent = Vec::new();
+    let replay = source.text("replay").and_then(|text| match Template::parse(&text) {
+        Ok(template) => Some(template),
+        Err(error) => {
+            source.error("replay", format!("at character {}: {}", error.position + 1, error.what), &error.try_this);
+            scheme_failed = true;
+            None
+        }
+    });
     if let Some(table) = verify {
         let (theirs_id, theirs_event) = (locators(&table, "id"), locators(&table, "event"));
         id = if id.is_empty() { theirs_id } else { id };
@@ -87,6 +97,9 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
         scheme = read_scheme(source, &table, &keys_shown, public_url.as_deref());
         scheme_failed |= scheme.is_none();
         table.finish();
+    } else if !keys_shown.is_empty() && lends(source) {
+        lent = std::mem::take(&mut keys_shown);
+        secret_names.clear();
     } else if ["jwt", "each_secret", "http_signature"].iter().any(|proof| source.has(proof)) {
         // Theirs, and judged below.
     } else if !keys_shown.is_empty() && (asked.uses_secrets || label.is_some()) {
@@ -150,6 +163,15 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
     }
 
     let basic = source.table("basic").and_then(|table| {
+        if !lent.is_empty() && !table.has("username") && !table.has("password") {
+            table.finish();
+            let logins: Vec<_> = lent.iter().filter_map(|named| login(source, named, &mut secret_names)).collect();
+            if logins.is_empty() {
+                source.error("secrets", "none is `username:password`", "");
+            }
+            scheme_failed |= logins.is_empty();
+            return (!logins.is_empty()).then_some(Basic { logins });
+        }
         let username =
             table.needed_text("username", r#"basic = { username = "hooks", password = { env = "PASSWORD" } }"#);
         let password = table.secret("password");
@@ -164,7 +186,7 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
         pair.map(|(username, named)| {
             warn_if_short(source, "basic", &named.secret, SHORT_PASSWORD);
             secret_names.push(named.name);
-            Basic { username, passwords: vec![named.secret] }
+            Basic { logins: vec![(username, named.secret)] }
         })
     });
     let bearer =
@@ -180,16 +202,20 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
         });
     let token = source.table("token").and_then(|table| {
         let example = r#"token = { header = "X-Gitlab-Token", secrets = [{ env = "TOKEN" }] }"#;
-        if !table.has("header") {
-            table.error("", "`header` is missing", example);
-        }
-        let header = table.parsed("header", header_name);
-        let named = table.secrets("secrets");
-        if !table.has("secrets") {
+        let places = [
+            table.parsed("header", header_name).map(TokenPlace::Header),
+            table.text("json").map(TokenPlace::Json),
+            table.text("query").map(TokenPlace::Query),
+            table.text("form").map(TokenPlace::Form),
+        ];
+        let place = exactly_one(&table, places, example, "one of header, json, query, form");
+        let named = if table.has("secrets") { table.secrets("secrets") } else { std::mem::take(&mut lent) };
+        if !table.has("secrets") && named.is_empty() {
+            table.ignore(&["secrets"]);
             table.error("", "`secrets` is missing", example);
         }
         table.finish();
-        let header = header.filter(|_| !named.is_empty())?;
+        let place = place.filter(|_| !named.is_empty())?;
         let secrets = named
             .into_iter()
             .map(|named| {
@@ -198,7 +224,7 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
                 named.secret
             })
             .collect();
-        Some(Token { header, secrets })
+        Some(Token { place, secrets })
     });
     if basic.is_some() && bearer.is_some() {
         source.error(
@@ -227,6 +253,7 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
     };
     let has_id = !id.is_empty();
     let handshakes::Read { handshakes, only_json, awaits, shows_captured, .. } = asked;
+    let document = scheme.as_ref().map(|scheme| scheme.more.document.clone()).unwrap_or_default();
     let settings = Settings {
         label,
         scheme,
@@ -240,6 +267,8 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
         id,
         event,
         public_url,
+        document,
+        replay,
     };
     match Verifier::build(settings) {
         Ok(verifier) => Some(Credentials {
@@ -265,6 +294,32 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
 fn read_resends(table: &Table<'_>) -> Resends {
     let choices = [("resigned", Resends::Resigned), ("same_bytes", Resends::SameBytes), ("unknown", Resends::Unknown)];
     table.choice("resends", Some("unknown"), &choices).unwrap_or(Resends::Unknown)
+}
+
+/// Do `token` or `basic` take the source's own secrets? So that presets can say where they go.
+fn lends(source: &Table<'_>) -> bool {
+    let token = source.table("token").is_some_and(|token| !token.has("secrets"));
+    let basic = source.table("basic").is_some_and(|basic| !basic.has("username") && !basic.has("password"));
+    token || basic
+}
+
+/// A secret that is `username:password`; the password may hold further colons.
+fn login(source: &Table<'_>, named: &Named, names: &mut Vec<String>) -> Option<(String, Secret)> {
+    let bytes = named.secret.expose();
+    let colon = bytes.iter().position(|byte| *byte == b':');
+    let (username, password) = bytes.split_at(colon.unwrap_or(0));
+    let password = Secret::new(password.strip_prefix(b":").unwrap_or(password).to_vec());
+    match std::str::from_utf8(username) {
+        Ok(username) if colon.is_some() && !username.is_empty() && !password.is_empty() => {
+            warn_if_short(source, "basic", &password, SHORT_PASSWORD);
+            names.push(named.name.clone());
+            Some((username.to_owned(), password))
+        }
+        Ok(_) | Err(_) => {
+            source.warn("secrets", "a secret for Basic credentials is `username:password`; this one fits nothing", "");
+            None
+        }
+    }
 }
 
 fn warn_if_short(table: &Table<'_>, key: &str, secret: &Secret, least: usize) {

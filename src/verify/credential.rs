@@ -3,27 +3,38 @@
 //! Invariant: every configured value is compared, in constant time, whether or not an earlier one matched; a header that
 //! holds a credential stands there once.
 
+use std::borrow::Cow;
+
 use base64::Engine;
 use http::header::AUTHORIZATION;
 use http::{HeaderName, HeaderValue};
 
+use super::fields::{self, Found, Json};
 use super::key::BASE64;
 use super::{BuildError, Fault};
 use crate::delivery::Delivery;
 use crate::refusal::Refusal;
 use crate::secret::Secret;
 
+/// Any of these will do.
 #[derive(Clone, Debug)]
 pub(crate) struct Basic {
-    pub(crate) username: String,
-    pub(crate) passwords: Vec<Secret>,
+    pub(crate) logins: Vec<(String, Secret)>,
 }
 
-/// A header that holds nothing but the token.
+/// A header, field or JSON string that holds nothing but the token.
 #[derive(Clone, Debug)]
 pub(crate) struct Token {
-    pub(crate) header: HeaderName,
+    pub(crate) place: TokenPlace,
     pub(crate) secrets: Vec<Secret>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum TokenPlace {
+    Header(HeaderName),
+    Query(String),
+    Form(String),
+    Json(String),
 }
 
 #[derive(Debug, Default)]
@@ -54,19 +65,20 @@ impl Credentials {
         bearer: Option<Vec<Secret>>,
         token: Option<Token>,
     ) -> Result<Self, BuildError> {
-        let token_takes_authorization = token.as_ref().is_some_and(|token| token.header == AUTHORIZATION);
+        let token_takes_authorization =
+            token.as_ref().is_some_and(|token| token.place == TokenPlace::Header(AUTHORIZATION));
         let claims = [basic.is_some(), bearer.is_some(), token_takes_authorization];
         if claims.iter().filter(|claims| **claims).count() > 1 {
             return Err(BuildError::AuthorizationTwice);
         }
-        if basic.as_ref().is_some_and(|basic| basic.username.contains(':')) {
+        if basic.iter().flat_map(|basic| &basic.logins).any(|(username, _)| username.contains(':')) {
             return Err(BuildError::ColonInUsername);
         }
-        check("basic", basic.as_ref().map(|basic| basic.passwords.as_slice()))?;
-        check("bearer", bearer.as_deref())?;
-        check("token", token.as_ref().map(|token| token.secrets.as_slice()))?;
-        let basic =
-            basic.map(|basic| basic.passwords.iter().map(|password| Login::new(&basic.username, password)).collect());
+        check("basic", basic.as_ref().map(|basic| basic.logins.iter().map(|(_, password)| password).collect()))?;
+        check("bearer", bearer.as_ref().map(|secrets| secrets.iter().collect()))?;
+        check("token", token.as_ref().map(|token| token.secrets.iter().collect()))?;
+        let login = |(username, password): &(String, Secret)| Login::new(username, password);
+        let basic = basic.map(|basic| basic.logins.iter().map(login).collect());
         Ok(Self { basic, bearer, token })
     }
 
@@ -81,9 +93,24 @@ impl Credentials {
         [basic, bearer, token].into_iter().flatten()
     }
 
+    /// Where in a body the token is.
+    pub(crate) fn pointer(&self) -> Option<&str> {
+        match &self.token.as_ref()?.place {
+            TokenPlace::Json(pointer) => Some(pointer),
+            TokenPlace::Header(_) | TokenPlace::Query(_) | TokenPlace::Form(_) => None,
+        }
+    }
+
+    /// A token that stands in no header, for a sender to put there.
+    pub(crate) fn token_elsewhere(&self) -> Option<(&TokenPlace, &Secret)> {
+        let token = self.token.as_ref()?;
+        let secret = token.secrets.first()?;
+        (!matches!(token.place, TokenPlace::Header(_))).then_some((&token.place, secret))
+    }
+
     /// All that are configured must pass. Says which of its secrets each matched, counted through all of them in the
     /// order basic, bearer, token.
-    pub(crate) fn judge(&self, delivery: &Delivery) -> Result<[Option<usize>; 3], Fault> {
+    pub(crate) fn judge(&self, delivery: &Delivery, json: &Json) -> Result<[Option<usize>; 3], Fault> {
         let basic = self.basic.as_ref().map(|logins| {
             let presented = authorization(delivery, "basic")?;
             let decoded = BASE64.decode(presented).map_err(|_| bad("the Basic credentials are not base64"))?;
@@ -94,8 +121,8 @@ impl Credentials {
             first(secrets.iter().map(|secret| secret.matches(presented)))
         });
         let token = self.token.as_ref().map(|token| {
-            let presented = only(delivery, &token.header)?.as_bytes();
-            first(token.secrets.iter().map(|secret| secret.matches(presented)))
+            let presented = token.place.find(delivery, json)?;
+            first(token.secrets.iter().map(|secret| secret.matches(&presented)))
         });
         let (token, bearer, basic) = (token.transpose()?, bearer.transpose()?, basic.transpose()?);
         let before_bearer = self.basic.as_ref().map_or(0, Vec::len);
@@ -120,11 +147,28 @@ impl Credentials {
             .flatten()
             .take(1)
             .map(|secret| (AUTHORIZATION, sensitive(&[b"Bearer ", secret.expose()].concat())));
-        let token = self
-            .token
-            .iter()
-            .filter_map(|token| Some((token.header.clone(), sensitive(token.secrets.first()?.expose()))));
+        let token = self.token.iter().filter_map(|token| match &token.place {
+            TokenPlace::Header(header) => Some((header.clone(), sensitive(token.secrets.first()?.expose()))),
+            TokenPlace::Query(_) | TokenPlace::Form(_) | TokenPlace::Json(_) => None,
+        });
         basic.chain(bearer).chain(token).collect()
+    }
+}
+
+impl TokenPlace {
+    fn find<'a>(&self, delivery: &'a Delivery, json: &'a Json) -> Result<Cow<'a, [u8]>, Fault> {
+        let found = match self {
+            Self::Header(name) => Found::Value(only(delivery, name)?.as_bytes().into()),
+            Self::Query(name) => fields::field(delivery.query.as_deref().unwrap_or_default().as_bytes(), name),
+            Self::Form(name) => fields::field(&delivery.body, name),
+            Self::Json(pointer) => json.at(pointer),
+        };
+        match found {
+            Found::Value(text) if text.is_empty() => Err(missing("the token is empty")),
+            Found::Value(text) => Ok(text),
+            Found::Absent => Err(missing("the token is missing")),
+            Found::Ambiguous => Err(bad("the token is there twice, or is no text")),
+        }
     }
 }
 
@@ -145,10 +189,10 @@ impl Login {
     }
 }
 
-fn check(credential: &'static str, secrets: Option<&[Secret]>) -> Result<(), BuildError> {
-    match secrets {
+fn check(credential: &'static str, secrets: Option<Vec<&Secret>>) -> Result<(), BuildError> {
+    match secrets.as_deref() {
         Some([]) => Err(BuildError::NoSecrets { credential }),
-        Some(secrets) if secrets.iter().any(Secret::is_empty) => Err(BuildError::EmptySecret { credential }),
+        Some(secrets) if secrets.iter().any(|secret| secret.is_empty()) => Err(BuildError::EmptySecret { credential }),
         Some(_) | None => Ok(()),
     }
 }
@@ -199,12 +243,13 @@ mod tests {
     }
 
     fn basic(password: &str) -> Credentials {
-        let passwords = vec![secret("new"), secret(password)];
-        Credentials::build(Some(Basic { username: "hook".into(), passwords }), None, None).unwrap()
+        let logins = [secret("new"), secret(password)].map(|password| ("hook".to_owned(), password)).to_vec();
+        Credentials::build(Some(Basic { logins }), None, None).unwrap()
     }
 
     fn judged(credentials: &Credentials, values: &[&[u8]]) -> Result<Option<usize>, Refusal> {
-        let judged = credentials.judge(&presented(&AUTHORIZATION, values)).map_err(|fault| fault.refusal);
+        let judged =
+            credentials.judge(&presented(&AUTHORIZATION, values), &Json::default()).map_err(|fault| fault.refusal);
         judged.map(|[basic, bearer, _]| basic.or(bearer))
     }
 
@@ -241,18 +286,50 @@ mod tests {
     fn a_token_is_the_whole_header() {
         let header = HeaderName::from_static("x-gitlab-token");
         let secrets = vec![secret("a"), secret("b")];
-        let credentials = Credentials::build(None, None, Some(Token { header: header.clone(), secrets })).unwrap();
-        let judge = |value: &[u8]| credentials.judge(&presented(&header, &[value])).map_err(|fault| fault.refusal);
+        let credentials =
+            Credentials::build(None, None, Some(Token { place: TokenPlace::Header(header.clone()), secrets })).unwrap();
+        let judge = |value: &[u8]| {
+            credentials.judge(&presented(&header, &[value]), &Json::default()).map_err(|fault| fault.refusal)
+        };
         assert_eq!(judge(b"b"), Ok([None, None, Some(1)]));
         assert_eq!(judge(b"ab"), Err(Refusal::BadCredentials));
-        assert_eq!(judge(b""), Err(Refusal::BadCredentials));
+        assert_eq!(judge(b""), Err(Refusal::MissingCredentials));
+    }
+
+    #[test]
+    fn a_token_may_stand_in_the_body_or_the_query() {
+        let at = |place: TokenPlace| {
+            Credentials::build(None, None, Some(Token { place, secrets: vec![secret("a b")] })).unwrap()
+        };
+        let judge = |credentials: &Credentials, query: &str, body: &str| {
+            let mut pointers = crate::verify::fields::Pointers::default();
+            credentials.pointer().map(|pointer| pointers.add(pointer));
+            let mut delivery = presented(&AUTHORIZATION, &[]);
+            delivery.query = Some(query.to_owned());
+            delivery.body = Bytes::from(body.to_owned());
+            let json = pointers.read(body.as_bytes());
+            credentials.judge(&delivery, &json).map(|[_, _, token]| token).map_err(|fault| fault.refusal)
+        };
+        let query = at(TokenPlace::Query("t".into()));
+        assert_eq!(judge(&query, "t=a+b", ""), Ok(Some(0)));
+        assert_eq!(judge(&query, "t=a+b&t=a+b", ""), Err(Refusal::BadCredentials));
+        assert_eq!(judge(&query, "", ""), Err(Refusal::MissingCredentials));
+        let form = at(TokenPlace::Form("t".into()));
+        assert_eq!(judge(&form, "", "x=1&t=a%20b"), Ok(Some(0)));
+        assert_eq!(judge(&form, "", "x=1&t=a"), Err(Refusal::BadCredentials));
+        let json = at(TokenPlace::Json("/t".into()));
+        assert_eq!(judge(&json, "", r#"{"t":"a b"}"#), Ok(Some(0)));
+        assert_eq!(judge(&json, "", r#"{"t":["a b"]}"#), Err(Refusal::BadCredentials));
+        assert_eq!(judge(&json, "", r#"{"t":null}"#), Err(Refusal::MissingCredentials));
+        assert_eq!(judge(&json, "", r#"{"t":"a b","t":"a b"}"#), Err(Refusal::BadCredentials));
+        assert_eq!(judge(&json, "", "t"), Err(Refusal::BadCredentials));
     }
 
     #[test]
     fn what_would_fail_open_does_not_load() {
         let build = |basic: Option<Basic>, bearer, token| Credentials::build(basic, bearer, token).unwrap_err();
-        let login = |username: &str| Some(Basic { username: username.into(), passwords: vec![secret("p")] });
-        let token = |header| Some(Token { header, secrets: vec![secret("t")] });
+        let login = |username: &str| Some(Basic { logins: vec![(username.into(), secret("p"))] });
+        let token = |header| Some(Token { place: TokenPlace::Header(header), secrets: vec![secret("t")] });
         assert_eq!(build(None, Some(vec![]), None), BuildError::NoSecrets { credential: "bearer" });
         assert_eq!(build(None, Some(vec![secret("")]), None), BuildError::EmptySecret { credential: "bearer" });
         assert_eq!(build(login("a:b"), None, None), BuildError::ColonInUsername);
@@ -262,16 +339,16 @@ mod tests {
 
     #[test]
     fn what_a_sender_would_add_is_accepted() {
-        let token = Token { header: HeaderName::from_static("x-token"), secrets: vec![secret("t")] };
-        let passwords = vec![secret("p")];
-        let credentials =
-            Credentials::build(Some(Basic { username: "u".into(), passwords }), None, Some(token)).unwrap();
+        let place = TokenPlace::Header(HeaderName::from_static("x-token"));
+        let token = Token { place, secrets: vec![secret("t")] };
+        let logins = vec![("u".to_owned(), secret("p"))];
+        let credentials = Credentials::build(Some(Basic { logins }), None, Some(token)).unwrap();
         let mut delivery = presented(&AUTHORIZATION, &[]);
         for (name, value) in credentials.headers() {
             delivery.headers.insert(name, value.unwrap());
         }
-        assert_eq!(credentials.judge(&delivery).unwrap(), [Some(0), None, Some(1)]);
+        assert_eq!(credentials.judge(&delivery, &Json::default()).unwrap(), [Some(0), None, Some(1)]);
         delivery.headers.remove("x-token");
-        assert_eq!(credentials.judge(&delivery).unwrap_err().refusal, Refusal::MissingCredentials);
+        assert_eq!(credentials.judge(&delivery, &Json::default()).unwrap_err().refusal, Refusal::MissingCredentials);
     }
 }

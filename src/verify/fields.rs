@@ -79,7 +79,7 @@ impl Pointers {
         let walked = Walk { node: &self.root, found: &mut found }.deserialize(&mut reader).and_then(|()| reader.end());
         match walked {
             Ok(()) => Json { found, broken: false },
-            Err(_) => Json { found: BTreeMap::new(), broken: true },
+            Err(_) => Json::broken(),
         }
     }
 }
@@ -115,6 +115,11 @@ enum Scalar {
 }
 
 impl Json {
+    /// Of a body in which no document was found.
+    pub(crate) fn broken() -> Self {
+        Self { found: BTreeMap::new(), broken: true }
+    }
+
     pub(crate) fn at(&self, pointer: &str) -> Found<'_> {
         match self.found.get(pointer) {
             _ if self.broken => Found::Ambiguous,

@@ -24,8 +24,19 @@ const LARGEST_SECONDS: u64 = 100_000_000_000;
 pub(crate) struct Timestamp {
     pub(crate) place: TimestampPlace,
     pub(crate) unit: Unit,
-    /// Both ways: senders' clocks run ahead as often as behind.
-    pub(crate) tolerance: Duration,
+    /// `None`: the time is signed and not judged, for nobody says how old a delivery may be.
+    pub(crate) tolerance: Option<Duration>,
+    pub(crate) future: Future,
+}
+
+/// How far ahead of ours the sender's clock may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Future {
+    /// As far as behind: senders' clocks run ahead as often.
+    #[default]
+    Tolerance,
+    Any,
+    None,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +51,12 @@ pub(crate) enum Unit {
 
 impl Timestamp {
     pub(crate) fn is_fresh(&self, stated: UnixMillis, now: UnixMillis) -> bool {
-        now.distance(stated) <= self.tolerance
+        let Some(tolerance) = self.tolerance else { return true };
+        match self.future {
+            Future::Any if stated > now => true,
+            Future::None if stated > now => false,
+            Future::Any | Future::None | Future::Tolerance => now.distance(stated) <= tolerance,
+        }
     }
 }
 
@@ -129,10 +145,30 @@ mod tests {
         assert_eq!(Unit::HttpDate.parse("soon"), None);
     }
 
+    fn timestamp(tolerance: Option<Duration>, future: Future) -> Timestamp {
+        Timestamp { place: TimestampPlace::Position, unit: Unit::Seconds, tolerance, future }
+    }
+
+    #[test]
+    fn the_future_is_as_open_as_the_scheme_says() {
+        let (minute, now) = (Some(Duration::from_secs(60)), UnixMillis(1_000_000));
+        let ahead = UnixMillis(1_000_001);
+        let far_ahead = UnixMillis(u64::MAX);
+        assert!(timestamp(minute, Future::Any).is_fresh(far_ahead, now));
+        assert!(!timestamp(minute, Future::Any).is_fresh(UnixMillis(939_999), now));
+        assert!(!timestamp(minute, Future::None).is_fresh(ahead, now));
+        assert!(timestamp(minute, Future::None).is_fresh(now, now));
+        assert!(!timestamp(minute, Future::None).is_fresh(UnixMillis(939_999), now));
+        for future in [Future::Tolerance, Future::Any, Future::None] {
+            assert!(timestamp(None, future).is_fresh(UnixMillis(0), now));
+            assert!(timestamp(None, future).is_fresh(far_ahead, now));
+        }
+    }
+
     #[test]
     fn the_window_is_open_on_both_sides_and_includes_its_edges() {
         let minute = Duration::from_secs(60);
-        let stamp = Timestamp { place: TimestampPlace::Position, unit: Unit::Seconds, tolerance: minute };
+        let stamp = timestamp(Some(minute), Future::Tolerance);
         let now = UnixMillis(1_000_000);
         assert!(stamp.is_fresh(UnixMillis(940_000), now));
         assert!(stamp.is_fresh(UnixMillis(1_060_000), now));

@@ -36,6 +36,9 @@ pub(crate) enum Hash {
 impl Algorithm {
     pub(crate) fn hash(self) -> Option<Hash> {
         match self {
+            Self::Sha1 => Some(Hash::Sha1),
+            Self::Sha256 => Some(Hash::Sha256),
+            Self::Sha512 => Some(Hash::Sha512),
             Self::HmacSha1 => Some(Hash::Sha1),
             Self::HmacSha256 => Some(Hash::Sha256),
             Self::HmacSha384 => Some(Hash::Sha384),
@@ -77,14 +80,64 @@ fn feed<M: Mac>(mut mac: M, pieces: &[Cow<'_, [u8]>]) -> Vec<u8> {
     mac.finalize().into_bytes().to_vec()
 }
 
+/// A secret that goes into the hashed message itself, at the place that the template names.
+#[derive(Clone, Debug)]
+pub(crate) struct Hashed {
+    hash: Hash,
+    secret: Key,
+}
+
+impl Hashed {
+    pub(crate) fn new(hash: Hash, secret: Key) -> Self {
+        Self { hash, secret }
+    }
+
+    pub(super) fn digest(&self, message: &Message<'_>) -> Zeroizing<Vec<u8>> {
+        Zeroizing::new(match self.hash {
+            Hash::Sha1 => self.feed(Sha1::new(), message),
+            Hash::Sha256 => self.feed(Sha256::new(), message),
+            Hash::Sha384 => self.feed(Sha384::new(), message),
+            Hash::Sha512 => self.feed(Sha512::new(), message),
+        })
+    }
+
+    fn feed<D: Digest>(&self, mut digest: D, message: &Message<'_>) -> Vec<u8> {
+        for (position, piece) in message.pieces.iter().enumerate() {
+            if message.secret_at == Some(position) {
+                digest.update(self.secret.bytes());
+            }
+            digest.update(piece);
+        }
+        if message.secret_at == Some(message.pieces.len()) {
+            digest.update(self.secret.bytes());
+        }
+        digest.finalize().to_vec()
+    }
+}
+
+/// A plain hash over `secret + message` can be continued by whoever knows it, without the secret: behind the padding,
+/// which holds a zero byte in every case, for the length of a message is far below 2^56 bits. No genuine text has one.
+pub(super) fn may_be_extended(message: &Message<'_>) -> bool {
+    let behind = message.secret_at.and_then(|at| message.pieces.get(at..)).unwrap_or_default();
+    behind.iter().any(|piece| piece.contains(&0))
+}
+
+/// As `judge`, for plain hashes.
+pub(super) fn judge_hashed(secrets: &[Hashed], message: &Message<'_>, candidates: &[Vec<u8>]) -> Matched {
+    compare(secrets.iter().map(|secret| secret.digest(message)), candidates)
+}
+
 /// The replay keys are the MACs under all the secrets, not the presented one alone: whoever knows an old secret could
 /// else present the same message a second time under another signature. They are hashed, so that the memory of what was
 /// accepted holds no working signatures.
 pub(super) fn judge(secrets: &[Keyed], message: &Message<'_>, candidates: &[Vec<u8>]) -> Matched {
-    let mut matches: Vec<Choice> = Vec::with_capacity(secrets.len());
-    let mut replay_keys = Vec::with_capacity(secrets.len());
-    for secret in secrets {
-        let mac = secret.mac(&message.pieces);
+    compare(secrets.iter().map(|secret| secret.mac(&message.pieces)), candidates)
+}
+
+fn compare(macs: impl ExactSizeIterator<Item = Zeroizing<Vec<u8>>>, candidates: &[Vec<u8>]) -> Matched {
+    let mut matches: Vec<Choice> = Vec::with_capacity(macs.len());
+    let mut replay_keys = Vec::with_capacity(macs.len());
+    for mac in macs {
         let any = candidates.iter().fold(Choice::from(0), |any, candidate| any | mac.as_slice().ct_eq(candidate));
         matches.push(any);
         replay_keys.push(Sha256::new().chain_update(b"hmac").chain_update(mac.as_slice()).finalize().into());
@@ -104,7 +157,7 @@ mod tests {
     }
 
     fn message<'a>(pieces: &[&'a [u8]]) -> Message<'a> {
-        Message { pieces: pieces.iter().map(|piece| Cow::Borrowed(*piece)).collect(), complete: true }
+        Message { pieces: pieces.iter().map(|piece| Cow::Borrowed(*piece)).collect(), complete: true, secret_at: None }
     }
 
     /// RFC 2202 and RFC 4231, test case 2.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use sha1::{Digest, Sha1};
 use thiserror::Error;
+use unicode_normalization::UnicodeNormalization;
 use zeroize::Zeroizing;
 
 use super::public_key::{self, PublicKey};
@@ -118,6 +120,11 @@ impl Key {
         Self { id: id.map(Arc::from), ..self }
     }
 
+    /// The key that is the SHA-1 of what was configured, as Braintree's is.
+    pub(crate) fn hashed_with_sha1(self) -> Self {
+        Self { bytes: Secret::new(Sha1::digest(self.bytes.expose()).to_vec()), ..self }
+    }
+
     pub(crate) fn bytes(&self) -> &[u8] {
         self.bytes.expose()
     }
@@ -137,6 +144,14 @@ pub(crate) fn repeated_seed(secret: &[u8]) -> Option<Zeroizing<[u8; 32]>> {
         *place = *byte;
     }
     Some(seed)
+}
+
+/// The secret in Unicode's form NFKD; one that is no text stays as it is.
+pub(crate) fn normalised(secret: &Secret) -> Secret {
+    match std::str::from_utf8(secret.expose()) {
+        Ok(text) => Secret::new(text.nfkd().collect::<String>().into_bytes()),
+        Err(_) => secret.clone(),
+    }
 }
 
 #[cfg(test)]
@@ -161,6 +176,15 @@ mod tests {
         assert_eq!(decode("+/8", KeyEncoding::Base64, None), Ok(vec![0xfb, 0xff]));
         assert_eq!(decode("-_8=", KeyEncoding::Base64Url, None), Ok(vec![0xfb, 0xff]));
         assert_eq!(decode("x", KeyEncoding::Pem, None), Err(KeyError::NotShared));
+    }
+
+    #[test]
+    fn a_secret_can_be_normalised_and_a_key_hashed() {
+        assert_eq!(normalised(&Secret::new("ﬁ é".into())).expose(), "fi e\u{301}".as_bytes());
+        assert_eq!(normalised(&Secret::new(vec![0xff])).expose(), [0xff]);
+        let format = KeyFormat { encoding: KeyEncoding::Utf8, strip_prefix: None };
+        let key = Key::decode(&Secret::new("abc".into()), &format).unwrap().hashed_with_sha1();
+        assert_eq!(hex::encode(key.bytes()), "a9993e364706816aba3e25717850c26c9cd0d89d");
     }
 
     #[test]

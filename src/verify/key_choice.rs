@@ -94,7 +94,9 @@ impl Stated {
             Self::At(locator) => locator.find(delivery, json, None),
             Self::BesideSignature(pointer) => match place {
                 Place::HeaderJson { names, .. } => presented::header_json(delivery, names, pointer).map(Some),
-                Place::Header(_) | Place::Query(_) | Place::Form(_) | Place::Json(_) => Ok(None),
+                Place::Header(_) | Place::EveryHeader(_) | Place::Query(_) | Place::Form(_) | Place::Json(_) => {
+                    Ok(None)
+                }
             },
         }
     }

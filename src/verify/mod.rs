@@ -5,9 +5,11 @@
 //! cover is called signed. All proofs are judged before the first failure is told, so that the time taken does not say
 //! which of them failed.
 
+mod canonical;
 mod captured;
 mod certificate;
 mod credential;
+mod document;
 mod each_member;
 mod fields;
 mod freshness;
@@ -17,6 +19,8 @@ mod jwt;
 mod key;
 mod key_choice;
 mod message_signature;
+mod more;
+mod parts;
 mod platform;
 mod presented;
 mod proof;
@@ -47,26 +51,31 @@ use captured::Captured;
 use credential::Credentials;
 use fields::{Json, Pointers};
 use prover::Prover;
+use sha2::{Digest, Sha256};
+use template::Facts;
 
 pub(crate) use certificate::Roots;
-pub(crate) use credential::{Basic, Token};
+pub(crate) use credential::{Basic, Token, TokenPlace};
+pub(crate) use document::{Document, Part};
 pub(crate) use each_member::EachMember;
-pub(crate) use freshness::{Timestamp, Unit};
+pub(crate) use freshness::{Future, Timestamp, Unit};
 pub(crate) use handshake::{
     Alphabet, Answer, AnswerBody, Asked, Computed, Condition, Declined, Function, Granted, Guard, Handshake, Member,
     Piece, Reply,
 };
+pub(crate) use hmac::Hash;
 pub(crate) use jwt::{
     ClaimHash, Claims as JwtClaims, DigestClaim, JwsAlgorithm, Jwt, KeyId as JwtKeyId, KeyRing, Payload as JwtPayload,
     QueryHash, RingError, Rules, Scheme as JwtScheme, TokenAt, TrueLayer,
 };
-pub(crate) use key::{Key, KeyEncoding, KeyError, KeyFormat};
+pub(crate) use key::{Key, KeyEncoding, KeyError, KeyFormat, normalised};
 pub(crate) use key_choice::{Declared, KeyChoice, Stated};
 pub(crate) use message_signature::{
     CavagePlace, HttpSignature, MessageAlgorithm, Required, SignerKey, Standard as SignatureStandard,
 };
+pub(crate) use more::{BodyHash, MessageWhen, More, When};
 pub(crate) use platform::{Adobe, Alexa, Apple, Environment, PayPal, Sns, SnsVersion};
-pub(crate) use presented::{Encoding, Layout, Locator, Place, SignatureAt, TimestampPlace};
+pub(crate) use presented::{Encoding, Layout, Locator, MAX_NUMBERED, Place, SignatureAt, TimestampPlace};
 pub(crate) use proof::{Coverage, Failure, Proof, Question};
 pub(crate) use prover::{Algorithm, Scheme};
 pub(crate) use public_key::SignatureAlgorithm;
@@ -74,7 +83,7 @@ pub(crate) use resign::SigningKey;
 pub(crate) use sign::Draft;
 #[cfg(test)]
 pub(crate) use sign::SignError;
-pub(crate) use template::Template;
+pub(crate) use template::{Template, UrlForm};
 
 /// How the requests of one source prove themselves, as `config` assembles it.
 #[derive(Clone, Debug, Default)]
@@ -99,6 +108,10 @@ pub(crate) struct Settings {
     /// Where the event's type stands, likewise.
     pub(crate) event: Vec<Locator>,
     pub(crate) public_url: Option<String>,
+    /// What the locators and handshakes speak of.
+    pub(crate) document: Document,
+    /// What stands for a delivery in the memory of replays where no signature stands for its body.
+    pub(crate) replay: Option<Template>,
 }
 
 /// Settings that would refuse everything, or worse, accept what proves nothing.
@@ -128,6 +141,10 @@ pub(crate) enum BuildError {
     TimestampLayout { expected: &'static str },
     #[error("the message needs {{timestamp}} and no timestamp is configured; add `timestamp`")]
     NoTimestamp,
+    #[error("a plain hash takes {{secret}} in `message`, once, and no other algorithm does")]
+    SecretInMessage,
+    #[error("`replay` draws on what a request shows: not on {{timestamp}}, {{secret}}, {{pair:…}} or the signature")]
+    ReplayOfSignature,
     #[error("the message needs {{pair:…}} and the signature is not laid out in pairs")]
     NoPairs,
     #[error("`{0}` is not a JSON pointer; begin it with `/`")]
@@ -170,6 +187,8 @@ pub(crate) struct Verifier {
     id: Vec<Locator>,
     event: Vec<Locator>,
     public_url: Option<String>,
+    document: Document,
+    replay: Option<Template>,
     /// Everything that is ever looked up in a body, so that one walk finds it.
     pointers: Pointers,
     checks: Arc<[Arc<str>]>,
@@ -234,7 +253,7 @@ pub(crate) struct Refused {
 impl Verifier {
     pub(crate) fn build(settings: Settings) -> Result<Self, BuildError> {
         let Settings { label, scheme, mut proofs, handshakes, only_json, awaits_key, .. } = settings;
-        let Settings { basic, bearer, token, id, event, public_url, .. } = settings;
+        let Settings { basic, bearer, token, id, event, public_url, document, replay, .. } = settings;
         let credentials = Credentials::build(basic, bearer, token)?;
         let mut captured = None;
         if let Some(scheme) = scheme {
@@ -268,13 +287,17 @@ impl Verifier {
             | Locator::FormJson { .. }
             | Locator::Claim { .. } => None,
         });
-        let proving = proofs.iter().flat_map(|proof| proof.pointers());
+        let proving = proofs.iter().flat_map(|proof| proof.pointers()).chain(credentials.pointer());
+        let proving = proving.chain(replay.iter().flat_map(Template::json_pointers));
+        if replay.iter().any(|it| it.uses_timestamp() || it.uses_pairs() || it.secrets() > 0) {
+            return Err(BuildError::ReplayOfSignature);
+        }
         for pointer in locators.chain(proving).chain(handshakes.iter().flat_map(Handshake::pointers)) {
             pointers.add(pointer).map_err(|_| BuildError::NotAPointer(pointer.to_owned()))?;
         }
         let names = proofs.iter().map(|proof| proof.name());
         let checks = names.chain(credentials.names().map(Arc::from)).collect();
-        let reads_json = proofs.iter().any(|proof| proof.reads_json());
+        let reads_json = proofs.iter().any(|proof| proof.reads_json()) || credentials.pointer().is_some();
         Ok(Self {
             proofs,
             reads_json,
@@ -286,6 +309,8 @@ impl Verifier {
             id,
             event,
             public_url,
+            document,
+            replay,
             pointers,
             checks,
         })
@@ -336,12 +361,19 @@ impl Verifier {
 
     /// Can a replay be told? Only where the signature stands for the whole body, or no proof is made twice.
     pub(crate) fn has_replay_keys(&self) -> bool {
-        self.proofs.iter().any(|proof| proof.replay_keys_each() > 0)
+        self.replay.is_some() || self.proofs.iter().any(|proof| proof.replay_keys_each() > 0)
     }
 
     /// How many keys one delivery claims: a MAC under each live secret, or one digest.
     pub(crate) fn replay_keys_each(&self) -> usize {
-        self.proofs.iter().map(|proof| proof.replay_keys_each()).sum::<usize>().max(1)
+        let of_proofs = self.proofs.iter().map(|proof| proof.replay_keys_each()).sum::<usize>();
+        (of_proofs + usize::from(self.replay.is_some())).max(1)
+    }
+
+    /// What of the body all the proofs together stand for.
+    #[cfg(test)]
+    pub(crate) fn coverage(&self) -> Coverage {
+        self.proofs.iter().map(|proof| proof.coverage()).max().unwrap_or(Coverage::Nothing)
     }
 
     /// Of the signed time.
@@ -350,8 +382,8 @@ impl Verifier {
     }
 
     fn examine(&self, delivery: &Delivery, now: UnixMillis, library: &dyn Library) -> Result<Outcome, Failure> {
-        let mut json = if self.reads_json { self.pointers.read(&delivery.body) } else { Json::default() };
-        let credentials = self.credentials.judge(delivery);
+        let mut json = if self.reads_json { self.document.read(delivery, &self.pointers) } else { Json::default() };
+        let credentials = self.credentials.judge(delivery, &json);
         let mut outcome = Outcome::default();
         let mut failure = None;
         let mut listed_before = 0;
@@ -398,7 +430,10 @@ impl Verifier {
         }
         // From here on the sender is known; only now is its body parsed, unless the signature itself lay in there.
         if !self.reads_json && !self.pointers.is_empty() {
-            json = self.pointers.read(&delivery.body);
+            json = self.document.read(delivery, &self.pointers);
+        }
+        if let Some(replay) = &self.replay {
+            outcome.replay_keys.push(self.replay_key(replay, delivery, &json)?);
         }
         self.read_names(&mut outcome, delivery, &json)?;
         if outcome.visit.is_some() {
@@ -406,6 +441,30 @@ impl Verifier {
             outcome.challenge = Some(Reply { status, content_type: None, headers: Vec::new(), body });
         }
         Ok(outcome)
+    }
+
+    /// Whoever leaves out what tells deliveries apart is not let in without.
+    fn replay_key(&self, replay: &Template, delivery: &Delivery, json: &Json) -> Result<[u8; 32], Fault> {
+        let facts = Facts {
+            delivery,
+            public_url: self.public_url.as_deref(),
+            timestamp: None,
+            pairs: &[],
+            json,
+            body: None,
+            url_form: UrlForm::AsIs,
+        };
+        let rendered = replay.render(&facts);
+        let empty = rendered.pieces.iter().all(|piece| piece.is_empty());
+        if !rendered.complete || empty {
+            let note = "what tells a replay is missing from the request, or there twice";
+            return Err(Fault { refusal: Refusal::Malformed, note });
+        }
+        let mut digest = Sha256::new().chain_update(b"replay");
+        for piece in &rendered.pieces {
+            digest.update(piece);
+        }
+        Ok(digest.finalize().into())
     }
 
     fn read_names(&self, outcome: &mut Outcome, delivery: &Delivery, json: &Json) -> Result<(), Fault> {

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use base64::Engine;
 use http::HeaderName;
@@ -41,6 +42,8 @@ pub(crate) enum Place {
         names: Vec<HeaderName>,
         pointer: String,
     },
+    /// Each that is present holds signatures of its own.
+    EveryHeader(Vec<HeaderName>),
     Query(String),
     Form(String),
     Json(String),
@@ -56,6 +59,8 @@ pub(crate) enum Layout {
         separator: char,
         equals: char,
         key: String,
+        /// Between groups of pairs: `t=1,v1=… t=1,v1=…`. All must agree on what is not a signature.
+        groups: Option<char>,
     },
     /// `v1,… v1,…`: items without the prefix are another scheme's.
     List {
@@ -66,6 +71,13 @@ pub(crate) enum Layout {
     Positional {
         separator: char,
         timestamp_index: usize,
+    },
+    /// `key-a|… & key-b|…`: the signatures of the named keys are candidates, others are another receiver's.
+    Entries {
+        separator: char,
+        equals: char,
+        /// The ids of the configured secrets.
+        names: Vec<Arc<str>>,
     },
 }
 
@@ -129,6 +141,12 @@ pub(crate) struct Presented<'t> {
     pub(crate) position: Option<&'t str>,
 }
 
+/// Numbered headers are asked for up to as many.
+pub(crate) const MAX_NUMBERED: usize = MAX_CANDIDATES;
+
+/// What no header can hold, between those of `Place::EveryHeader`.
+const BETWEEN_HEADERS: char = '\n';
+
 const MISSING: Fault = Fault { refusal: Refusal::MissingSignature, note: "no signature was presented" };
 
 const fn malformed(note: &'static str) -> Fault {
@@ -144,6 +162,7 @@ impl SignatureAt {
         let text = match &self.place {
             Place::Header(names) => Cow::Borrowed(first_present(delivery, names)?),
             Place::HeaderJson { names, pointer } => Cow::Owned(header_json(delivery, names, pointer)?),
+            Place::EveryHeader(names) => Cow::Owned(every_header(delivery, names)?),
             Place::Query(name) => utf8(fields::field(query(delivery), name))?,
             Place::Form(name) => utf8(fields::field(&delivery.body, name))?,
             Place::Json(pointer) => utf8(json.at(pointer))?,
@@ -162,15 +181,23 @@ impl SignatureAt {
         let mut presented = Presented::default();
         let mut texts: Vec<&str> = Vec::new();
         match &self.layout {
+            Layout::Plain { prefix } if matches!(self.place, Place::EveryHeader(_)) => {
+                texts.extend(text.split(BETWEEN_HEADERS).filter_map(|item| item.trim().strip_prefix(prefix.as_str())));
+            }
             Layout::Plain { prefix } => texts.extend(text.strip_prefix(prefix.as_str())),
-            Layout::Pairs { separator, equals, key } => {
-                for (name, value) in text.split(*separator).filter_map(|item| item.trim().split_once(*equals)) {
+            Layout::Pairs { separator, equals, key, groups } => {
+                let items = text.split(|c| c == *separator || Some(c) == *groups);
+                for (name, value) in items.filter_map(|item| item.trim().split_once(*equals)) {
                     if name == key {
                         texts.push(value);
-                    } else {
+                    } else if groups.is_none() || !presented.pairs.contains(&(name, value)) {
                         presented.pairs.push((name, value));
                     }
                 }
+            }
+            Layout::Entries { separator, equals, names } => {
+                let entries = text.split(*separator).filter_map(|item| item.trim().split_once(*equals));
+                texts.extend(entries.filter(|(id, _)| names.iter().any(|name| **name == **id)).map(|(_, value)| value));
             }
             Layout::List { separator, prefix } => {
                 texts.extend(text.split(*separator).filter_map(|item| item.trim().strip_prefix(prefix.as_str())));
@@ -184,6 +211,10 @@ impl SignatureAt {
                     }
                 }
             }
+        }
+        if texts.is_empty() && !presented.pairs.is_empty() {
+            // Signatures of other versions are not ours.
+            return Err(MISSING);
         }
         if texts.is_empty() {
             return Err(malformed("the signature is not laid out as configured (prefix, key or separator)"));
@@ -200,7 +231,7 @@ impl SignatureAt {
 }
 
 impl Encoding {
-    fn decode(self, text: &str, lengths: &RangeInclusive<usize>) -> Option<Vec<u8>> {
+    pub(super) fn decode(self, text: &str, lengths: &RangeInclusive<usize>) -> Option<Vec<u8>> {
         // Longer than any spelling of a signature: not worth decoding.
         if text.len() > lengths.end() * 2 + 2 {
             return None;
@@ -244,7 +275,7 @@ impl TimestampPlace {
                     (Some((_, text)), None) => Ok(Cow::Borrowed(text)),
                     // Whoever adds a second one hopes that we sign with one and judge the other.
                     (Some(_), Some(_)) => Err(bad_time("several timestamps beside the signature")),
-                    (None, _) => Err(malformed("the timestamp beside the signature is missing")),
+                    (None, _) => Err(MISSING),
                 }
             }
             Self::Position => presented.position.map(Cow::Borrowed).ok_or(MISSING),
@@ -343,6 +374,26 @@ fn json_inside(text: &[u8], pointer: &str) -> Json {
     pointers.read(text)
 }
 
+/// What stands in all of these headers, each of them once or not at all.
+fn every_header(delivery: &Delivery, names: &[HeaderName]) -> Result<String, Fault> {
+    let mut texts = String::new();
+    for name in names {
+        match header_text(delivery, name) {
+            HeaderText::One(text) if text.trim().is_empty() => {}
+            HeaderText::One(text) => {
+                if !texts.is_empty() {
+                    texts.push(BETWEEN_HEADERS);
+                }
+                texts.push_str(text);
+            }
+            HeaderText::None => {}
+            HeaderText::Several => return Err(malformed("a signature header stands there twice")),
+            HeaderText::Unreadable => return Err(malformed("a signature header is not visible ASCII")),
+        }
+    }
+    Ok(texts)
+}
+
 /// What stands under a header's name.
 pub(crate) enum HeaderText<'a> {
     None,
@@ -360,7 +411,7 @@ pub(crate) fn header_text<'a>(delivery: &'a Delivery, name: &HeaderName) -> Head
     }
 }
 
-fn query(delivery: &Delivery) -> &[u8] {
+pub(super) fn query(delivery: &Delivery) -> &[u8] {
     delivery.query.as_deref().unwrap_or_default().as_bytes()
 }
 
@@ -395,7 +446,7 @@ mod tests {
     }
 
     fn pairs() -> Layout {
-        Layout::Pairs { separator: ',', equals: '=', key: "v1".into() }
+        Layout::Pairs { separator: ',', equals: '=', key: "v1".into(), groups: None }
     }
 
     fn plain(prefix: &str) -> Layout {
@@ -435,6 +486,33 @@ mod tests {
     }
 
     #[test]
+    fn pairs_without_a_signature_of_ours_hold_none() {
+        for text in ["t=1,v2=00ff", "t=1"] {
+            let parsed = at(pairs(), Encoding::Hex).parse(text, &(2..=2));
+            assert_eq!(refusal(parsed), Refusal::MissingSignature, "{text}");
+        }
+        assert_eq!(at(pairs(), Encoding::Hex).parse("t=1,v1=00ff", &(2..=2)).map(|it| it.candidates.len()), Ok(1));
+    }
+
+    #[test]
+    fn groups_of_pairs_agree_or_have_no_value() {
+        let grouped = Layout::Pairs { separator: ',', equals: '=', key: "v1".into(), groups: Some(' ') };
+        let at = at(grouped, Encoding::Hex);
+        let parsed = at.parse("t=1,v1=00ff t=1,v1=11ee", &(2..=2)).unwrap();
+        assert_eq!((parsed.candidates.len(), parsed.pairs), (2, vec![("t", "1")]));
+        assert_eq!(at.parse("t=1,v1=00ff t=2,v1=11ee", &(2..=2)).unwrap().pairs.len(), 2);
+    }
+
+    #[test]
+    fn entries_of_other_receivers_are_passed_over() {
+        let names = vec!["mine".into()];
+        let at = at(Layout::Entries { separator: '&', equals: '|', names }, Encoding::Hex);
+        let parse = |text| at.parse(text, &(2..=2)).map(|presented| presented.candidates);
+        assert_eq!(parse("other|0000&mine|00ff"), Ok(vec![vec![0x00, 0xff]]));
+        assert_eq!(parse("other|00ff").map_err(|fault| fault.refusal), Err(Refusal::MalformedSignature));
+    }
+
+    #[test]
     fn what_is_not_laid_out_as_configured_is_malformed() {
         let parse = |layout, text| refusal(at(layout, Encoding::Hex).parse(text, &(2..=2)));
         for (layout, text) in [
@@ -444,7 +522,6 @@ mod tests {
             (plain(""), "00ff00"),
             (plain(""), "00fg"),
             (plain(""), "00 ff"),
-            (pairs(), "t=1,v2=00ff"),
             (pairs(), "garbage"),
             (Layout::List { separator: ' ', prefix: "v1,".into() }, "00ff"),
             (Layout::Positional { separator: ',', timestamp_index: 0 }, "1700000000"),
@@ -529,7 +606,7 @@ mod tests {
         };
         assert_eq!(find("t=17,v1=00ff").unwrap(), "17");
         assert_eq!(refusal(find("t=17,t=18,v1=00ff")), Refusal::MalformedTimestamp);
-        assert_eq!(refusal(find("v1=00ff")), Refusal::MalformedSignature);
+        assert_eq!(refusal(find("v1=00ff")), Refusal::MissingTimestamp);
     }
 
     #[test]

@@ -10,15 +10,17 @@ use std::time::Duration;
 
 use http::HeaderName;
 
+use super::fields::Pointers;
 use super::freshness::Timestamp;
 use super::key::Key;
 use super::key_choice::{self, KeyChoice};
+use super::more::More;
 use super::presented::{HeaderText, Layout, Locator, Place, Presented, SignatureAt, TimestampPlace, header_text};
 use super::proof::{Coverage, Failure, Proof, Question};
 use super::public_key::SignatureAlgorithm;
 use super::sign::{Draft, SignError, Signing};
-use super::template::{Facts, Template};
-use super::{BuildError, Fault, Findings, hmac, public_key};
+use super::template::{Facts, Message, Template, UrlForm};
+use super::{BuildError, Fault, Findings, document, hmac, parts, public_key};
 use crate::delivery::Delivery;
 use crate::refusal::Refusal;
 
@@ -33,6 +35,8 @@ pub(crate) struct Scheme {
     pub(crate) required_headers: Vec<HeaderName>,
     /// The sender never makes one proof twice, so that it is a replay key even where it does not cover the body.
     pub(crate) single_use: bool,
+    /// What few senders need.
+    pub(crate) more: More,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +45,10 @@ pub(crate) enum Algorithm {
     HmacSha256,
     HmacSha384,
     HmacSha512,
+    /// A plain hash over a message that holds the secret.
+    Sha1,
+    Sha256,
+    Sha512,
     /// A public key's.
     Signature(SignatureAlgorithm),
 }
@@ -53,16 +61,24 @@ impl Algorithm {
             Self::HmacSha256 => "hmac-sha256",
             Self::HmacSha384 => "hmac-sha384",
             Self::HmacSha512 => "hmac-sha512",
+            Self::Sha1 => "sha1",
+            Self::Sha256 => "sha256",
+            Self::Sha512 => "sha512",
             Self::Signature(algorithm) => algorithm.name(),
         }
     }
 
+    /// Does the message hold the secret?
+    pub(crate) fn is_plain_hash(self) -> bool {
+        matches!(self, Self::Sha1 | Self::Sha256 | Self::Sha512)
+    }
+
     fn signature_lengths(self) -> RangeInclusive<usize> {
         match self {
-            Self::HmacSha1 => 20..=20,
-            Self::HmacSha256 => 32..=32,
+            Self::HmacSha1 | Self::Sha1 => 20..=20,
+            Self::HmacSha256 | Self::Sha256 => 32..=32,
             Self::HmacSha384 => 48..=48,
-            Self::HmacSha512 => 64..=64,
+            Self::HmacSha512 | Self::Sha512 => 64..=64,
             Self::Signature(algorithm) => algorithm.signature_lengths(),
         }
     }
@@ -77,10 +93,13 @@ pub(super) struct Prover {
     pub(super) time_is_signed: bool,
     pub(super) has_replay_key: bool,
     lengths: RangeInclusive<usize>,
+    /// Of each item, where every item of an array has a proof of its own.
+    pub(super) item_pointers: Pointers,
 }
 
 pub(super) enum Keys {
     Hmac(Vec<hmac::Keyed>),
+    Hashed(Vec<hmac::Hashed>),
     Public(SignatureAlgorithm, Vec<public_key::Listed>),
 }
 
@@ -88,7 +107,7 @@ impl Keys {
     fn lists(&self, id: &str) -> bool {
         match self {
             // An HMAC is tried under every secret, so that the time taken does not depend on which.
-            Self::Hmac(_) => true,
+            Self::Hmac(_) | Self::Hashed(_) => true,
             Self::Public(_, keys) => keys.iter().any(|listed| listed.id.as_deref() == Some(id)),
         }
     }
@@ -105,13 +124,38 @@ impl Scheme {
     fn proof_pointers(&self) -> impl Iterator<Item = &str> {
         let signature = match &self.signature.place {
             Place::Json(pointer) => Some(pointer.as_str()),
-            Place::Header(_) | Place::HeaderJson { .. } | Place::Query(_) | Place::Form(_) => None,
+            Place::Header(_) | Place::EveryHeader(_) | Place::HeaderJson { .. } | Place::Query(_) | Place::Form(_) => {
+                None
+            }
         };
         let timestamp = self.timestamp.iter().find_map(|timestamp| match &timestamp.place {
             TimestampPlace::Json(pointer) => Some(pointer.as_str()),
             TimestampPlace::Header(_) | TimestampPlace::Pair(_) | TimestampPlace::Position => None,
         });
-        signature.into_iter().chain(timestamp).chain(self.message.json_pointers()).chain(self.key_choice.pointers())
+        let messages = self.messages().flat_map(Template::json_pointers);
+        signature.into_iter().chain(timestamp).chain(messages).chain(self.key_choice.pointers())
+    }
+
+    /// Does the proof stand for the whole body, whichever message the sender signed?
+    pub(crate) fn covers_body(&self) -> bool {
+        self.messages().all(|message| message.covers_body() || self.hash_covers_body(message))
+    }
+
+    /// A hash of the body that stands in the signed URL binds the body to it.
+    fn hash_covers_body(&self, message: &Template) -> bool {
+        let hash = self.more.body_hash.as_ref();
+        hash.is_some_and(|hash| hash.is_strong() && (message.covers_url() || message.covers_query(&hash.query)))
+    }
+
+    /// All that the sender may have signed.
+    pub(crate) fn messages(&self) -> impl Iterator<Item = &Template> {
+        std::iter::once(&self.message).chain(self.more.message_when.iter().map(|special| &special.message))
+    }
+
+    /// What the sender has signed, by the form of its body.
+    pub(super) fn message_of(&self, delivery: &Delivery) -> &Template {
+        let special = self.more.message_when.iter().find(|special| special.when.holds(delivery));
+        special.map_or(&self.message, |special| &special.message)
     }
 }
 
@@ -126,22 +170,39 @@ impl Prover {
         if scheme.key_choice.id.is_some() && keys.iter().any(|key| key.id.is_none()) {
             return Err(BuildError::KeyWithoutId);
         }
+        let secrets_in_messages = usize::from(scheme.algorithm.is_plain_hash());
+        if scheme.messages().any(|message| message.secrets() != secrets_in_messages) {
+            return Err(BuildError::SecretInMessage);
+        }
         let keys = match scheme.algorithm {
+            Algorithm::Sha1 | Algorithm::Sha256 | Algorithm::Sha512 => {
+                let hash = scheme.algorithm.hash().expect("it is one");
+                Keys::Hashed(keys.into_iter().map(|key| hmac::Hashed::new(hash, key)).collect())
+            }
             Algorithm::Signature(algorithm) => Keys::Public(algorithm, public_key::listed(algorithm, &keys)?),
             Algorithm::HmacSha1 | Algorithm::HmacSha256 | Algorithm::HmacSha384 | Algorithm::HmacSha512 => {
                 let hash = scheme.algorithm.hash().expect("an HMAC has one");
                 Keys::Hmac(keys.iter().map(|key| hmac::Keyed::new(hash, key)).collect())
             }
         };
-        let needs_json = scheme.proof_pointers().next().is_some();
-        let time_is_signed =
-            scheme.timestamp.as_ref().is_some_and(|timestamp| timestamp.place.is_covered_by(&scheme.message));
-        let has_replay_key = scheme.message.covers_body() || scheme.single_use;
+        let mut item_pointers = Pointers::default();
+        let of_items = scheme.more.for_each.is_some();
+        for pointer in scheme.proof_pointers().filter(|_| of_items) {
+            item_pointers.add(pointer).map_err(|_| BuildError::NotAPointer(pointer.to_owned()))?;
+        }
+        let needs_json = !of_items && scheme.proof_pointers().next().is_some();
+        let time_is_signed = scheme
+            .timestamp
+            .as_ref()
+            .is_some_and(|timestamp| scheme.messages().all(|message| timestamp.place.is_covered_by(message)));
+        // A batch of which the first item is signed is a replay of that item.
+        let has_replay_key =
+            scheme.message.covers_body() || scheme.hash_covers_body(&scheme.message) || scheme.single_use;
         let lengths = match &keys {
-            Keys::Hmac(_) => scheme.algorithm.signature_lengths(),
+            Keys::Hmac(_) | Keys::Hashed(_) => scheme.algorithm.signature_lengths(),
             Keys::Public(algorithm, keys) => public_key::signature_lengths(*algorithm, keys),
         };
-        Ok(Self { label, scheme, keys, needs_json, time_is_signed, has_replay_key, lengths })
+        Ok(Self { label, scheme, keys, needs_json, time_is_signed, has_replay_key, lengths, item_pointers })
     }
 }
 
@@ -151,7 +212,11 @@ impl Proof for Prover {
     }
 
     fn pointers(&self) -> Vec<&str> {
-        self.scheme.proof_pointers().collect()
+        match self.scheme.more.for_each {
+            // They are looked up in each item.
+            Some(_) => Vec::new(),
+            None => self.scheme.proof_pointers().collect(),
+        }
     }
 
     fn reads_json(&self) -> bool {
@@ -159,17 +224,19 @@ impl Proof for Prover {
     }
 
     fn signs_time(&self) -> bool {
-        self.time_is_signed
+        // One that is not judged ends nothing.
+        self.time_is_signed && self.tolerance().is_some()
     }
 
     fn tolerance(&self) -> Option<Duration> {
-        self.scheme.timestamp.as_ref().filter(|_| self.time_is_signed).map(|timestamp| timestamp.tolerance)
+        self.scheme.timestamp.as_ref().filter(|_| self.time_is_signed)?.tolerance
     }
 
     fn replay_keys_each(&self) -> usize {
         match &self.keys {
             _ if !self.has_replay_key => 0,
             Keys::Hmac(secrets) => secrets.len(),
+            Keys::Hashed(secrets) => secrets.len(),
             Keys::Public(..) => 1,
         }
     }
@@ -177,17 +244,31 @@ impl Proof for Prover {
     fn secrets(&self) -> usize {
         match &self.keys {
             Keys::Hmac(secrets) => secrets.len(),
+            Keys::Hashed(secrets) => secrets.len(),
             Keys::Public(_, keys) => keys.len(),
         }
     }
 
     fn coverage(&self) -> Coverage {
-        self.scheme.message.coverage()
+        match self.scheme.covers_body() {
+            true => Coverage::Whole,
+            // Of a whole item it would still be only that.
+            false => {
+                self.scheme.messages().map(Template::coverage).min().map_or(Coverage::Nothing, |least| match least {
+                    Coverage::Whole | Coverage::Partly => Coverage::Partly,
+                    Coverage::Nothing => Coverage::Nothing,
+                })
+            }
+        }
     }
 
     fn covers(&self, locator: &Locator, public_url: Option<&str>) -> bool {
         let signs_url_as_sent = !public_url.is_some_and(|url| url.contains('?'));
-        locator.is_covered_by(&self.scheme.message, signs_url_as_sent)
+        // The pointers of an item are not those of the body.
+        let is_of_body = self.scheme.more.for_each.is_none() || !matches!(locator, Locator::Json(_));
+        let of_body = matches!(locator, Locator::Json(_) | Locator::Form(_)) && self.scheme.covers_body();
+        let covered = |message| locator.is_covered_by(message, signs_url_as_sent);
+        is_of_body && (of_body || self.scheme.messages().all(covered))
     }
 
     fn sign(&self, draft: &mut Draft, signing: &Signing<'_>) -> Result<(), SignError> {
@@ -195,6 +276,38 @@ impl Proof for Prover {
     }
 
     fn examine(&self, question: &Question<'_>) -> Result<Findings, Failure> {
+        let Some(for_each) = &self.scheme.more.for_each else { return Ok(self.examine_one(question)?) };
+        let document = self.scheme.more.document.text(question.delivery);
+        let items = document.as_deref().and_then(|document| parts::items(document, for_each));
+        let Some(items) = items else {
+            let note = "the body has no items where the configuration says";
+            return Err(Fault { refusal: Refusal::MalformedSignature, note }.into());
+        };
+        // All of them, whatever the first says; and each is a replay by itself.
+        let mut all = Ok(Findings::default());
+        for item in items {
+            let json = self.item_pointers.read(item);
+            let found = self.examine_one(&Question { json: &json, ..*question });
+            all = match (all, found) {
+                (Ok(mut all), Ok(found)) => {
+                    all.signed_at = match (all.signed_at, found.signed_at) {
+                        (Some(one), Some(other)) => Some(one.min(other)),
+                        (one, other) => one.or(other),
+                    };
+                    all.tolerance = all.tolerance.or(found.tolerance);
+                    all.secret_used = all.secret_used.max(found.secret_used);
+                    all.replay_keys.extend(found.replay_keys);
+                    Ok(all)
+                }
+                (Err(fault), _) | (Ok(_), Err(fault)) => Err(fault),
+            };
+        }
+        Ok(all?)
+    }
+}
+
+impl Prover {
+    fn examine_one(&self, question: &Question<'_>) -> Result<Findings, Fault> {
         let Question { delivery, json, public_url, now, library: _ } = *question;
         let scheme = &self.scheme;
         let text = scheme.signature.find(delivery, json);
@@ -233,12 +346,15 @@ impl Proof for Prover {
             fault = fault.or(Some(Fault { refusal: Refusal::MalformedSignature, note }));
         }
 
-        let facts = Facts { delivery, public_url, timestamp: stamp.as_deref(), pairs: &presented.pairs, json };
-        let message = scheme.message.render(&facts);
-        if !message.complete {
-            let note = "a value that the sender signs is missing from the request, or there twice";
+        if let Some(note) = scheme.more.unmet(delivery) {
             fault = fault.or(Some(Fault { refusal: Refusal::MalformedSignature, note }));
         }
+        let body = scheme.more.document.signed_body(delivery);
+        if body.is_none() {
+            let note = "the body claims to be compressed, and is not or is too large";
+            fault = fault.or(Some(Fault { refusal: Refusal::MalformedSignature, note }));
+        }
+
         let place = &scheme.signature.place;
         fault = fault.or_else(|| scheme.key_choice.algorithm_fault(place, delivery, json));
         let wanted = match scheme.key_choice.id(place, delivery, json) {
@@ -254,16 +370,42 @@ impl Proof for Prover {
             let note = "the sender names a key that is not among the configured ones";
             fault = fault.or(Some(Fault { refusal: Refusal::UntrustedKey, note }));
         }
-        let matched = match &self.keys {
-            Keys::Hmac(secrets) => hmac::judge(secrets, &message, &presented.candidates),
-            Keys::Public(algorithm, keys) => {
-                public_key::judge(*algorithm, keys, wanted.as_deref(), &message, &presented.candidates)
-            }
+        let facts = Facts {
+            delivery,
+            public_url,
+            timestamp: stamp.as_deref(),
+            pairs: &presented.pairs,
+            json,
+            body: body.as_deref(),
+            url_form: UrlForm::AsIs,
         };
-        if matched.secret_index.is_none() {
+        let template = scheme.message_of(delivery);
+        let matched = match template.render(&facts) {
+            message if !message.complete => {
+                let note = "a value that the sender signs is missing from the request, or there twice";
+                fault = fault.or(Some(Fault { refusal: Refusal::MalformedSignature, note }));
+                None
+            }
+            message if scheme.algorithm.is_plain_hash() && hmac::may_be_extended(&message) => {
+                let note = "a zero byte behind the secret of a plain hash, as an extended message has";
+                fault = fault.or(Some(Fault { refusal: Refusal::MalformedSignature, note }));
+                None
+            }
+            message => Some(self.judge(&message, &presented, wanted.as_deref())),
+        };
+        let mut secret_index = matched.as_ref().and_then(|matched| matched.secret_index);
+        let escaped = scheme.more.php_escape.then(|| document::php_escaped(facts.body.unwrap_or_default())).flatten();
+        let bodies = std::iter::once(facts.body).chain(escaped.as_deref().map(Some));
+        for (body, url_form) in bodies.flat_map(|body| scheme.more.url_forms().map(move |form| (body, form))).skip(1) {
+            let message = template.render(&Facts { body, url_form, ..facts });
+            let found = self.judge(&message, &presented, wanted.as_deref()).secret_index;
+            secret_index = secret_index.or(found.filter(|_| message.complete));
+        }
+        if secret_index.is_none() {
             let note = "no configured secret makes any of the signatures over this message";
             fault = fault.or(Some(Fault { refusal: Refusal::BadSignature, note }));
         }
+        fault = fault.or_else(|| scheme.more.body_hash.as_ref().and_then(|hash| hash.fault(delivery)));
         // Only now is the stated time worth anything.
         if let (Some(timestamp), Some(stated)) = (&scheme.timestamp, stated_time)
             && !timestamp.is_fresh(stated, now)
@@ -273,14 +415,25 @@ impl Proof for Prover {
         }
 
         match fault {
-            Some(fault) => Err(fault.into()),
+            Some(fault) => Err(fault),
             None => Ok(Findings {
-                signed_at: stated_time.filter(|_| self.time_is_signed),
+                signed_at: stated_time.filter(|_| self.signs_time()),
                 tolerance: self.tolerance(),
-                replay_keys: if self.has_replay_key { matched.replay_keys } else { Vec::new() },
-                secret_used: matched.secret_index,
+                // Of the message as it is, whichever of its variants was signed.
+                replay_keys: matched.filter(|_| self.has_replay_key).map(|it| it.replay_keys).unwrap_or_default(),
+                secret_used: secret_index,
                 ..Findings::default()
             }),
+        }
+    }
+
+    fn judge(&self, message: &Message<'_>, presented: &Presented<'_>, wanted: Option<&str>) -> Matched {
+        match &self.keys {
+            Keys::Hmac(secrets) => hmac::judge(secrets, message, &presented.candidates),
+            Keys::Hashed(secrets) => hmac::judge_hashed(secrets, message, &presented.candidates),
+            Keys::Public(algorithm, keys) => {
+                public_key::judge(*algorithm, keys, wanted, message, &presented.candidates)
+            }
         }
     }
 }
@@ -292,13 +445,26 @@ fn stands_once(delivery: &Delivery, name: &HeaderName) -> bool {
 fn check_layout(scheme: &Scheme) -> Result<(), BuildError> {
     let layout = &scheme.signature.layout;
     match layout {
-        Layout::Pairs { key, separator, equals } if key.is_empty() || separator == equals => {
+        Layout::Pairs { key, separator, equals, groups: _ } if key.is_empty() || separator == equals => {
             return Err(BuildError::Layout("pairs need a key, and a separator that is not the equals sign"));
         }
         Layout::Positional { timestamp_index, .. } if *timestamp_index > 1 => {
             return Err(BuildError::Layout("a positional timestamp stands first or second"));
         }
-        Layout::Plain { .. } | Layout::Pairs { .. } | Layout::List { .. } | Layout::Positional { .. } => {}
+        Layout::Entries { separator, equals, names } if names.is_empty() || separator == equals => {
+            return Err(BuildError::Layout("entries are named by the `id` of each secret, and need two separators"));
+        }
+        Layout::Plain { .. }
+        | Layout::Pairs { .. }
+        | Layout::List { .. }
+        | Layout::Positional { .. }
+        | Layout::Entries { .. } => {}
+    }
+    if matches!(&scheme.signature.place, Place::EveryHeader(names) if names.is_empty()) {
+        return Err(BuildError::NoSignatureHeader);
+    }
+    if matches!(scheme.signature.place, Place::EveryHeader(_)) && !matches!(layout, Layout::Plain { .. }) {
+        return Err(BuildError::Layout("each of several headers holds one plain signature"));
     }
     if matches!(&scheme.signature.place, Place::Header(names) | Place::HeaderJson { names, .. } if names.is_empty()) {
         return Err(BuildError::NoSignatureHeader);
@@ -309,10 +475,10 @@ fn check_layout(scheme: &Scheme) -> Result<(), BuildError> {
         Some(TimestampPlace::Position) if !matches!(layout, Layout::Positional { .. }) => {
             return Err(BuildError::TimestampLayout { expected: "positions" });
         }
-        None if scheme.message.uses_timestamp() => return Err(BuildError::NoTimestamp),
+        None if scheme.messages().any(Template::uses_timestamp) => return Err(BuildError::NoTimestamp),
         Some(_) | None => {}
     }
-    if scheme.message.uses_pairs() && !in_pairs {
+    if scheme.messages().any(Template::uses_pairs) && !in_pairs {
         return Err(BuildError::NoPairs);
     }
     Ok(())

@@ -35,6 +35,8 @@ fn settings(label: &str, scheme: Scheme, id: Vec<Locator>, event: Vec<Locator>) 
         id,
         event,
         public_url,
+        document: Document::default(),
+        replay: None,
     }
 }
 
@@ -49,11 +51,12 @@ fn hmac_sha256(keys: Vec<Key>, headers: &[&'static str], layout: Layout, encodin
         timestamp: None,
         required_headers: Vec::new(),
         single_use: false,
+        more: More::default(),
     }
 }
 
 fn seconds(place: TimestampPlace, tolerance: Duration) -> Option<Timestamp> {
-    Some(Timestamp { place, unit: Unit::Seconds, tolerance })
+    Some(Timestamp { place, unit: Unit::Seconds, tolerance: Some(tolerance), future: Future::Tolerance })
 }
 
 fn plain(prefix: &str) -> Layout {
@@ -80,7 +83,7 @@ pub(super) fn github(secrets: &[&str]) -> Settings {
 }
 
 pub(super) fn stripe(secrets: &[&str]) -> Settings {
-    let layout = Layout::Pairs { separator: ',', equals: '=', key: "v1".into() };
+    let layout = Layout::Pairs { separator: ',', equals: '=', key: "v1".into(), groups: None };
     let keys = keys(secrets, KeyEncoding::Utf8, None);
     let mut scheme = hmac_sha256(keys, &["stripe-signature"], layout, Encoding::Hex, "{timestamp}.{body}");
     scheme.timestamp = seconds(TimestampPlace::Pair("t".into()), FIVE_MINUTES);

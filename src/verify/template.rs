@@ -17,6 +17,7 @@ use thiserror::Error;
 
 use super::fields::{self, Found, Json};
 use super::proof::Coverage;
+use super::{canonical, parts};
 use crate::delivery::Delivery;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +58,20 @@ enum Token {
     /// All form fields but these, sorted, as PHP would serialize the array (Paddle Classic).
     FormPhp(Vec<String>),
     Pair(String),
+    /// The first item of a JSON array, as it came.
+    FirstItem,
+    /// The key itself, for a plain hash. It never enters the rendered message.
+    Secret,
+    /// Hook0: the headers that a pair names (`a b`), and their values: `a b.1.2`.
+    NamedHeaders(String),
+    /// Contentful: the headers that a header names, sorted: `a:1;b:2`.
+    SignedHeaders {
+        list: HeaderName,
+        /// What the list must name beside itself.
+        needed: Vec<HeaderName>,
+    },
+    /// Contentful: path and query, encoded once more.
+    EncodedTarget,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +86,21 @@ enum Filter {
     Base64Url,
     /// ASCII letters only.
     Lower,
+    /// A JSON string, quotes and all.
+    Json,
+    /// What is absent is the empty text.
+    OrEmpty,
+}
+
+/// In which of several spellings the sender may have signed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum UrlForm {
+    #[default]
+    AsIs,
+    /// Without the port that the URL names.
+    WithoutPort,
+    /// With the scheme's own port, where the URL names none.
+    DefaultPort,
 }
 
 /// Where the template is wrong (a byte offset), what is wrong there, and what to write instead.
@@ -93,6 +123,9 @@ pub(crate) struct Facts<'a> {
     /// The pairs beside the signature, when it is laid out in pairs.
     pub(crate) pairs: &'a [(&'a str, &'a str)],
     pub(crate) json: &'a Json,
+    /// The body in the form that is signed, when it is not the one that came.
+    pub(crate) body: Option<&'a [u8]>,
+    pub(crate) url_form: UrlForm,
 }
 
 /// The signed message in pieces, in order.
@@ -100,6 +133,8 @@ pub(crate) struct Facts<'a> {
 pub(crate) struct Message<'a> {
     pub(crate) pieces: Vec<Cow<'a, [u8]>>,
     pub(crate) complete: bool,
+    /// Before which piece the secret goes, where a plain hash takes it.
+    pub(crate) secret_at: Option<usize>,
 }
 
 impl<'a> Message<'a> {
@@ -118,7 +153,7 @@ impl Template {
     }
 
     pub(crate) fn render<'a>(&'a self, facts: &Facts<'a>) -> Message<'a> {
-        let mut message = Message { pieces: Vec::with_capacity(self.parts.len()), complete: true };
+        let mut message = Message { pieces: Vec::with_capacity(self.parts.len()), complete: true, secret_at: None };
         for part in &self.parts {
             match part {
                 Part::Optional(inner) => match segment(inner, facts) {
@@ -127,6 +162,7 @@ impl Template {
                     Segment::Ambiguous => message.complete = false,
                 },
                 Part::Literal(text) => message.pieces.push(Cow::Borrowed(text.as_bytes())),
+                Part::Value(Value { token: Token::Secret, .. }) => message.secret_at = Some(message.pieces.len()),
                 Part::Value(value) => match value.render(facts) {
                     Found::Value(bytes) => message.pieces.push(bytes),
                     Found::Absent | Found::Ambiguous => message.complete = false,
@@ -145,7 +181,8 @@ impl Template {
     /// What of the body the message holds.
     pub(crate) fn coverage(&self) -> Coverage {
         let of_body = |token: &Token| {
-            matches!(token, Token::Json(_) | Token::Form(_) | Token::FormSorted) || token.stands_for_the_body()
+            matches!(token, Token::Json(_) | Token::Form(_) | Token::FormSorted | Token::FirstItem)
+                || token.stands_for_the_body()
         };
         match self.covers_body() {
             true => Coverage::Whole,
@@ -159,7 +196,11 @@ impl Template {
     }
 
     pub(crate) fn covers_header(&self, name: &HeaderName) -> bool {
-        self.covers(|token| matches!(token, Token::Header(covered) if covered == name))
+        self.covers(|token| match token {
+            Token::Header(covered) => covered == name,
+            Token::SignedHeaders { list, needed } => list == name || needed.contains(name),
+            _ => false,
+        })
     }
 
     pub(crate) fn covers_json(&self, pointer: &str) -> bool {
@@ -193,7 +234,62 @@ impl Template {
     }
 
     pub(crate) fn uses_pairs(&self) -> bool {
-        self.tokens().any(|token| matches!(token, Token::Pair(_)))
+        self.pairs().next().is_some()
+    }
+
+    /// The pairs beside the signature that the message draws on.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = &str> {
+        self.tokens().filter_map(|token| match token {
+            Token::Pair(name) | Token::NamedHeaders(name) => Some(name.as_str()),
+            _ => None,
+        })
+    }
+
+    /// How often the secret stands in the message itself.
+    pub(crate) fn secrets(&self) -> usize {
+        self.tokens().filter(|token| **token == Token::Secret).count()
+    }
+
+    /// The headers that name the signed headers, with those that each must name.
+    pub(crate) fn header_lists(&self) -> impl Iterator<Item = (&HeaderName, &[HeaderName])> {
+        self.tokens().filter_map(|token| match token {
+            Token::SignedHeaders { list, needed } => Some((list, needed.as_slice())),
+            _ => None,
+        })
+    }
+
+    /// JSON values without which no message is complete.
+    pub(crate) fn needed_json(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Value(Value { token: Token::Json(pointer), filters }) if !filters.contains(&Filter::OrEmpty) => {
+                Some(pointer.as_str())
+            }
+            _ => None,
+        })
+    }
+
+    /// Form fields without which no message is complete.
+    pub(crate) fn needed_forms(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Value(Value { token: Token::Form(name) | Token::OnlyForm(name), .. }) => Some(name.as_str()),
+            _ => None,
+        })
+    }
+
+    /// Pairs that name signed headers.
+    pub(crate) fn header_pairs(&self) -> impl Iterator<Item = &str> {
+        self.tokens().filter_map(|token| match token {
+            Token::NamedHeaders(name) => Some(name.as_str()),
+            _ => None,
+        })
+    }
+
+    /// The query parameters that the message draws on.
+    pub(crate) fn needed_queries(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Value(Value { token: Token::Query(name), .. }) => Some(name.as_str()),
+            _ => None,
+        })
     }
 
     pub(crate) fn json_pointers(&self) -> impl Iterator<Item = &str> {
@@ -245,6 +341,11 @@ enum Segment<'a> {
 fn segment<'a>(parts: &'a [Part], facts: &Facts<'a>) -> Segment<'a> {
     let mut pieces = Vec::with_capacity(parts.len());
     let mut vanishes = false;
+    // What a value may not hold: else one value could stand for itself and for the segment behind, which then vanishes.
+    let end = match parts.last() {
+        Some(Part::Literal(text)) => text.as_bytes(),
+        _ => b"",
+    };
     for part in parts {
         match part {
             Part::Literal(text) => pieces.push(Cow::Borrowed(text.as_bytes())),
@@ -252,6 +353,9 @@ fn segment<'a>(parts: &'a [Part], facts: &Facts<'a>) -> Segment<'a> {
                 Found::Ambiguous => return Segment::Ambiguous,
                 Found::Absent => vanishes = true,
                 Found::Value(bytes) => {
+                    if !end.is_empty() && bytes.windows(end.len()).any(|window| window == end) {
+                        return Segment::Ambiguous;
+                    }
                     vanishes |= bytes.is_empty();
                     pieces.push(bytes);
                 }
@@ -266,11 +370,20 @@ impl Value {
     fn render<'a>(&self, facts: &Facts<'a>) -> Found<'a> {
         let mut bytes = match self.token.read(facts) {
             Found::Value(bytes) => bytes,
+            Found::Absent if self.filters.contains(&Filter::OrEmpty) => Cow::Borrowed(&b""[..]),
             without @ (Found::Absent | Found::Ambiguous) => return without,
         };
         for (position, filter) in self.filters.iter().enumerate() {
             let is_last = position + 1 == self.filters.len();
-            bytes = Cow::Owned(filter.apply(&bytes, is_last));
+            bytes = match filter {
+                Filter::OrEmpty => continue,
+                // A body that is no text has no such spelling.
+                Filter::Json => match std::str::from_utf8(&bytes).ok().and_then(|text| serde_json::to_vec(text).ok()) {
+                    Some(quoted) => Cow::Owned(quoted),
+                    None => return Found::Ambiguous,
+                },
+                _ => Cow::Owned(filter.apply(&bytes, is_last)),
+            };
         }
         Found::Value(bytes)
     }
@@ -282,6 +395,7 @@ impl Value {
                 case_matters = false;
                 true
             }
+            Filter::Json | Filter::OrEmpty => true,
             Filter::Sha256 | Filter::Sha512 | Filter::Base64 | Filter::Base64Url => {
                 case_matters = true;
                 true
@@ -302,10 +416,10 @@ impl Token {
     fn read<'a>(&self, facts: &Facts<'a>) -> Found<'a> {
         let delivery = facts.delivery;
         match self {
-            Self::Body => Found::Value(Cow::Borrowed(&delivery.body)),
+            Self::Body => Found::Value(Cow::Borrowed(facts.body.unwrap_or(&delivery.body))),
             Self::Timestamp => facts.timestamp.map_or(Found::Absent, |text| Found::Value(text.as_bytes().into())),
             Self::Method => Found::Value(delivery.method.as_str().as_bytes().into()),
-            Self::Url => Found::Value(url(delivery, facts.public_url).into_bytes().into()),
+            Self::Url => Found::Value(url_as(delivery, facts.public_url, facts.url_form).into_bytes().into()),
             Self::Path => Found::Value(delivery.path.as_bytes().into()),
             Self::Query(name) => fields::field(delivery.query.as_deref().unwrap_or_default().as_bytes(), name),
             Self::Header(name) => header(delivery, name),
@@ -315,20 +429,35 @@ impl Token {
             Self::OnlyForm(name) => fields::only_field(&delivery.body, name),
             Self::FormPairs(without) => fields::sorted_pairs(&delivery.body, without),
             Self::FormPhp(without) => fields::php_serialized(&delivery.body, without),
-            Self::Pair(name) => {
-                let mut values = facts.pairs.iter().filter(|(key, _)| key == name);
-                match (values.next(), values.next()) {
-                    (None, _) => Found::Absent,
-                    (Some((_, value)), None) => Found::Value(value.as_bytes().into()),
-                    (Some(_), Some(_)) => Found::Ambiguous,
-                }
-            }
+            Self::Pair(name) => match pair(facts, name) {
+                Ok(value) => Found::Value(value.as_bytes().into()),
+                Err(without) => without,
+            },
+            Self::FirstItem => parts::first_item(&delivery.body),
+            // Rendered by its caller, who keeps it out of the pieces.
+            Self::Secret => Found::Absent,
+            Self::NamedHeaders(name) => match pair(facts, name) {
+                Ok(names) => canonical::named_headers(delivery, names),
+                Err(without) => without,
+            },
+            Self::SignedHeaders { list, needed } => canonical::signed_headers(delivery, list, needed),
+            Self::EncodedTarget => Found::Value(canonical::encoded_target(delivery).into_bytes().into()),
         }
     }
 }
 
+/// A pair that stands beside the signature, once.
+fn pair<'a>(facts: &Facts<'a>, name: &str) -> Result<&'a str, Found<'static>> {
+    let mut values = facts.pairs.iter().filter(|(key, _)| *key == name);
+    match (values.next(), values.next()) {
+        (None, _) => Err(Found::Absent),
+        (Some((_, value)), None) => Ok(value),
+        (Some(_), Some(_)) => Err(Found::Ambiguous),
+    }
+}
+
 /// A header that stands there twice is nobody's to choose from.
-fn header<'a>(delivery: &'a Delivery, name: &HeaderName) -> Found<'a> {
+pub(super) fn header<'a>(delivery: &'a Delivery, name: &HeaderName) -> Found<'a> {
     let mut values = delivery.headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (None, _) => Found::Absent,
@@ -340,19 +469,43 @@ fn header<'a>(delivery: &'a Delivery, name: &HeaderName) -> Found<'a> {
 /// The URL as the provider was told it. Providers sign the query too, and one that was registered without a query still
 /// appends its own parameters.
 pub(super) fn url(delivery: &Delivery, public_url: Option<&str>) -> String {
+    url_as(delivery, public_url, UrlForm::AsIs)
+}
+
+fn url_as(delivery: &Delivery, public_url: Option<&str>, form: UrlForm) -> String {
     let (base, query) = match public_url {
-        Some(told) if told.contains('?') => return told.to_owned(),
-        Some(told) => (told.to_owned(), &delivery.query),
-        None => (format!("{}://{}{}", delivery.scheme, delivery.authority, delivery.path), &delivery.query),
+        Some(told) if told.contains('?') => (told.to_owned(), None),
+        Some(told) => (told.to_owned(), delivery.query.as_deref()),
+        None => (format!("{}://{}{}", delivery.scheme, delivery.authority, delivery.path), delivery.query.as_deref()),
     };
+    let base = ported(base, form);
     match query {
         Some(query) => format!("{base}?{query}"),
         None => base,
     }
 }
 
+/// The URL with another spelling of its port.
+fn ported(url: String, form: UrlForm) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, rest) = rest.split_at(end);
+    // Behind the brackets of an IPv6 address; before an `@` there may be credentials with a colon.
+    let host_from = authority.rfind('@').map_or(0, |at| at + 1);
+    let search_from = authority.rfind(']').unwrap_or(host_from);
+    let port_at = authority.get(search_from..).and_then(|host| host.find(':')).map(|at| search_from + at);
+    match (form, port_at) {
+        (UrlForm::WithoutPort, Some(at)) => format!("{scheme}://{}{rest}", authority.get(..at).unwrap_or_default()),
+        (UrlForm::DefaultPort, None) => {
+            let port = if scheme == "https" { 443 } else { 80 };
+            format!("{scheme}://{authority}:{port}{rest}")
+        }
+        (UrlForm::AsIs, _) | (UrlForm::WithoutPort, None) | (UrlForm::DefaultPort, Some(_)) => url,
+    }
+}
+
 impl Filter {
-    const ALL: [(&'static str, Self); 8] = [
+    const ALL: [(&'static str, Self); 10] = [
         ("sha1", Self::Sha1),
         ("sha256", Self::Sha256),
         ("sha512", Self::Sha512),
@@ -361,6 +514,8 @@ impl Filter {
         ("base64", Self::Base64),
         ("base64url", Self::Base64Url),
         ("lower", Self::Lower),
+        ("json", Self::Json),
+        ("or_empty", Self::OrEmpty),
     ];
 
     fn apply(self, bytes: &[u8], is_last: bool) -> Vec<u8> {
@@ -375,6 +530,7 @@ impl Filter {
             Self::Base64 => STANDARD.encode(bytes).into_bytes(),
             Self::Base64Url => URL_SAFE_NO_PAD.encode(bytes).into_bytes(),
             Self::Lower => bytes.to_ascii_lowercase(),
+            Self::Json | Self::OrEmpty => bytes.to_vec(),
         }
     }
 
@@ -387,7 +543,7 @@ impl Filter {
     }
 }
 
-const TOKENS: [&str; 14] = [
+const TOKENS: [&str; 19] = [
     "body",
     "timestamp",
     "method",
@@ -402,6 +558,11 @@ const TOKENS: [&str; 14] = [
     "form_pairs:",
     "form_php:",
     "pair:",
+    "first_item",
+    "secret",
+    "named_headers:",
+    "signed_headers:",
+    "encoded_target",
 ];
 
 struct Parser<'t> {
@@ -449,6 +610,17 @@ impl<'t> Parser<'t> {
         if let Some((opened, _)) = inside {
             return Err(error(opened, "`[[` is never closed", "end the segment with `]]`"));
         }
+        let secrets = |parts: &[Part]| {
+            parts.iter().filter(|part| matches!(part, Part::Value(value) if value.token == Token::Secret)).count()
+        };
+        let in_segments = outside.iter().any(|part| matches!(part, Part::Optional(inner) if secrets(inner) > 0));
+        if in_segments || secrets(&outside) > 1 {
+            return Err(error(
+                0,
+                "`{secret}` stands once, and in no segment",
+                "sha256(secret + body) is {secret}{body}",
+            ));
+        }
         if !outside.iter().any(|part| matches!(part, Part::Value(_) | Part::Optional(_))) {
             let what = "the message holds nothing of the request";
             return Err(error(0, what, "name what the sender signs, such as `{timestamp}.{body}`"));
@@ -476,6 +648,9 @@ impl<'t> Parser<'t> {
             position += word.len() + 1;
         }
         check_chain(&filters, opened)?;
+        if token == Token::Secret && !filters.is_empty() {
+            return Err(error(opened, "`{secret}` takes no filter", "a secret is read by `key.encoding`"));
+        }
         Ok(Value { token, filters })
     }
 }
@@ -497,7 +672,13 @@ fn token(name: &str, position: usize) -> Result<Token, TemplateError> {
         ("url", None) => Token::Url,
         ("path", None) => Token::Path,
         ("form", Some("sorted")) => Token::FormSorted,
-        ("query" | "header" | "json" | "form" | "only_form" | "pair", None | Some("")) => {
+        ("first_item", None) => Token::FirstItem,
+        ("secret", None) => Token::Secret,
+        ("encoded_target", None) => Token::EncodedTarget,
+        (
+            "query" | "header" | "json" | "form" | "pair" | "only_form" | "named_headers" | "signed_headers",
+            None | Some(""),
+        ) => {
             let example = if kind == "json" { "/id" } else { "name" };
             return Err(error(position, format!("`{{{kind}}}` of what?"), format!("write `{{{kind}:{example}}}`")));
         }
@@ -515,10 +696,26 @@ fn token(name: &str, position: usize) -> Result<Token, TemplateError> {
             return Err(error(position, what, "begin it with `/`, as in `{json:/data/id}`; `~` is spelled `~0`"));
         }
         ("form", Some(argument)) => Token::Form(argument.to_owned()),
-        ("only_form", Some(argument)) => Token::OnlyForm(argument.to_owned()),
         ("form_pairs", without) => Token::FormPairs(listed(without)),
         ("form_php", without) => Token::FormPhp(listed(without)),
         ("pair", Some(argument)) => Token::Pair(argument.to_owned()),
+        ("only_form", Some(argument)) => Token::OnlyForm(argument.to_owned()),
+        ("named_headers", Some(argument)) => Token::NamedHeaders(argument.to_owned()),
+        ("signed_headers", Some(argument)) => {
+            let mut names = argument.split(',').map(|name| HeaderName::from_bytes(name.trim().as_bytes()));
+            let list = names.next().transpose().ok().flatten();
+            match (list, names.collect::<Result<Vec<_>, _>>()) {
+                (Some(list), Ok(needed)) => Token::SignedHeaders { list, needed },
+                _ => {
+                    let what = format!("`{argument}` are not names of headers");
+                    return Err(error(
+                        position,
+                        what,
+                        "first the header that lists the others, then those it must list",
+                    ));
+                }
+            }
+        }
         _ => {
             return Err(error(position, format!("unknown name `{name}`"), suggestion(kind, TOKENS)));
         }
@@ -626,7 +823,15 @@ mod tests {
         template.json_pointers().for_each(|pointer| pointers.add(pointer).unwrap());
         let json = pointers.read(&delivery.body);
         let pairs = [("t", "17"), ("h", "a"), ("h", "b")];
-        let facts = Facts { delivery, public_url, timestamp: Some("1700000000"), pairs: &pairs, json: &json };
+        let facts = Facts {
+            delivery,
+            public_url,
+            timestamp: Some("1700000000"),
+            pairs: &pairs,
+            json: &json,
+            body: None,
+            url_form: UrlForm::AsIs,
+        };
         let message = template.render(&facts);
         message.complete.then(|| String::from_utf8(message.whole().into_owned()).unwrap())
     }
@@ -706,7 +911,15 @@ mod tests {
     fn the_body_is_one_borrowed_piece() {
         let request = delivery(b"payload");
         let json = Json::default();
-        let facts = Facts { delivery: &request, public_url: None, timestamp: Some("1"), pairs: &[], json: &json };
+        let facts = Facts {
+            delivery: &request,
+            public_url: None,
+            timestamp: Some("1"),
+            pairs: &[],
+            json: &json,
+            body: None,
+            url_form: UrlForm::AsIs,
+        };
         let template = Template::parse("{timestamp}.{body}").unwrap();
         let message = template.render(&facts);
         assert!(matches!(message.pieces.last(), Some(Cow::Borrowed(body)) if body.as_ptr() == request.body.as_ptr()));
@@ -780,7 +993,7 @@ mod tests {
             if let Ok(template) = Template::parse(&text) {
                 let request = delivery(b"{}");
                 let json = Json::default();
-                let facts = Facts { delivery: &request, public_url: None, timestamp: None, pairs: &[], json: &json };
+                let facts = Facts { delivery: &request, public_url: None, timestamp: None, pairs: &[], json: &json, body: None, url_form: UrlForm::AsIs };
                 let _ = template.render(&facts).whole().len();
             }
         }

@@ -271,7 +271,8 @@ fn all_configured_proofs_must_pass() {
     let mut settings = github(&["s"]);
     let header = HeaderName::from_static("x-token");
     settings.bearer = Some(vec![Secret::new(b"b".to_vec())]);
-    settings.token = Some(Token { header: header.clone(), secrets: vec![Secret::new(b"t".to_vec())] });
+    settings.token =
+        Some(Token { place: TokenPlace::Header(header.clone()), secrets: vec![Secret::new(b"t".to_vec())] });
     let delivery = signed(&settings, b"{}", NOW);
     let verified = judge(&settings, &delivery).unwrap();
     assert_eq!(verified.checks().iter().map(AsRef::as_ref).collect::<Vec<&str>>(), ["github", "bearer", "token"]);
@@ -335,11 +336,20 @@ fn a_public_key_scheme_signs_only_with_its_own_private_key() {
 }
 
 #[test]
-fn a_signature_outside_the_headers_cannot_be_made() {
-    let mut settings = github(&["s"]);
-    settings.scheme.as_mut().unwrap().signature.place = Place::Query("sig".into());
-    let verifier = Verifier::build(settings).unwrap();
-    assert_eq!(verifier.sign(draft(b"{}"), "id", NOW, None).unwrap_err(), SignError::NotInAHeader);
+fn a_signature_is_made_where_the_scheme_puts_it() {
+    for (place, header, query) in [
+        (Place::Header(vec![HeaderName::from_static("sig")]), Some("sig"), false),
+        (Place::EveryHeader(vec![HeaderName::from_static("sig-1")]), Some("sig-1"), false),
+        (Place::Query("sig".into()), None, true),
+    ] {
+        let mut settings = github(&["s"]);
+        settings.scheme.as_mut().unwrap().signature.place = place;
+        let verifier = Verifier::build(settings).unwrap();
+        let signed = verifier.sign(draft(b"{}"), "id", NOW, None).unwrap().delivery;
+        assert_eq!(header.is_some_and(|name| signed.headers.contains_key(name)), header.is_some());
+        assert_eq!(signed.query.as_deref().is_some_and(|text| text.contains("sig=sha256")), query);
+        assert_eq!(verifier.judge(signed, NOW, &NoLibrary).err().map(|refused| refused.refusal), None);
+    }
 }
 
 proptest! {

@@ -49,7 +49,7 @@ pub(super) fn toml(provider: &str, config: &Value) -> Option<String> {
         "hs_dropbox" => keyed("dropbox"),
         "hs_nylas" => keyed("nylas"),
         "hs_adobe_io" => "provider = \"adobe-io\"\nplatform.client_id = \"client1\"\n".to_owned(),
-        "hs_okta" => unproven("okta") + &token("authorization")?,
+        "hs_okta" => preset_with("okta", &[text("authorization")?]),
         "hs_asana" | "hs_notion" => {
             let preset = if provider == "hs_asana" { "asana" } else { "notion" };
             match text("state")? {

@@ -13,6 +13,7 @@ mod judged;
 mod platforms;
 mod presets;
 mod run;
+mod signed;
 mod tokens;
 mod vector;
 
