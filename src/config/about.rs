@@ -120,6 +120,7 @@ fn scheme(table: &BTreeMap<String, Node>) -> String {
         ("verify", "algorithm", ""),
         ("jwt", "algorithms", "JWT"),
         ("http_signature", "version", "HTTP signature"),
+        ("cloudevents", "", "bearer token"),
         ("platform", "kind", "platform"),
         ("each_secret", "", "secret in the body"),
         ("token", "", "token"),

@@ -10,7 +10,7 @@ use super::secret_ref::Named;
 use super::units::header_name;
 use crate::secret::Secret;
 use crate::state::Quota;
-use crate::verify::{Basic, Proof, Settings, Template, Token, TokenPlace, Verifier};
+use crate::verify::{Basic, CloudEvents, Proof, Settings, Template, Token, TokenPlace, Verifier};
 use http::HeaderValue;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -100,7 +100,7 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
     } else if !keys_shown.is_empty() && lends(source) {
         lent = std::mem::take(&mut keys_shown);
         secret_names.clear();
-    } else if ["jwt", "each_secret", "http_signature"].iter().any(|proof| source.has(proof)) {
+    } else if ["jwt", "each_secret", "http_signature", "cloudevents"].iter().any(|proof| source.has(proof)) {
         // Theirs, and judged below.
     } else if !keys_shown.is_empty() && (asked.uses_secrets || label.is_some()) {
         if !asked.uses_secrets {
@@ -112,7 +112,7 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
     } else if !keys_shown.is_empty() {
         source.error(
             "secrets",
-            "nothing uses these: there is neither `provider` nor a `verify`, `jwt` or `http_signature` table",
+            "nothing uses these: there is neither `provider` nor a `verify`, `jwt`, `http_signature` or `cloudevents` table",
             r#"provider = "github", or a table [sources.NAME.verify]"#,
         );
         keys_shown.clear();
@@ -159,6 +159,27 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
             Some(proof) => proofs.push(proof),
             None => scheme_failed = true,
         }
+        table.finish();
+    }
+
+    if let Some(table) = source.table("cloudevents") {
+        bearer_token = true;
+        let query = table.text("query").unwrap_or_else(|| {
+            table.note_default("query", r#""access_token""#);
+            "access_token".to_owned()
+        });
+        let secrets = std::mem::take(&mut secrets_left);
+        if secrets.is_empty() && !source.has("secrets") {
+            source.error(
+                "",
+                "`secrets` is missing: `cloudevents` needs at least one",
+                r#"secrets = [{ env = "TOKEN" }]"#,
+            );
+        }
+        secrets.iter().for_each(|named| warn_if_short(source, "secrets", &named.secret, SHORT_PASSWORD));
+        let tokens: Vec<_> = secrets.iter().map(|named| named.secret.clone()).collect();
+        scheme_failed |= tokens.is_empty();
+        proofs.push(Arc::new(CloudEvents::new(label.unwrap_or("cloudevents").into(), tokens, query)));
         table.finish();
     }
 
@@ -226,6 +247,14 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
             .collect();
         Some(Token { place, secrets })
     });
+    if source.has("cloudevents") && (basic.is_some() || bearer.is_some()) {
+        source.error(
+            "cloudevents",
+            "a request has one Authorization header: this token and `basic` or `bearer` cannot both pass",
+            "keep one of them",
+        );
+        return None;
+    }
     if basic.is_some() && bearer.is_some() {
         source.error(
             "bearer",

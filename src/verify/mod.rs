@@ -8,6 +8,7 @@
 mod canonical;
 mod captured;
 mod certificate;
+mod cloud_event;
 mod credential;
 mod document;
 mod each_member;
@@ -55,6 +56,7 @@ use sha2::{Digest, Sha256};
 use template::Facts;
 
 pub(crate) use certificate::Roots;
+pub(crate) use cloud_event::CloudEvents;
 pub(crate) use credential::{Basic, Token, TokenPlace};
 pub(crate) use document::{Document, Part};
 pub(crate) use each_member::EachMember;
@@ -350,8 +352,9 @@ impl Verifier {
         !self.credentials.is_empty() || self.proofs.iter().any(|proof| proof.is_guessable())
     }
 
+    /// A token of its own is no signature.
     pub(crate) fn has_signature(&self) -> bool {
-        !self.proofs.is_empty()
+        self.proofs.iter().any(|proof| !proof.is_guessable())
     }
 
     /// Does a signature stand for the time? One that does not proves nothing, and `check` says so.

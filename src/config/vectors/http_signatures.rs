@@ -17,6 +17,10 @@ pub(super) fn toml(provider: &str, config: &Value) -> Option<String> {
             let methods = format!("http_signature.methods = {}\n", list(&texts(&config["methods"])));
             Some(preset_with("websub", &[config["secret"].as_str()?]) + &methods)
         }
+        "bearer-static" => {
+            let origins = "handshake.origins = [\"eventemitter.example.com\"]\n";
+            Some(preset_with("cloudevents-bearer", &[config["token"].as_str()?]) + origins)
+        }
         _ => None,
     }
 }
