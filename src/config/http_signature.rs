@@ -111,6 +111,9 @@ fn read_websub(source: &Table<'_>, table: &Table<'_>, secrets: &[Named], label: 
         }
     };
     let format = read_key_format(table);
+    if secrets.iter().any(|named| named.algorithm.is_some()) {
+        source.error("secrets", "an `algorithm` beside a secret has no effect with this `version`", "see `methods`");
+    }
     let mut keys = Vec::new();
     for (position, Named { secret, .. }) in secrets.iter().enumerate() {
         warn_if_short(source, position + 1, secret);
@@ -278,5 +281,63 @@ fn remark(
         let what = "the signature covers the URL that the sender was told; without `public_url` it is taken from the \
                     request, where a proxy may have changed it, and a stranger may name another receiver's";
         source.warn("", what, r#"public_url = "https://hooks.example.com/path""#);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::vectors::loaded;
+
+    const MAC: &str = r#"{ value = "0123456789abcdef0123456789abcdef", id = "k", algorithm = "hmac-sha256" }"#;
+
+    /// What is said of a source with this secret and table; `key: what`.
+    fn told(secret: &str, table: &str) -> (bool, String) {
+        let text = format!(
+            "[listeners.a]\naddress = \"127.0.0.1:0\"\n[upstreams.u]\nurls = [\"http://127.0.0.1:9000\"]\n\
+             [sources.s]\npath = \"/s\"\nupstream = \"u\"\nsecrets = [{secret}]\n\
+             public_url = \"https://hooks.example.com/s\"\nhttp_signature = {{ {table} }}\n"
+        );
+        let loaded = loaded(&text);
+        let problems: Vec<_> = loaded.problems.iter().map(|p| format!("{}: {}", p.key, p.what)).collect();
+        (loaded.config.is_some(), problems.join("\n"))
+    }
+
+    fn refused(secret: &str, table: &str, what: &str) {
+        let (loads, said) = told(secret, table);
+        assert!(!loads && said.contains(what), "{table}: {loads}\n{said}");
+    }
+
+    fn warned(table: &str, what: &str) {
+        let (loads, said) = told(MAC, table);
+        assert!(loads && said.contains(what), "{table}: {loads}\n{said}");
+    }
+
+    #[test]
+    fn what_would_prove_nothing_does_not_load() {
+        assert!(told(MAC, "").0, "{}", told(MAC, "").1);
+        refused(MAC, r#"components = ["@method"]"#, "lacks the body's digest");
+        refused(MAC, "components = []", "lacks the body's digest");
+        refused(MAC, r#"components = ["@status", "content-digest"]"#, "`@status` is no component");
+        refused(MAC, r#"version = "cavage", components = ["@method", "digest"]"#, "`@method` is no component");
+        refused(MAC, r#"version = "cavage", tag = "t""#, "has no effect with this `version`");
+        refused(MAC, r#"version = "websub""#, "has no effect with this `version`");
+        refused(MAC, r#"colour = "red""#, "unknown key");
+        refused(r#"{ value = "0123456789abcdef0123" }"#, "", "has no algorithm");
+        refused(r#"{ value = "0123456789abcdef0123" }"#, r#"algorithm = "md5""#, "`md5` is no algorithm");
+        refused(r#"{ value = "0123456789abcdef0123", algorithm = "rsa-sha256" }"#, "", "`rsa-sha256` is no algorithm");
+        let pem = "{ value = \"\"\"-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n\
+                   -----END PUBLIC KEY-----\"\"\", algorithm = \"hmac-sha256\" }";
+        refused(pem, "", "everybody knows");
+        assert!(told(&pem.replace("hmac-sha256", "ed25519"), "").0);
+        refused(&pem.replace("hmac-sha256", "rsa-pss-sha512"), "", "another kind");
+    }
+
+    #[test]
+    fn check_says_what_is_not_covered() {
+        warned(r#"components = ["content-digest"]"#, "does not name the receiver");
+        warned(r#"components = ["content-digest", "@target-uri"]"#, "does not name the method");
+        warned(r#"version = "cavage", components = ["(request-target)", "host", "digest"]"#, "never grows old");
+        let text = r#"components = ["@method", "@authority"], allow_unsigned_body = true"#;
+        assert!(told(MAC, text).0, "{}", told(MAC, text).1);
     }
 }

@@ -15,6 +15,7 @@ mod forwards;
 mod handshakes;
 mod house;
 mod limits;
+mod message_signatures;
 mod presets;
 mod providers;
 mod refuses;

@@ -292,6 +292,8 @@ impl Proof for HttpSignature {
     }
 
     fn sign(&self, draft: &mut Draft, signing: &Signing<'_>) -> Result<(), SignError> {
+        // The sender goes where it was told to, and says so.
+        draft.delivery.authority = Target::of(&draft.delivery, signing.public_url).authority.to_owned();
         match &self.standard {
             Standard::Rfc9421 { tag, nonce } => self.sign_rfc9421(tag.as_deref(), *nonce, draft, signing),
             Standard::Cavage { places } => self.sign_cavage(places, draft, signing),
