@@ -12,7 +12,7 @@ use super::Flaw;
 use crate::secret::Secret;
 use crate::verify::hmac::{self, Keyed};
 use crate::verify::key::{Key, KeyError, KeyFormat};
-use crate::verify::public_key::{self, Curve, Form, Hash, PublicKey, SignatureAlgorithm};
+use crate::verify::public_key::{self, Curve, Form, Hash, PublicKey, SignatureAlgorithm, private};
 use crate::verify::sign::SignError;
 
 /// What both standards know, by the names that each gives it.
@@ -191,9 +191,12 @@ impl SignerKey {
     pub(super) fn sign(&self, message: &[u8], private: Option<&Secret>) -> Result<Vec<u8>, SignError> {
         match &self.material {
             Material::Hmac(keyed) => Ok(keyed.mac(&[message.into()]).to_vec()),
-            Material::Public { .. } => {
-                private.ok_or(SignError::NeedsPrivateKey)?;
-                Err(SignError::BadPrivateKey)
+            Material::Public { key, algorithm } => {
+                let signature = private::sign(private.ok_or(SignError::NeedsPrivateKey)?, *algorithm, message)?;
+                match key.verify(*algorithm, message, &signature) {
+                    true => Ok(signature),
+                    false => Err(SignError::OtherPrivateKey),
+                }
             }
         }
     }

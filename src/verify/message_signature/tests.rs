@@ -610,6 +610,34 @@ fn what_a_sender_signs_is_accepted() {
     }
 }
 
+#[test]
+fn a_sender_with_a_private_key_signs_for_its_public_half_alone() {
+    let made = |algorithm| rcgen::KeyPair::generate_for(algorithm).unwrap();
+    for (pair, algorithm, standard) in [
+        (made(&rcgen::PKCS_ED25519), MessageAlgorithm::Ed25519, strict()),
+        (made(&rcgen::PKCS_ECDSA_P256_SHA256), MessageAlgorithm::EcdsaP256, strict()),
+        (made(&rcgen::PKCS_ECDSA_P384_SHA384), MessageAlgorithm::EcdsaP384, strict()),
+        (made(&rcgen::PKCS_RSA_SHA256), MessageAlgorithm::RsaPssSha512, strict()),
+        (made(&rcgen::PKCS_ED25519), MessageAlgorithm::Ed25519, strict_cavage()),
+        (made(&rcgen::PKCS_ECDSA_P256_SHA256), MessageAlgorithm::EcdsaP256Der, strict_cavage()),
+        (made(&rcgen::PKCS_RSA_SHA256), MessageAlgorithm::RsaSha256, strict_cavage()),
+    ] {
+        let keys = vec![key(&pair.public_key_pem(), Some("k"), algorithm)];
+        let rules = HttpSignature { keys, ..standard };
+        let signed = |private: Option<&str>| {
+            let private = private.map(|pem| Secret::new(pem.into()));
+            let mut draft = Draft::new(delivery(&[]));
+            let signing = Signing { id: "n1", now: NOW, private: private.as_ref(), public_url: None };
+            rules.sign(&mut draft, &signing).map(|()| draft.delivery)
+        };
+        let delivery = signed(Some(&pair.serialize_pem())).unwrap();
+        assert_eq!(judged(&rules, &delivery), Ok(()), "{algorithm:?}");
+        assert!(judged(&rules, &Delivery { method: Method::PUT, ..delivery }).is_err());
+        assert_eq!(signed(None).unwrap_err(), SignError::NeedsPrivateKey);
+        assert!(signed(Some(&made(&rcgen::PKCS_ED25519).serialize_pem())).is_err());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
