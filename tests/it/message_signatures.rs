@@ -58,7 +58,7 @@ fn what_a_sender_of_each_standard_signs_is_taken_once_and_only_as_it_was_signed(
 fn a_token_of_cloudevents_is_taken_from_the_header_and_from_the_query() {
     let upstream = Upstream::start();
     let source = "[sources.events]\npath = \"/events\"\nprovider = \"cloudevents-bearer\"\nupstream = \"app\"\n\
-                  secrets = [{ value = \"a token of the sender\" }]\nhandshake.origins = [\"sender.example.com\"]\n";
+                  secrets = [{ value = \"a token of the sender\" }]\nhandshake.origins = [\"sender.example.com\"]\non_replay = \"reject\"\n";
     let gateway = Gateway::start(&format!("{}\n{source}", upstream.table()));
     let body = |id: u8| format!(r#"{{"specversion":"1.0","type":"a.b","source":"/s","id":"{id}"}}"#);
     let with = |token: &str, body: String| Request::post("/events", body).header("Authorization", token);

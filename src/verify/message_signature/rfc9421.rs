@@ -23,6 +23,10 @@ const SIGNATURE: HeaderName = HeaderName::from_static("signature");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");
 /// Nonces become keys of the replay memory and are hashed for it; nobody needs a longer one.
 const MAX_NONCE: usize = 256;
+/// Covering single members of fields has each field read anew; a stranger can ask for it sixteen times a request.
+const MAX_MEMBERS_COVERED: usize = 4;
+/// More than all headers of a request and its URL together, each covered in one way or two.
+const MAX_BASE: usize = 128 * 1024;
 /// What `sign` calls its signature.
 const LABEL: &str = "sig1";
 
@@ -81,11 +85,11 @@ impl HttpSignature {
         if tag.is_some() && stated.tag != tag {
             return Err(Flaw::Missing("no signature has the configured tag"));
         }
-        let (covered, base) = signature_base(input, question.delivery, target)?;
         let keys = keyring::meant(&self.keys, stated.key_id, |algorithm| {
             stated.algorithm.is_none_or(|name| algorithm.is_called(name, &MessageAlgorithm::RFC_9421))
         })?;
         let created = stated.created.ok_or(Flaw::MissingTime("the signature has no `created`"))?;
+        let (covered, base) = signature_base(input, question.delivery, target)?;
         let key = keyring::verified_by(&keys, base.as_bytes(), signature)?;
 
         self.check_age(created, question.now)?;
@@ -210,6 +214,10 @@ pub(super) fn signature_base(
 ) -> Result<(Vec<String>, String), Flaw> {
     let mut base = String::new();
     let mut covered: Vec<String> = Vec::with_capacity(input.items.len());
+    let of_members = input.items.iter().filter(|item| item.parameters.find("key").is_some());
+    if of_members.count() > MAX_MEMBERS_COVERED {
+        return Err(Flaw::Malformed("more than four single members of fields are covered"));
+    }
     for item in &input.items {
         let mut identifier = String::new();
         item.write(&mut identifier);
@@ -220,6 +228,9 @@ pub(super) fn signature_base(
         base.push_str(": ");
         component::write_value(item, delivery, target, &mut base)?;
         base.push('\n');
+        if base.len() > MAX_BASE {
+            return Err(Flaw::Malformed("what is covered is too long"));
+        }
         covered.push(identifier);
     }
     base.push_str("\"@signature-params\": ");

@@ -306,6 +306,25 @@ fn labels_and_headers_that_do_not_fit_together_are_refused() {
     assert_eq!(judged(&strict(), &flooded), Err(Refusal::MalformedSignature));
 }
 
+/// What a stranger can have us do without a key is bounded.
+#[test]
+fn covering_without_measure_is_malformed() {
+    let covered = |count: usize| {
+        let keys: Vec<_> = (0..count).map(|number| format!(r#""x-d";key="k{number}""#)).collect();
+        format!("({})", keys.join(" "))
+    };
+    let fields: Vec<_> = (0..9).map(|number| format!("k{number}=1")).collect();
+    let with = |covered: String| {
+        let mut delivery = delivery(&[("x-d", &fields.join(", ")), ("x-long", &"x".repeat(100_000))]);
+        add_signature(&mut delivery, "sig1", &format!("{covered}{GOOD}"));
+        judged(&rfc9421(&[]), &delivery)
+    };
+    assert_eq!(with(covered(4)), Ok(()));
+    assert_eq!(with(covered(5)), Err(Refusal::MalformedSignature));
+    assert_eq!(with(r#"("x-long")"#.to_owned()), Ok(()));
+    assert_eq!(with(r#"("x-long" "x-long";bs)"#.to_owned()), Err(Refusal::MalformedSignature));
+}
+
 /// A signature that is not canonical on the wire is the same signature, and remembered as the same.
 #[test]
 fn another_spelling_of_the_same_signature_is_the_same_message() {
