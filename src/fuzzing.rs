@@ -7,6 +7,8 @@ use crate::config;
 use crate::delivery::Delivery;
 use crate::fetched::NoLibrary;
 use crate::verify::Template;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use std::sync::OnceLock;
@@ -153,6 +155,95 @@ pub fn message_signature(data: &[u8]) {
         query,
         headers,
         body: Bytes::copy_from_slice(parts.next().unwrap_or_default()),
+    };
+    let judged = source.verifier.judge(delivery, UnixMillis::from_secs(1_760_000_000), &NoLibrary);
+    assert!(judged.is_err(), "proven without a key");
+}
+
+/// One source of each form of token. The secrets are anybody's; that nothing is accepted holds for whoever lacks them.
+const TOKENS: &str = r#"
+[listeners.a]
+address = "127.0.0.1:1"
+[upstreams.u]
+urls = ["http://127.0.0.1:1"]
+[sources.header]
+path = "/header"
+secrets = [{ value = "0123456789abcdef0123456789abcdef" }]
+upstream = "u"
+public_url = "https://hooks.example.com/header"
+id = { claim = "data", json = "/id" }
+[sources.header.jwt]
+header = "Authorization"
+prefix = "Bearer"
+prefix_optional = true
+query = "jwt"
+json = "/token"
+algorithms = ["HS256", "HS384", "HS512"]
+require_exp = false
+[sources.tenant]
+path = "/tenant"
+secrets = [{ value = "0123456789abcdef0123456789abcdef", id = "a" }]
+upstream = "u"
+jwt = { header = "Authorization", query = "jwt", algorithms = ["HS256"], key_claim = "/iss", qsh = {} }
+[sources.body]
+path = "/body"
+upstream = "u"
+jwt = { body = true, algorithms = ["RS256", "ES256"], jwks_url = "https://keys.example.com/" }
+[sources.each]
+path = "/each"
+upstream = "u"
+jwt = { each = "/tokens", algorithms = ["RS256"], jwks_url = "https://keys.example.com/" }
+[sources.detached]
+path = "/detached"
+upstream = "u"
+jwt = { header = "Authorization", payload = "body", algorithms = ["RS512"], jwks_url = "https://keys.example.com/" }
+[sources.composed]
+path = "/composed"
+upstream = "u"
+[sources.composed.jwt]
+header = "Authorization"
+payload = "truelayer"
+algorithms = ["ES512"]
+jku = ["https://keys.example.com/"]
+required_headers = ["X-A"]
+[sources.secret]
+path = "/secret"
+secrets = [{ value = "0123456789abcdef0123456789abcdef" }]
+upstream = "u"
+each_secret = { array = "/value", member = "/clientState" }
+"#;
+
+/// Tokens. The first byte chooses the source; then the values of Authorization and another header, the query and the
+/// body, parted by 0x00. A second form of the same bytes is a header, a payload and a signature that are put together
+/// into a token, so that what stands in them is reached.
+pub fn jwt(data: &[u8]) {
+    static SOURCES_READ: OnceLock<Vec<config::Source>> = OnceLock::new();
+    let sources = SOURCES_READ.get_or_init(|| {
+        let loaded = config::load_text(TOKENS, &|_| None);
+        loaded.config.expect("the sources above load").plan.sources
+    });
+    let Some((first, rest)) = data.split_first() else { return };
+    let Some(source) = sources.get(usize::from(*first & 0x7f) % sources.len()) else { return };
+    let mut parts = rest.splitn(4, |byte| *byte == 0);
+    let mut next = || parts.next().unwrap_or_default();
+    let (one, other, query, body) = (next(), next(), next(), next());
+    let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+    let token = format!("{}.{}.{}", encode(one), encode(other), encode(query)).into_bytes();
+    let (token, body) = if *first & 0x80 == 0 { (one, body) } else { (token.as_slice(), token.as_slice()) };
+    let mut headers = HeaderMap::new();
+    for (name, value) in [("authorization", token), ("x-a", other)] {
+        if let Ok(value) = HeaderValue::from_bytes(value) {
+            headers.append(HeaderName::from_static(name), value);
+        }
+    }
+    let delivery = Delivery {
+        method: Method::POST,
+        scheme: "https",
+        authority: "hooks.example.com".to_owned(),
+        path: "/x".to_owned(),
+        query: Some(String::from_utf8_lossy(query).into_owned()),
+        headers,
+        body: Bytes::copy_from_slice(body),
     };
     let judged = source.verifier.judge(delivery, UnixMillis::from_secs(1_760_000_000), &NoLibrary);
     assert!(judged.is_err(), "proven without a key");
