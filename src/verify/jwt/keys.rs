@@ -180,9 +180,15 @@ impl KeyRing {
         })
     }
 
-    /// The ids of the public keys, in order: what a private key's signature may name.
-    pub(super) fn first_id(&self) -> Option<&str> {
-        self.keys.iter().find_map(|ring_key| ring_key.id.as_deref())
+    /// For `sign`: the id of the public key that verifies this signature, if one does.
+    pub(super) fn owner(&self, algorithm: JwsAlgorithm, message: &[u8], signature: &[u8]) -> Option<Option<&str>> {
+        self.keys.iter().find_map(|ring_key| match &ring_key.material {
+            Material::Public(key) => {
+                let verified = key.key.verify(allows(key, algorithm)?, message, signature);
+                verified.then_some(ring_key.id.as_deref())
+            }
+            Material::Shared(_) => None,
+        })
     }
 }
 

@@ -8,6 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
+use super::super::public_key::{SignatureAlgorithm, private};
 use super::super::sign::{Draft, SignError, Signing};
 use super::super::{Unit, template};
 use super::algorithm::JwsAlgorithm;
@@ -22,7 +23,10 @@ impl Jwt {
     pub(super) fn put_token(&self, draft: &mut Draft, signing: &Signing<'_>) -> Result<(), SignError> {
         let algorithm = *self.algorithms.first().ok_or(SignError::Incomplete)?;
         let shared = self.keys.signer(algorithm);
-        let key_id = shared.map_or_else(|| self.keys.first_id(), |(id, _)| id);
+        let key_id = match shared {
+            Some((id, _)) => id,
+            None => self.own_key(algorithm, signing)?,
+        };
         let mut header = Object::new();
         header.insert("alg".into(), algorithm.name().into());
         if let (Some(id), KeyId::Header) = (key_id, &self.key_id) {
@@ -30,7 +34,7 @@ impl Jwt {
         }
         let make = |message: &[u8]| match shared {
             Some((_, keyed)) => Ok(URL_SAFE_NO_PAD.encode(keyed.mac(&[Cow::Borrowed(message)]).as_slice())),
-            None => self.sign_with_private(algorithm, message, key_id, signing),
+            None => sign_with_private(algorithm, message, signing).map(|made| URL_SAFE_NO_PAD.encode(made)),
         };
         let token = match &self.payload {
             Payload::Claims(claims) => {
@@ -92,14 +96,15 @@ impl Jwt {
         }
     }
 
-    fn sign_with_private(
-        &self,
-        _algorithm: JwsAlgorithm,
-        _message: &[u8],
-        _key_id: Option<&str>,
-        _signing: &Signing<'_>,
-    ) -> Result<String, SignError> {
-        Err(SignError::NeedsPrivateKey)
+    /// The id of the configured key that the private one belongs to; none where keys are fetched.
+    fn own_key(&self, algorithm: JwsAlgorithm, signing: &Signing<'_>) -> Result<Option<&str>, SignError> {
+        const PROBE: &[u8] = b"which key is this?";
+        let signature = sign_with_private(algorithm, PROBE, signing)?;
+        match self.keys.owner(algorithm, PROBE, &signature) {
+            Some(id) => Ok(id),
+            None if self.keys.is_empty() => Ok(None),
+            None => Err(SignError::OtherPrivateKey),
+        }
     }
 
     fn claims(
@@ -173,6 +178,12 @@ impl TrueLayer {
         let names: Vec<_> = self.required_headers.iter().map(http::HeaderName::as_str).collect();
         Ok(names.join(","))
     }
+}
+
+fn sign_with_private(algorithm: JwsAlgorithm, message: &[u8], signing: &Signing<'_>) -> Result<Vec<u8>, SignError> {
+    let private_key = signing.private.ok_or(SignError::NeedsPrivateKey)?;
+    let algorithm = SignatureAlgorithm::of_jose(algorithm.name()).ok_or(SignError::CannotMake)?;
+    private::sign(private_key, algorithm, message)
 }
 
 fn encoded(object: Object) -> String {

@@ -606,3 +606,23 @@ fn what_sign_makes_is_accepted_and_a_changed_body_is_not() {
         assert_eq!(judge(Delivery { body: Bytes::from_static(b"x"), ..made }).unwrap_err(), Refusal::BodyMismatch);
     }
 }
+
+#[test]
+fn a_private_key_signs_under_the_id_of_its_public_half_and_no_other_signs() {
+    let der = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new()).unwrap();
+    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der.as_ref()).unwrap();
+    let pem = STANDARD.encode(der.as_ref());
+    let private = Secret::new(format!("-----BEGIN PRIVATE KEY-----\n{pem}\n-----END PRIVATE KEY-----\n").into());
+    let signer = Signer { pair, kid: "ours" };
+    let set = json!({ "keys": [Signer::new("first").jwk(), signer.jwk()] }).to_string();
+    for payload in [public(&[&set]).payload, Payload::Body] {
+        let verifier = verifier(Jwt { payload, ..public(&[&set]) });
+        let sign = |private: Option<&Secret>| verifier.sign(delivery(&[], None, BODY), "id-1", NOW, private);
+        let made = sign(Some(&private)).unwrap().delivery;
+        assert!(verifier.judge(made, NOW, &NoLibrary).is_ok());
+        assert_eq!(sign(None).unwrap_err(), SignError::NeedsPrivateKey);
+    }
+    let other = verifier(public(&[&Signer::new("first").jwk().to_string()]));
+    let made = other.sign(delivery(&[], None, BODY), "id-1", NOW, Some(&private));
+    assert_eq!(made.unwrap_err(), SignError::OtherPrivateKey);
+}
