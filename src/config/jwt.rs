@@ -423,8 +423,15 @@ pub(super) fn read_each(table: &Table<'_>, secrets: &[Named], label: Option<&str
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use http::{HeaderMap, Method};
+
+    use crate::clock::UnixMillis;
     use crate::config::Severity;
     use crate::config::vectors::loaded;
+    use crate::delivery::Delivery;
+    use crate::fetched::NoLibrary;
+    use crate::secret::Secret;
 
     const PEM: &str = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE1s+ItDdoXhRkM10tFbz6PUjTnDie\nc90DVWH7KAxSWAs257Wbe3lpyOPVkUrNXI5qJNjS04OxCbWFXMDkDxYYsQ==\n-----END PUBLIC KEY-----";
     const SECRET: &str = "a shared secret of forty characters long";
@@ -577,5 +584,76 @@ mod tests {
         );
         tells(&errors(&both), ".jwt", "has no keys");
         assert_eq!(errors(&format!("{both}keys = [{{ value = {SECRET:?} }}]")), [""; 0]);
+    }
+
+    /// A key pair of P-256, made for this test.
+    const PRIVATE: &str = "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgSulZfzpmqhmlIZZ2sQhlpcsmheuNq57aLY8/X6vKN0ChRANCAAQXlaxI49qHhh72LSgLxna+m0ctzj0d93Is0oYHUA0MLi7GqAAZWNJDuyKre+Ts9+7Ik+jNG7ywjdNemnDD4RXj\n-----END PRIVATE KEY-----";
+    const PUBLIC: &str = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEF5WsSOPah4Ye9i0oC8Z2vptHLc49HfdyLNKGB1ANDC4uxqgAGVjSQ7siq3vk7PfuyJPozRu8sI3TXppww+EV4w==\n-----END PUBLIC KEY-----";
+
+    #[test]
+    fn what_every_token_preset_signs_it_accepts_and_nothing_that_was_changed() {
+        let shared = format!("secrets = [{{ value = {SECRET:?} }}]");
+        let tenant = format!("secrets = [{{ value = {SECRET:?}, id = \"tenant-1\" }}]");
+        let public = format!("secrets = [{{ value = {PUBLIC:?} }}]\njwt.algorithms = [\"ES256\"]");
+        let entra = "jwt.issuer = \"https://sts.windows.net/t/\"\njwt.audience = \"us\"";
+        let graph = format!("{shared}\njwt.keys = [{{ value = {PUBLIC:?} }}]\njwt.algorithms = [\"ES256\"]\n{entra}");
+        let google = format!("{public}\njwt.claims.email = \"push@p.iam.gserviceaccount.com\"");
+        let event = r#"{"id":"evt_1","value":[{"id":"1"}]}"#;
+        for (preset, keys, body, stands_for_body) in [
+            ("plaid", &public, event, true),
+            ("google-pubsub", &google, event, false),
+            ("azure-event-grid", &format!("{public}\n{entra}"), event, false),
+            ("monday", &shared, event, false),
+            ("vonage", &shared, event, true),
+            ("messagebird", &shared, event, true),
+            ("messagebird", &shared, "", true),
+            ("netlify", &shared, event, true),
+            ("upstash-qstash", &shared, event, true),
+            ("fusionauth", &shared, event, true),
+            ("fusionauth", &public, event, true),
+            ("wix", &public, r#"{"data":"{\"eventType\":\"paid\"}"}"#, true),
+            ("kinde", &public, r#"{"event_id":"evt_1","type":"paid"}"#, true),
+            ("atlassian-connect", &tenant, event, false),
+            ("truelayer", &public, event, true),
+            ("fireblocks-jws", &public, event, true),
+            ("ms-graph", &shared, event, false),
+            ("ms-graph-rich", &graph, event, false),
+        ] {
+            let url = "https://hooks.example.com/in";
+            let text = format!(
+                "[listeners.public]\naddress = \"127.0.0.1:0\"\n[upstreams.app]\nurls = [\"http://127.0.0.1:9000\"]\n\
+                 [sources.it]\npath = \"/in\"\nupstream = \"app\"\nprovider = {preset:?}\npublic_url = {url:?}\n{keys}\n"
+            );
+            let loaded = loaded(&text);
+            let Some(mut config) = loaded.config else { panic!("{preset}: {:?}", loaded.problems) };
+            let verifier = config.plan.sources.pop().unwrap().verifier;
+            let draft = Delivery {
+                method: Method::POST,
+                scheme: "https",
+                authority: "hooks.example.com".into(),
+                path: "/in".into(),
+                query: Some("a=1".into()),
+                headers: HeaderMap::new(),
+                body: Bytes::from_static(body.as_bytes()),
+            };
+            let now = UnixMillis::from_secs(1_785_542_400);
+            let private = Secret::new(PRIVATE.into());
+            let made =
+                verifier.sign(draft, "id-1", now, Some(&private)).unwrap_or_else(|error| panic!("{preset}: {error}"));
+            let judge =
+                |delivery: Delivery| verifier.judge(delivery, now, &NoLibrary).map_err(|refused| refused.refusal);
+            let verified = judge(made.delivery.clone()).unwrap_or_else(|refusal| panic!("{preset}: {refusal:?}"));
+            assert_eq!(verified.replay_keys().len(), usize::from(stands_for_body), "{preset}");
+            for position in 0..made.delivery.body.len() {
+                let mut changed = made.delivery.clone();
+                let mut bytes = changed.body.to_vec();
+                bytes[position] ^= 1;
+                changed.body = bytes.into();
+                assert!(judge(changed).is_err() || !stands_for_body, "{preset}: byte {position}");
+            }
+            let unsigned =
+                Delivery { headers: HeaderMap::new(), body: Bytes::from_static(body.as_bytes()), ..made.delivery };
+            assert!(judge(unsigned).is_err(), "{preset}");
+        }
     }
 }
