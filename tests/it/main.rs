@@ -24,3 +24,4 @@ mod replays;
 #[allow(dead_code, reason = "each chapter uses a part of it")]
 mod support;
 mod tls;
+mod tokens;
