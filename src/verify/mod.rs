@@ -35,6 +35,8 @@ mod template;
 #[cfg(test)]
 mod tests;
 mod url_rule;
+#[cfg(test)]
+mod wycheproof;
 
 use std::sync::Arc;
 use std::time::Duration;
