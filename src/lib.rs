@@ -41,4 +41,8 @@ mod verify;
 #[doc(hidden)]
 pub mod fuzzing;
 
+#[cfg(feature = "measure")]
+#[doc(hidden)]
+pub mod measuring;
+
 pub use cli::main;

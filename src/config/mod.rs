@@ -90,7 +90,7 @@ pub(crate) fn load(path: &Path, environment: Environment<'_>) -> Loaded {
 }
 
 /// A text that is in no file; its relative paths lead nowhere.
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, feature = "measure"))]
 pub(crate) fn load_text(text: &str, environment: Environment<'_>) -> Loaded {
     let mut problems = Vec::new();
     let root = node::parse(&"text".into(), text, &mut problems);
