@@ -36,7 +36,17 @@ pub(super) fn read_scheme(
     if !table.has("algorithm") {
         table.error("", "`algorithm` is missing", r#"algorithm = "hmac-sha256""#);
     }
-    let algorithm = table.choice("algorithm", None, &algorithms);
+    let unknown = table.peek_text("algorithm").filter(|text| !algorithms.iter().any(|(name, _)| name == text));
+    let algorithm = match unknown {
+        // There are too many to list them all at a slip of the pen.
+        Some(text) => {
+            table.ignore(&["algorithm"]);
+            let hint = r#""hmac-sha256", "hmac-sha1", "hmac-sha384", "hmac-sha512", "ed25519", "ecdsa-p256-sha256", "rsa-pkcs1-sha256" …: docs/configuration.md"#;
+            table.error("algorithm", format!("{text:?} is none of the choices"), hint);
+            None
+        }
+        None => table.choice("algorithm", None, &algorithms),
+    };
     // Where there is none, the rest is read all the same: everything that is wrong is told at once.
     let keys = match algorithm {
         Some(algorithm) => read_keys(source, table, algorithm, secrets),
@@ -74,6 +84,10 @@ pub(super) fn read_scheme(
     let (keys, (signature, other_prefixes), message, algorithm) = (keys?, signature?, message?, algorithm?);
     let more = more?;
     key_choice.other_prefixes = other_prefixes;
+    if key_choice.id.is_some() && !matches!(algorithm, Some(Algorithm::Signature(_))) {
+        table.error("key_id", "picks among public keys; a MAC is tried under every secret anyway", "remove it");
+        return None;
+    }
     if key_choice.id.is_some() && secrets.iter().any(|named| named.id.is_none()) {
         source.error(
             "secrets",

@@ -43,12 +43,12 @@ pub(crate) struct PublicKey(Kind);
 #[derive(Clone)]
 enum Kind {
     Ed25519(VerifyingKey),
-    Ec { curve: Curve, point: Box<[u8]>, parsed: Parsed<4> },
-    Rsa { bits: u32, only_pss: bool, der: Box<[u8]>, pkcs1: Parsed<4>, pss: Parsed<4> },
+    Ec { curve: Curve, point: Box<[u8]>, parsed: Parsed },
+    Rsa { bits: u32, only_pss: bool, der: Box<[u8]>, pkcs1: Parsed, pss: Parsed },
 }
 
 /// The key as the library wants it: one object for each hash, made when it is first used, for most keys have one use.
-type Parsed<const N: usize> = [OnceLock<Option<ParsedPublicKey>>; N];
+type Parsed = Box<[OnceLock<Option<ParsedPublicKey>>; 4]>;
 
 /// None of these says what the key was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -96,12 +96,6 @@ impl PublicKey {
         read::spki(der)?.at_least(SHORTEST_RSA)
     }
 
-    /// A JSON Web Key (RFC 7517), with its `kid`.
-    pub(crate) fn from_jwk(jwk: &serde_json::Value) -> Result<(Option<String>, Self), KeyError> {
-        let SetKey { id, key, .. } = set::jwk(jwk)?;
-        Ok((id, key))
-    }
-
     fn ed25519(bytes: &[u8]) -> Result<Self, KeyError> {
         let bytes: &[u8; 32] = bytes.try_into().map_err(|_| KeyError::Invalid)?;
         let key = VerifyingKey::from_bytes(bytes).map_err(|_| KeyError::Invalid)?;
@@ -113,7 +107,7 @@ impl PublicKey {
 
     /// `point` as SEC 1 writes it, compressed or not.
     fn ec(curve: Curve, point: &[u8]) -> Result<Self, KeyError> {
-        let parsed: Parsed<4> = Default::default();
+        let parsed: Parsed = Default::default();
         // Every curve is used with SHA-256; making that one proves the point.
         let algorithm = ecdsa(curve, Hash::Sha256).ok_or(KeyError::Unsupported)?;
         // The library would take a SubjectPublicKeyInfo in a point's place.
@@ -122,7 +116,7 @@ impl PublicKey {
             return Err(KeyError::Invalid);
         }
         let first = ParsedPublicKey::new(algorithm, point).map_err(|_| KeyError::Invalid)?;
-        let [_, sha256, ..] = &parsed;
+        let [_, sha256, ..] = &*parsed;
         sha256.get_or_init(|| Some(first));
         Ok(Self(Kind::Ec { curve, point: point.into(), parsed }))
     }
@@ -256,12 +250,12 @@ impl std::fmt::Debug for Kind {
 }
 
 fn prepared<'a>(
-    parsed: &'a Parsed<4>,
+    parsed: &'a Parsed,
     hash: Hash,
     algorithm: &'static dyn VerificationAlgorithm,
     bytes: &[u8],
 ) -> Option<&'a ParsedPublicKey> {
-    let [sha1, sha256, sha384, sha512] = parsed;
+    let [sha1, sha256, sha384, sha512] = &**parsed;
     let cell = match hash {
         Hash::Sha1 => sha1,
         Hash::Sha256 => sha256,

@@ -43,11 +43,6 @@ impl KeySet {
     pub(crate) fn keys(&self) -> &[SetKey] {
         &self.keys
     }
-
-    /// All keys of this name: a publisher may use one name for several kinds.
-    pub(crate) fn named<'a>(&'a self, id: &'a str) -> impl Iterator<Item = &'a SetKey> {
-        self.keys.iter().filter(move |key| key.id.as_deref() == Some(id))
-    }
 }
 
 impl FromIterator<SetKey> for KeySet {
