@@ -175,11 +175,14 @@ pub(crate) struct Ledgers {
     // Guards the map alone; held while a new ledger is read from disk so that two callers cannot both make it.
     by_source: Mutex<HashMap<Box<str>, Arc<Ledger>>>,
     /// Secrets that senders brought, by source and name, where there is no disk. One for each that was ever awaited.
-    captures: Mutex<HashMap<(Box<str>, Box<str>), Secret>>,
+    captures: Mutex<Captures>,
 }
 
+/// By source and name.
+type Captures = HashMap<(Box<str>, Box<str>), Secret>;
+
 impl Ledgers {
-    fn captures(&self) -> MutexGuard<'_, HashMap<(Box<str>, Box<str>), Secret>> {
+    fn captures(&self) -> MutexGuard<'_, Captures> {
         self.captures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

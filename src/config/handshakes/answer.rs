@@ -13,10 +13,7 @@ use bytes::Bytes;
 use http::HeaderName;
 
 pub(super) fn body(table: &Table<'_>, params: &Params<'_>) -> Result<AnswerBody, Unmade> {
-    let json = match table.node("json") {
-        Some(node) => Some(json_body(table, node, params)),
-        None => None,
-    };
+    let json = table.node("json").map(|node| json_body(table, node, params));
     let text = table.text("body");
     let echo = table.table("echo").map(|at| locator(at).ok_or(Unmade::Wrong));
     match (json, text, echo) {

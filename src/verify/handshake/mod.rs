@@ -314,11 +314,13 @@ impl Handshake {
 
     /// All guards are judged before the first failure is told.
     pub(super) fn grant(&self, asking: &Asking<'_>) -> Result<Granted, Fault> {
-        let guards = self.guards.iter().fold(Ok(()), |so_far, guard| {
-            let judged = guard.judge(asking);
-            so_far.and(judged)
-        });
-        guards?;
+        let mut failed = None;
+        for guard in &self.guards {
+            failed = failed.or(guard.judge(asking).err());
+        }
+        if let Some(fault) = failed {
+            return Err(fault);
+        }
         let captured = match &self.capture {
             Some(locator) => {
                 let text = answer::echo(locator, Alphabet::Word, asking)?;
