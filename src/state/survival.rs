@@ -368,3 +368,34 @@ async fn a_million_claims_start_quickly_and_fit_in_memory() {
     println!("the file has {} MiB", fs::metadata(settings(folder.path()).path).unwrap().len() >> 20);
     assert_eq!(ledger.len(), 1_000_000);
 }
+
+#[tokio::test]
+async fn a_secret_that_was_brought_survives_a_crash_and_the_first_one_stays() {
+    let folder = Folder::new();
+    let running = state(folder.path());
+    let secret = |text: &str| Secret::new(text.into());
+    let kept = |state: &State, name| state.captured("a", name).unwrap().map(|secret| secret.expose().to_vec());
+    assert_eq!(kept(&running, "first"), None);
+    assert_eq!(running.capture("a", "first", &secret("one")).await, Ok(true));
+    assert_eq!(running.capture("a", "first", &secret("two")).await, Ok(false));
+    assert_eq!(running.capture("a", "second", &secret("two")).await, Ok(true));
+    assert_eq!(running.capture("b", "first", &secret("three")).await, Ok(true));
+    let left = as_a_crash_would_leave_it(folder.path());
+    let revived = state(left.path());
+    assert_eq!(kept(&revived, "first").as_deref(), Some(&b"one"[..]));
+    assert_eq!(kept(&revived, "second").as_deref(), Some(&b"two"[..]));
+    assert_eq!(kept(&revived, "third"), None);
+    assert_eq!(revived.capture("a", "first", &secret("four")).await, Ok(false));
+}
+
+#[tokio::test]
+async fn a_file_from_before_secrets_were_brought_takes_some() {
+    let folder = Folder::new();
+    let before = state(folder.path());
+    commit(first(before.ledger("a", 100).reserve(ask(&[1]), NOW).await)).await;
+    before.close().await;
+    rusqlite::Connection::open(settings(folder.path()).path).unwrap().execute_batch("DROP TABLE captured").unwrap();
+    let after = state(folder.path());
+    assert_eq!(after.capture("a", "first", &Secret::new(b"one".to_vec())).await, Ok(true));
+    assert_claim!(after.ledger("a", 100).reserve(ask(&[1]), NOW).await, Ok(Claim::Replay));
+}
