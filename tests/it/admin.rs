@@ -13,7 +13,8 @@ use std::sync::Arc;
 const NO_REFUSALS: [&str; 3] = ["accepted", "challenge", "upstream_refused"];
 
 /// Every reason to say no. Dashboards depend on these words.
-const REFUSALS: [&str; 43] = [
+const REFUSALS: [&str; 44] = [
+    "confirmation_failed",
     "malformed",
     "unsupported_transfer_coding",
     "misdirected",
