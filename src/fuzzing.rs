@@ -6,11 +6,12 @@ use crate::clock::UnixMillis;
 use crate::config;
 use crate::delivery::Delivery;
 use crate::fetched::NoLibrary;
-use crate::verify::Template;
+use crate::verify::{Chain, HostRule, PathRule, Roots, Template, UrlRule};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use rustls_pki_types::CertificateDer;
 use std::sync::OnceLock;
 
 /// One source of each layout: plain, pairs, list, public key, and one that looks everywhere.
@@ -247,6 +248,31 @@ pub fn jwt(data: &[u8]) {
     };
     let judged = source.verifier.judge(delivery, UnixMillis::from_secs(1_760_000_000), &NoLibrary);
     assert!(judged.is_err(), "proven without a key");
+}
+
+/// A certificate, as a request could name or bring it, and whom it is said to lead to; and the url that it is named by.
+pub fn certificate(data: &[u8]) {
+    static PUBLIC: OnceLock<Roots> = OnceLock::new();
+    let roots = PUBLIC.get_or_init(Roots::public);
+    let now = UnixMillis::from_secs(1_760_000_000);
+    let der = vec![CertificateDer::from(data.to_vec())];
+    for chain in [Chain::from_pem(data), Chain::from_der(der)].into_iter().flatten() {
+        // A real one may well be there.
+        let _ = chain.check(roots, now);
+        let _ = (chain.check_time(now), chain.common_name(), chain.has_dns_name("example.com"));
+        let _ = chain.has_extension(0, "1.2.840.113635.100.6.11.1");
+    }
+    // Nor is it wrong to be a root.
+    let _ = Roots::read(data);
+    if let Ok(text) = std::str::from_utf8(data) {
+        let sns = UrlRule { host: HostRule::Sns, path: PathRule::SnsCertificate, port_may_be_said: false };
+        if let Some(url) = sns.allows(text) {
+            let host = url.split('/').nth(2).unwrap_or_default();
+            assert!(
+                host.starts_with("sns.") && (host.ends_with(".amazonaws.com") || host.ends_with(".amazonaws.com.cn"))
+            );
+        }
+    }
 }
 
 /// A message template, as a user could write it.

@@ -368,4 +368,19 @@ pub(crate) mod tests {
         longer.push(0);
         assert!(Chain::from_der(vec![CertificateDer::from(longer)]).is_none());
     }
+
+    #[test]
+    fn no_byte_of_a_certificate_can_be_changed() {
+        let root = Authority::root(2020..2040);
+        let leaf = root.issue("leaf", 2020..2040, &["example.com"], &[&[1, 2, 3]]);
+        let roots = root.roots();
+        let good = Chain::from_der(vec![leaf.der.clone()]).unwrap();
+        assert_eq!(good.check(&roots, NOW), Ok(()));
+        for position in 0..leaf.der.len() {
+            let mut der = leaf.der.to_vec();
+            der[position] ^= 1;
+            let chain = Chain::from_der(vec![CertificateDer::from(der)]);
+            assert!(chain.is_none_or(|chain| chain.check(&roots, NOW).is_err()), "byte {position}");
+        }
+    }
 }

@@ -57,6 +57,8 @@ use prover::Prover;
 use sha2::{Digest, Sha256};
 use template::Facts;
 
+#[cfg(fuzzing)]
+pub(crate) use certificate::Chain;
 pub(crate) use certificate::Roots;
 pub(crate) use cloud_event::CloudEvents;
 pub(crate) use credential::{Basic, Token, TokenPlace};
@@ -88,6 +90,8 @@ pub(crate) use sign::Draft;
 #[cfg(test)]
 pub(crate) use sign::SignError;
 pub(crate) use template::{Template, UrlForm};
+#[cfg(fuzzing)]
+pub(crate) use url_rule::{HostRule, PathRule, UrlRule};
 
 /// How the requests of one source prove themselves, as `config` assembles it.
 #[derive(Clone, Debug, Default)]

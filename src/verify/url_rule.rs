@@ -128,6 +128,7 @@ impl PathRule {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     const SNS: UrlRule = UrlRule { host: HostRule::Sns, path: PathRule::SnsCertificate, port_may_be_said: false };
 
@@ -279,6 +280,28 @@ mod tests {
             "https://sns.us-east-1.amazonaws.com:8443/?Action=ConfirmSubscription",
         ] {
             assert_eq!(rule.allows(text), None, "{text}");
+        }
+    }
+
+    proptest! {
+        /// Whatever is written around it, what is allowed is on the platform's own host.
+        #[test]
+        fn any_url_that_is_allowed_is_on_the_platforms_host(
+            text in "(https|http|HTTPS|ftp)?:?[/\\\\]{0,3}[a-z0-9@:.]{0,6}(api|API)?[.@#?%/\\\\:;]{0,2}(paypal|evil)[.@]{0,2}(com|test)[a-z0-9@:.#?%/\\\\ \t-]{0,12}",
+        ) {
+            if let Some(url) = paypal().allows(&text) {
+                let url = Url::parse(&url).unwrap();
+                prop_assert!(["api.paypal.com", "api.sandbox.paypal.com"].contains(&url.host_str().unwrap()), "{text}");
+                prop_assert_eq!((url.scheme(), url.port(), url.username(), url.query()), ("https", None, "", None));
+            }
+        }
+
+        #[test]
+        fn no_text_panics(text in ".{0,80}") {
+            for rule in [paypal(), alexa(), SNS] {
+                let _ = rule.allows(&text);
+                let _ = rule.allows(&format!("https://{text}"));
+            }
         }
     }
 }
