@@ -84,7 +84,7 @@ pub(super) fn read_scheme(
     let (keys, (signature, other_prefixes), message, algorithm) = (keys?, signature?, message?, algorithm?);
     let more = more?;
     key_choice.other_prefixes = other_prefixes;
-    if key_choice.id.is_some() && !matches!(algorithm, Some(Algorithm::Signature(_))) {
+    if key_choice.id.is_some() && !matches!(algorithm, Algorithm::Signature(_)) {
         table.error("key_id", "picks among public keys; a MAC is tried under every secret anyway", "remove it");
         return None;
     }

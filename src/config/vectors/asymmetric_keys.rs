@@ -9,8 +9,8 @@ pub(super) fn toml(provider: &str, config: &Value) -> Option<String> {
         // The other of Fireblocks' shapes is a token.
         "fireblocks" if config["scheme"] != "rsa-static" => None,
         "qq_bot" => Some(preset_with("qq-bot", &[config["bot_secret"].as_str()?]) + &tolerance_of(config)),
-        "standard_webhooks_v1a" | "svix_asymmetric" => {
-            Some(preset_with(&provider.replace('_', "-"), &texts(&config["public_keys"])) + &tolerance_of(config))
+        "standard_webhooks_v1a" => {
+            Some(preset_with("standard-webhooks-v1a", &texts(&config["public_keys"])) + &tolerance_of(config))
         }
         "github_secret_scanning" | "ebay" | "circle" | "wechat_pay" => {
             let keys = config["keys"].as_object()?.iter();
