@@ -2,10 +2,14 @@
 //!
 //! Invariant: `/metrics`, `/healthz` and `/readyz` are open to whoever reaches the port; everything else wants the
 //! token, and without a configured token nobody has it. No secret is shown to anyone, but for those that a provider
-//! brought and wants to have pasted back (Notion): these are shown to whoever has the token.
+//! brought and wants to have pasted back (Notion): these are shown to whoever has the token. No signature that was expected
+//! is shown either: whoever has the token may read, not forge.
 
 use crate::gateway::Door;
+use crate::gateway::explain::{Question, explain};
+use crate::gateway::refused::Kept;
 use crate::secret::Secret;
+use crate::verify::Workshop;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
@@ -13,17 +17,24 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 
 pub(crate) struct AdminPort {
     door: Arc<Door>,
     token: ArcSwapOption<Secret>,
+    workshop: OpenWorkshop,
+    /// One explanation at a time: each may try thousands of ways.
+    explaining: Semaphore,
 }
+
+/// The configuration as it is now, for as long as something is tried with it.
+pub(crate) type OpenWorkshop = Box<dyn Fn() -> Box<dyn Workshop> + Send + Sync>;
 
 type Reply = Response<Full<Bytes>>;
 
 impl AdminPort {
-    pub(crate) fn new(door: Arc<Door>, token: Option<Secret>) -> Self {
-        Self { door, token: ArcSwapOption::from_pointee(token) }
+    pub(crate) fn new(door: Arc<Door>, token: Option<Secret>, workshop: OpenWorkshop) -> Self {
+        Self { door, token: ArcSwapOption::from_pointee(token), workshop, explaining: Semaphore::new(1) }
     }
 
     /// The new one counts from now on, and the old one no longer.
@@ -31,10 +42,10 @@ impl AdminPort {
         self.token.store(token.map(Arc::new));
     }
 
-    pub(crate) fn answer(&self, request: &Request<Incoming>) -> Reply {
+    pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Reply {
         let path = request.uri().path();
         // Without the token, not even what is here and what is not.
-        if !matches!(path, "/metrics" | "/healthz" | "/readyz") && !self.is_operator(request) {
+        if !matches!(path, "/metrics" | "/healthz" | "/readyz") && !self.is_operator(&request) {
             let mut reply = text(StatusCode::UNAUTHORIZED, "the admin token, as a bearer token; see [admin] token\n");
             reply.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             return reply;
@@ -56,10 +67,14 @@ impl AdminPort {
             }
             "/sources" => typed(StatusCode::OK, self.sources().into(), "application/json"),
             "/captured" => typed(StatusCode::OK, self.captured().into(), "application/json"),
-            _ => text(
-                StatusCode::NOT_FOUND,
-                "here are /metrics, /healthz, /readyz and, with the token, /sources and /captured\n",
-            ),
+            "/refusals" => typed(StatusCode::OK, self.refusals().into(), "application/json"),
+            _ => match path.strip_prefix("/refusals/") {
+                Some(id) => self.clone().explained(id.to_owned()).await,
+                None => text(
+                    StatusCode::NOT_FOUND,
+                    "here are /metrics, /healthz, /readyz and, with the token, /sources, /captured and /refusals\n",
+                ),
+            },
         }
     }
 
@@ -93,6 +108,50 @@ impl AdminPort {
         format!("{}\n", serde_json::json!({ "captured": captured }))
     }
 
+    /// The last refused deliveries, the newest first.
+    fn refusals(&self) -> String {
+        let all: Vec<_> = self.door.refusals.all().iter().map(|kept| about(kept)).collect();
+        format!("{}\n", serde_json::json!({ "refusals": all }))
+    }
+
+    /// One of them judged again at its own time, by the configuration in force, and explained.
+    async fn explained(self: Arc<Self>, id: String) -> Reply {
+        let Some(kept) = self.door.refusals.find(&id) else {
+            return text(StatusCode::NOT_FOUND, "no such refusal is kept; see /refusals\n");
+        };
+        let gateway = self.door.snapshot();
+        let source = gateway.sources.all().iter().find(|source| source.settings.name == kept.source).cloned();
+        let Some(source) = source else {
+            return text(StatusCode::NOT_FOUND, "its source is no longer configured\n");
+        };
+        let Ok(_turn) = self.explaining.acquire().await else {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "no explanation can be made now\n");
+        };
+        let explainer = self.clone();
+        let explained = tokio::task::spawn_blocking(move || {
+            let workshop = (explainer.workshop)();
+            let explanation = explain(&Question {
+                settings: &source.settings,
+                delivery: &kept.delivery,
+                now: kept.at,
+                library: &*explainer.door.fetcher,
+                workshop: &*workshop,
+                for_its_owner: false,
+            });
+            let mut object = about(&kept);
+            if let (Some(object), serde_json::Value::Object(told)) = (object.as_object_mut(), explanation.to_json()) {
+                // What was refused then and what is said now may differ: the configuration may have been mended.
+                object.insert("was_refused".to_owned(), kept.refusal.label().into());
+                object.extend(told);
+            }
+            object
+        });
+        match explained.await {
+            Ok(object) => typed(StatusCode::OK, format!("{object}\n").into(), "application/json"),
+            Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the explanation failed\n"),
+        }
+    }
+
     /// What is configured and how full its memory is: what one asks first when a provider says its webhooks fail.
     fn sources(&self) -> String {
         let gateway = self.door.snapshot();
@@ -118,6 +177,22 @@ impl AdminPort {
             .collect();
         format!("{}\n", serde_json::json!({ "sources": sources }))
     }
+}
+
+/// No header, no query and no body: the explanation shows what it needs of them.
+fn about(kept: &Kept) -> serde_json::Value {
+    serde_json::json!({
+        "id": kept.id,
+        "at": kept.at.as_secs(),
+        "source": &*kept.source,
+        "client": kept.client.to_string(),
+        "refusal": kept.refusal.label(),
+        "note": kept.note,
+        "method": kept.delivery.method.as_str(),
+        "path": kept.delivery.path,
+        "body_bytes": kept.body_bytes,
+        "body_kept": kept.has_body(),
+    })
 }
 
 fn text(status: StatusCode, body: &str) -> Reply {

@@ -10,7 +10,7 @@ use super::{NO, UNUSABLE_CONFIGURATION, complain, say};
 use crate::clock::UnixMillis;
 use crate::config::{self, Loaded, Severity};
 use crate::delivery::Delivery;
-use crate::verify::Verifier;
+use crate::verify::{NoWorkshop, Verifier};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, Uri};
 use http_body_util::{BodyExt, Full, Limited};
@@ -88,7 +88,7 @@ async fn show(folder: &Path, exit: bool) -> Result<bool, String> {
     // A second reading gives the verifiers that sign; the first goes to work.
     let signers: BTreeMap<String, Arc<Verifier>> =
         load()?.plan.sources.into_iter().map(|source| (source.name.to_string(), source.verifier)).collect();
-    let mut running = Running::start(load()?, Vec::new()).await?;
+    let mut running = Running::start(load()?, Vec::new(), Box::new(|| Box::new(NoWorkshop))).await?;
     let addresses: BTreeMap<_, _> = running.addresses().collect();
     let at = |name: &str| addresses.get(name).copied().ok_or_else(|| format!("there is no {name} listener"));
     let (public, admin) = (at("public")?, at("admin")?);

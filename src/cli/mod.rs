@@ -6,6 +6,7 @@
 mod certs;
 mod check;
 mod demo;
+mod explain;
 mod providers;
 mod reload;
 mod run;
@@ -45,6 +46,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Print the headers that a source's sender would add to a body.
     Sign(sign::Arguments),
+    /// Say, step by step, why a saved request is accepted or refused, and which common mistake would explain it.
+    Explain(explain::Arguments),
     /// Send a correctly signed webhook, as a source's sender would.
     Send(send::Arguments),
     /// List the providers that are known, show one, or search for one.
@@ -70,6 +73,7 @@ pub fn main() -> ExitCode {
         Command::Check(of) => check::check(config, &of),
         Command::Demo(of) => demo::demo(&of),
         Command::Sign(of) => sign::sign(config, &of),
+        Command::Explain(of) => explain::explain(config, &of),
         Command::Send(of) => send::send(config, &of),
         Command::Providers(of) => providers::providers(config, &of),
         Command::Certs(of) => certs::certs(&of),

@@ -3,7 +3,7 @@
 //! Invariant: a reload binds every new port before it changes anything, so that a configuration that cannot be put in
 //! force leaves the old one as it was. A listener whose address stays keeps its socket: nobody is turned away.
 
-use crate::admin::AdminPort;
+use crate::admin::{AdminPort, OpenWorkshop};
 use crate::clock::Clock;
 use crate::config::{Admin, Config, ListenerPlan, Log};
 use crate::gateway::Door;
@@ -48,7 +48,11 @@ struct Serving {
 type Inherited = Vec<(Option<String>, TcpListener)>;
 
 impl Running {
-    pub(super) async fn start(config: Config, mut inherited: Inherited) -> Result<Self, String> {
+    pub(super) async fn start(
+        config: Config,
+        mut inherited: Inherited,
+        workshop: OpenWorkshop,
+    ) -> Result<Self, String> {
         let metrics = Arc::new(Metrics::new());
         let clock = Arc::new(Clock::default());
         let audit = Audit::start(&config.log.audit, config.log.format, metrics.clone())
@@ -60,7 +64,7 @@ impl Running {
             bound.push(bind(plan, socket, &metrics, &permits)?);
         }
         let admin = match config.admin {
-            Some(Admin { settings, token }) => {
+            Some(Admin { settings, token, .. }) => {
                 let socket = take_inherited(&mut inherited, &settings)?;
                 let permits = Permits::new(ADMIN_CONNECTIONS);
                 Some((bind(ListenerPlan { settings }, socket, &metrics, &permits)?, token))
@@ -88,7 +92,7 @@ impl Running {
         });
         let listeners = listeners.collect();
         let admin = admin.map(|((listener, configured), token)| {
-            let port = Arc::new(AdminPort::new(door.clone(), token));
+            let port = Arc::new(AdminPort::new(door.clone(), token, workshop));
             (serve_admin(listener, configured, port.clone()), port)
         });
         Ok(Self {
@@ -264,7 +268,7 @@ fn serve_admin(listener: Arc<Listener>, configured: SocketAddr, port: Arc<AdminP
     let (stop, stopped) = watch::channel(Stop::Serve);
     let handler = move |request, _peer| {
         let port = port.clone();
-        async move { port.answer(&request) }
+        async move { port.answer(request).await }
     };
     let task = tokio::spawn(listener.clone().serve(handler, stopped));
     Serving { listener, configured, stop, task }

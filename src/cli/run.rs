@@ -5,8 +5,9 @@
 
 use super::reload::Running;
 use super::{UNUSABLE_CONFIGURATION, complain};
-use crate::config::{self, Config, Loaded, Problem, Severity};
+use crate::config::{self, Config, Loaded, Problem, Severity, Workbench};
 use crate::server;
+use crate::verify::{NoWorkshop, Workshop};
 use sd_notify::NotifyState;
 use std::path::Path;
 use std::process::ExitCode;
@@ -79,7 +80,15 @@ async fn serve(path: &Path, config: Config) -> Result<(), String> {
             "fewer file descriptors than max_connections and their upstream connections could need; raise LimitNOFILE"
         );
     }
-    let mut running = Running::start(config, server::inherited_sockets()).await?;
+    let file = path.to_owned();
+    // Read when somebody asks, so that no secret is kept for it.
+    let workshop = move || -> Box<dyn Workshop> {
+        match Workbench::read(&file, &config::process_environment) {
+            Some(workbench) => Box::new(workbench),
+            None => Box::new(NoWorkshop),
+        }
+    };
+    let mut running = Running::start(config, server::inherited_sockets(), Box::new(workshop)).await?;
     tell_systemd(&[NotifyState::Ready]);
 
     let mut sweep = interval(SWEEP);

@@ -30,6 +30,8 @@ pub(crate) struct ListenerPlan {
 pub(crate) struct Admin {
     pub(crate) settings: server::Settings,
     pub(crate) token: Option<Secret>,
+    /// Refused deliveries that whoever has the token can have explained.
+    pub(crate) keep_refused: usize,
 }
 
 pub(super) fn read(
@@ -238,6 +240,7 @@ pub(super) fn read_admin(table: Table<'_>, listeners: &[ListenerPlan]) -> Option
             }
         }
     }
+    let keep_refused = table.count("keep_refused", 32, 0..=1024);
     table.finish();
     // The operator's port has bounds of its own, so that a flood of senders cannot keep a scrape out.
     let limits = ServerLimits {
@@ -248,5 +251,7 @@ pub(super) fn read_admin(table: Table<'_>, listeners: &[ListenerPlan]) -> Option
         max_connections_per_client: 64,
     };
     let settings = settings("admin", address?, None, false, Vec::new().into(), &limits);
-    Some(Admin { settings, token: token.map(|named| named.secret) })
+    // Without a token nobody could ask.
+    let keep_refused = if token.is_some() { usize::try_from(keep_refused).unwrap_or(0) } else { 0 };
+    Some(Admin { settings, token: token.map(|named| named.secret), keep_refused })
 }

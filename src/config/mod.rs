@@ -25,6 +25,7 @@ mod upstreams;
 #[cfg(test)]
 mod vectors;
 mod verification;
+mod workbench;
 
 use crate::clock::Clock;
 use crate::gateway::{Limits, ListenerView, Plan};
@@ -46,6 +47,7 @@ pub(crate) use listeners::{Admin, ListenerPlan};
 pub(crate) use problem::{Problem, Severity};
 pub(crate) use reader::Effective;
 pub(crate) use units::nearest;
+pub(crate) use workbench::Workbench;
 
 /// Everything that `run` needs.
 pub(crate) struct Config {
@@ -75,7 +77,7 @@ pub(crate) struct Loaded {
 }
 
 /// Where `{ env = "X" }` looks.
-pub(crate) type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+pub(crate) type Environment<'a> = &'a (dyn Fn(&str) -> Option<OsString> + Sync);
 
 /// The process's own environment.
 pub(crate) fn process_environment(name: &str) -> Option<OsString> {
@@ -268,6 +270,7 @@ fn read(root: &Node, presets: &Presets, ledger: &Ledger) -> Option<Config> {
             min_body_rate,
             body_timeout,
             failed_auth: failed_auth?,
+            keep_refused: admin.as_ref().map_or(0, |admin| admin.keep_refused),
         },
         listeners: views.collect(),
         upstreams,

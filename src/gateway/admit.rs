@@ -85,7 +85,11 @@ pub(super) fn method(source: &Source, parts: &Parts) -> Result<bool, Refusal> {
 }
 
 pub(super) fn content_type(source: &Source, headers: &HeaderMap) -> Result<(), Refusal> {
-    let allowed = &source.settings.content_types;
+    media_type(&source.settings.content_types, headers)
+}
+
+/// Empty: any.
+pub(super) fn media_type(allowed: &[String], headers: &HeaderMap) -> Result<(), Refusal> {
     if allowed.is_empty() {
         return Ok(());
     }

@@ -6,10 +6,12 @@
 mod admit;
 mod body;
 mod budget;
+pub(crate) mod explain;
 mod forwarded;
 mod handshake;
 mod journey;
 mod receive;
+pub(crate) mod refused;
 mod respond;
 pub(crate) mod source;
 mod visit;
@@ -24,6 +26,7 @@ use arc_swap::ArcSwap;
 use body::Pace;
 use budget::{Buffer, InFlight};
 use ipnet::IpNet;
+use refused::Refusals;
 use source::{Budgets, Source, Sources};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -43,6 +46,8 @@ pub(crate) struct Limits {
     pub(crate) min_body_rate: u64,
     pub(crate) body_timeout: Duration,
     pub(crate) failed_auth: Quota,
+    /// Refused deliveries that the operator's port can explain; 0: none.
+    pub(crate) keep_refused: usize,
 }
 
 /// What the request path knows of a listener.
@@ -81,9 +86,11 @@ pub(crate) struct Door {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) audit: Audit,
     pub(crate) state: Arc<State>,
-    fetcher: Arc<Fetcher>,
+    /// What was fetched for proofs so far.
+    pub(crate) fetcher: Arc<Fetcher>,
     buffer: Arc<Buffer>,
     in_flight: Arc<InFlight>,
+    pub(crate) refusals: Refusals,
     throttled: Semaphore,
     /// Turns at judging large bodies: as many as there are processors.
     large_bodies: Arc<Semaphore>,
@@ -114,6 +121,7 @@ impl Door {
             metrics.fetched_documents.clone(),
         );
         let fetcher = Fetcher::new(plan.fetch.clone(), clock.clone(), meters);
+        let refusals = Refusals::new(plan.limits.keep_refused);
         let gateway = Gateway::build(plan, None, &metrics, &state)?;
         Ok(Arc::new(Self {
             current: ArcSwap::from_pointee(gateway),
@@ -124,6 +132,7 @@ impl Door {
             fetcher,
             buffer,
             in_flight,
+            refusals,
             throttled: Semaphore::new(THROTTLED_VERIFICATIONS),
             large_bodies: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from))),
             draining: AtomicBool::new(false),
@@ -143,6 +152,7 @@ impl Door {
         self.fetcher.configure(fetch);
         self.buffer.resize(limits.max_buffered);
         self.in_flight.resize(limits.max_requests_per_client);
+        self.refusals.resize(limits.keep_refused);
         new.forget_what_is_gone(&old, &self.metrics);
         self.current.store(Arc::new(new));
         Ok(())

@@ -6,6 +6,7 @@
 
 use super::budget::{Place, Share};
 use super::journey::{Journey, Judged};
+use super::refused::Circumstances;
 use super::respond::{self, Details, Reply};
 use super::source::Source;
 use super::visit::Visit;
@@ -227,12 +228,20 @@ impl Door {
             Err(Refused { delivery, refusal, note, .. }) if source.settings.observe => {
                 visit.note = note;
                 visit.would_refuse = Some(refusal);
+                if !self.refusals.is_off() {
+                    self.keep_refused(source, (*delivery).clone(), key, refusal, visit);
+                }
                 Ok((Judged::Unproven(delivery, refusal), permits))
             }
-            Err(Refused { refusal, note, .. }) => {
+            Err(Refused { delivery, refusal, note, .. }) => {
                 visit.note = note;
                 let over = refusal.is_unproven() && source.budgets.failed_auth.take(key).is_err();
-                Err(if over { Refusal::AuthThrottled } else { refusal })
+                if over {
+                    // Whoever is over the limit has places enough already.
+                    return Err(Refusal::AuthThrottled);
+                }
+                self.keep_refused(source, *delivery, key, refusal, visit);
+                Err(refusal)
             }
         }
     }
@@ -269,6 +278,13 @@ impl Door {
             }
             Err(_) => false,
         }
+    }
+
+    fn keep_refused(&self, source: &Source, delivery: Delivery, key: ClientKey, refusal: Refusal, visit: &Visit) {
+        let at = self.clock.now();
+        let (id, client, note) = (visit.request_id.as_str(), visit.client.address, visit.note);
+        let source = &source.settings.name;
+        self.refusals.keep(delivery, &Circumstances { id, at, source, client, key, refusal, note });
     }
 }
 

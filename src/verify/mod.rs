@@ -12,6 +12,7 @@ mod cloud_event;
 mod credential;
 mod document;
 mod each_member;
+mod explain;
 mod fields;
 mod freshness;
 mod handshake;
@@ -64,6 +65,7 @@ pub(crate) use cloud_event::CloudEvents;
 pub(crate) use credential::{Basic, Token, TokenPlace};
 pub(crate) use document::{Document, Part};
 pub(crate) use each_member::EachMember;
+pub(crate) use explain::{Case, Change, Explanation, NoWorkshop, Step, Verdict, Workshop};
 pub(crate) use freshness::{Future, Timestamp, Unit};
 pub(crate) use handshake::{
     Alphabet, Answer, AnswerBody, Asked, Computed, Condition, Declined, Function, Granted, Guard, Handshake, Member,

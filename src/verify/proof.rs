@@ -7,6 +7,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
+
+use super::explain::Story;
 use super::fields::Json;
 use super::presented::Locator;
 use super::sign::{Draft, SignError, Signing};
@@ -23,6 +26,16 @@ pub(crate) trait Proof: Send + Sync {
 
     /// Judges everything before it tells the first thing that is amiss.
     fn examine(&self, question: &Question<'_>) -> Result<Findings, Failure>;
+
+    /// The same judgement in words: what was found, and what it had to stand for. Nobody but `explain` asks.
+    fn narrate(&self, question: &Question<'_>, story: &mut Story) {
+        story.judged(&self.name(), &self.examine(question));
+    }
+
+    /// The headers without which this proof cannot pass; for `explain`.
+    fn headers(&self) -> Vec<HeaderName> {
+        Vec::new()
+    }
 
     /// JSON pointers into the body that are looked up for this proof.
     fn pointers(&self) -> Vec<&str> {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use http::HeaderName;
 
+use super::explain::{self, Story};
 use super::fields::Pointers;
 use super::freshness::Timestamp;
 use super::key::Key;
@@ -73,7 +74,7 @@ impl Algorithm {
         matches!(self, Self::Sha1 | Self::Sha256 | Self::Sha512)
     }
 
-    fn signature_lengths(self) -> RangeInclusive<usize> {
+    pub(super) fn signature_lengths(self) -> RangeInclusive<usize> {
         match self {
             Self::HmacSha1 | Self::Sha1 => 20..=20,
             Self::HmacSha256 | Self::Sha256 => 32..=32,
@@ -209,6 +210,23 @@ impl Prover {
 impl Proof for Prover {
     fn name(&self) -> Arc<str> {
         self.label.clone()
+    }
+
+    fn narrate(&self, question: &Question<'_>, story: &mut Story) {
+        explain::tell(self, question, story);
+    }
+
+    fn headers(&self) -> Vec<HeaderName> {
+        let signature = match &self.scheme.signature.place {
+            Place::Header(names) | Place::EveryHeader(names) | Place::HeaderJson { names, .. } => names.first(),
+            Place::Query(_) | Place::Form(_) | Place::Json(_) => None,
+        };
+        let timestamp = self.scheme.timestamp.as_ref().and_then(|timestamp| match &timestamp.place {
+            TimestampPlace::Header(name) => Some(name),
+            TimestampPlace::Pair(_) | TimestampPlace::Position | TimestampPlace::Json(_) => None,
+        });
+        let needed = self.scheme.message.needed_headers().chain(&self.scheme.required_headers);
+        signature.into_iter().chain(timestamp).chain(needed).cloned().collect()
     }
 
     fn pointers(&self) -> Vec<&str> {

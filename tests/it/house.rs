@@ -29,7 +29,7 @@ const FLOORS: &[(&str, &[&str])] = &[
             "clock",
         ],
     ),
-    ("admin", &["gateway", "telemetry", "secret"]),
+    ("admin", &["gateway", "telemetry", "verify", "secret"]),
     // Its vectors make deliveries and name refusals.
     (
         "config",

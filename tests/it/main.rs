@@ -10,6 +10,7 @@ mod accepts;
 mod admin;
 mod cli;
 mod docs;
+mod explains;
 mod fetches;
 mod forwards;
 mod handshakes;
