@@ -2,6 +2,7 @@
 //!
 //! Built with `--cfg fuzzing` alone (cargo fuzz sets it), so that no other build has them.
 
+use crate::cli::saved_request::SavedRequest;
 use crate::clock::UnixMillis;
 use crate::config;
 use crate::delivery::Delivery;
@@ -280,6 +281,16 @@ pub fn template(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data) {
         // Most texts are no template; that is the point.
         let _ = Template::parse(text);
+    }
+}
+
+/// A saved request in any of its formats; the first byte chooses an entry.
+pub fn saved_request(data: &[u8]) {
+    let Some((first, rest)) = data.split_first() else { return };
+    let entry = (*first < 8).then_some(usize::from(*first));
+    if let Ok(saved) = SavedRequest::parse(rest, entry, None) {
+        let delivery = saved.into_delivery("https", "hooks.example.com");
+        assert!(delivery.path.starts_with('/') && delivery.body.len() <= rest.len());
     }
 }
 

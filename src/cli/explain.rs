@@ -5,16 +5,22 @@ use super::{NO, UNUSABLE_CONFIGURATION, USAGE, complain, say};
 use crate::clock::{Clock, UnixMillis};
 use crate::config::{self, Loaded, Severity, Workbench};
 use crate::delivery::Delivery;
-use crate::fetched::NoLibrary;
+use crate::fetch::{self, Fetcher};
+use crate::fetched::{Library, Lookup, NoLibrary};
 use crate::gateway::explain::{Question, explain as explain_delivery, source_for};
 use crate::gateway::source::Settings;
 use crate::refusal::Refusal;
+use crate::telemetry::Metrics;
 use crate::verify::{Explanation, NoWorkshop, Step, Verdict, Workshop};
 use bytes::Bytes;
 use serde_json::json;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+
+/// A proof asks for one or two: a key set, a certificate.
+const MOST_DOCUMENTS: usize = 3;
 
 /// A body is bounded by the largest that a source can take.
 const LARGEST_BODY: u64 = 1 << 30;
@@ -81,7 +87,7 @@ pub(super) fn explain(config: &Path, arguments: &Arguments) -> ExitCode {
         ));
     }
 
-    let notes = saved.notes.iter().map(|note| Step::new("saved request", None, note.clone())).collect();
+    let mut notes: Vec<_> = saved.notes.iter().map(|note| Step::new("saved request", None, note.clone())).collect();
     let format = saved.format.name();
     let delivery = saved.into_delivery("https", source.host.as_deref().unwrap_or("localhost"));
     let workbench = Workbench::read(config, &config::process_environment);
@@ -89,11 +95,17 @@ pub(super) fn explain(config: &Path, arguments: &Arguments) -> ExitCode {
         Some(workbench) => workbench,
         None => &NoWorkshop,
     };
+    let now = arguments.now.map_or_else(|| Clock::default().now(), UnixMillis::from_secs);
+    let fetched = fetch_keys(source, &delivery, now, loaded.plan.fetch.clone(), &mut notes);
+    let library: &dyn Library = match &fetched {
+        Some(fetcher) => &**fetcher,
+        None => &NoLibrary,
+    };
     let explanation = explain_delivery(&Question {
         settings: source,
         delivery: &delivery,
-        now: arguments.now.map_or_else(|| Clock::default().now(), UnixMillis::from_secs),
-        library: &NoLibrary,
+        now,
+        library,
         workshop,
         for_its_owner: true,
     });
@@ -105,6 +117,42 @@ pub(super) fn explain(config: &Path, arguments: &Arguments) -> ExitCode {
     match explanation.verdict {
         Verdict::Accept | Verdict::Challenge => ExitCode::SUCCESS,
         Verdict::Refuse => ExitCode::from(NO),
+    }
+}
+
+/// The keys that the proofs ask for, fetched as the gateway fetches them. `None`: they ask for none.
+fn fetch_keys(
+    source: &Settings,
+    delivery: &Delivery,
+    now: UnixMillis,
+    settings: fetch::Settings,
+    notes: &mut Vec<Step>,
+) -> Option<Arc<Fetcher>> {
+    let wanted = |library: &dyn Library| {
+        source.verifier.judge(delivery.clone(), now, library).err().and_then(|refused| refused.wanted)
+    };
+    wanted(&NoDocuments)?;
+    let metrics = Metrics::new();
+    let meters = fetch::Meters::new(metrics.fetches, metrics.fetch_seconds, metrics.fetched_documents);
+    let fetcher = Fetcher::new(settings, Arc::new(Clock::default()), meters);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+    for _ in 0..MOST_DOCUMENTS {
+        let Some(wanted) = wanted(&*fetcher) else { break };
+        if let Err(error) = runtime.block_on(fetcher.fetch(&wanted)) {
+            notes.push(Step::new("document", Some(false), format!("{}: {error}", wanted.url)));
+            break;
+        }
+        notes.push(Step::new("document", Some(true), format!("{} was fetched", wanted.url)));
+    }
+    Some(fetcher)
+}
+
+/// Nothing was fetched yet, and everything may be.
+struct NoDocuments;
+
+impl Library for NoDocuments {
+    fn look_up(&self, _url: &str) -> Lookup {
+        Lookup::Missing
     }
 }
 

@@ -8,15 +8,12 @@ use super::problem::Severity;
 use super::providers::Presets;
 use super::reader::{Ledger, Table};
 use super::{Environment, secret_ref, verification};
+use crate::secret::Secret;
 use crate::verify::{Change, Verifier, Workshop};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Below this a secret is a word like any other, and taking it out would spoil the text.
-const SHORTEST_CONCEALED: usize = 4;
-/// What stands behind a prefix may be a word.
-const SHORTEST_PART_CONCEALED: usize = 8;
 const SECRET_KINDS: [&str; 4] = ["env", "file", "credential", "value"];
 
 pub(crate) struct Workbench<'e> {
@@ -195,20 +192,13 @@ impl Workshop for Workbench<'_> {
         }
     }
 
-    fn conceal(&self, source: &str, text: String) -> String {
-        let Some(mut node) = self.laid(source) else { return text };
-        let mut concealed = text;
+    fn secrets(&self, source: &str) -> Option<Vec<Secret>> {
+        let mut node = self.laid(source)?;
+        let mut secrets = Vec::new();
         self.each_secret(&mut node, &mut |secret| {
-            let behind = secret.rsplit('_').next().unwrap_or(secret);
-            for (form, shortest) in
-                [(secret, SHORTEST_CONCEALED), (secret.trim(), SHORTEST_CONCEALED), (behind, SHORTEST_PART_CONCEALED)]
-            {
-                if form.len() >= shortest && concealed.contains(form) {
-                    concealed = concealed.replace(form, "(the secret)");
-                }
-            }
+            secrets.push(Secret::new(secret.as_bytes().to_vec()));
             None
         });
-        concealed
+        Some(secrets)
     }
 }

@@ -620,3 +620,33 @@ fn a_refusal_that_the_configuration_was_mended_for_is_accepted_when_asked_again(
     });
     assert_eq!(told["was_refused"], "bad_signature");
 }
+
+/// Every kind of hint in the code is in the page's table, and no other.
+#[test]
+fn the_page_names_every_kind_of_hint() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("docs/explain.md")).expect("the page");
+    let table =
+        page.split("| kind | the mistake |").nth(1).and_then(|rest| rest.split("\n\n").next()).expect("a table");
+    let documented: std::collections::BTreeSet<&str> = table
+        .lines()
+        .filter_map(|line| line.split('|').nth(1))
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .collect();
+    let mut code = String::new();
+    for entry in std::fs::read_dir(root.join("src/verify/explain")).expect("a folder") {
+        code += &std::fs::read_to_string(entry.expect("an entry").path()).expect("a file");
+    }
+    for kind in &documented {
+        assert!(code.contains(&format!("\"{kind}\"")), "{kind} is in the page alone");
+    }
+    let families = ["body_", "url_", "secret_", "header_", "signature_", "timestamp_", "credential_", "other_"];
+    let literals = code.split('"').skip(1).step_by(1).filter(|text| {
+        families.iter().any(|family| text.starts_with(family))
+            && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+    });
+    for kind in literals {
+        assert!(documented.contains(kind), "{kind} is not in the page");
+    }
+    assert!(documented.len() >= 30, "{documented:?}");
+}

@@ -14,7 +14,7 @@ use crate::refusal::Refusal;
 
 const MOST_TRIALS: usize = 3000;
 /// A trial hashes the body, perhaps several times.
-const MOST_BYTES: usize = 256 << 20;
+const MOST_BYTES: usize = 1 << 30;
 /// A trial costs more than its body.
 const TRIAL_BYTES: usize = 1024;
 

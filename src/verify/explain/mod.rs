@@ -13,6 +13,7 @@ mod schemes;
 mod story;
 mod times;
 mod urls;
+mod veil;
 
 use std::sync::Arc;
 
@@ -25,9 +26,11 @@ use crate::clock::UnixMillis;
 use crate::delivery::Delivery;
 use crate::fetched::Library;
 use crate::refusal::Refusal;
+use crate::secret::Secret;
 
 pub(super) use story::tell;
 pub(crate) use story::{Step, Story};
+use veil::Veil;
 
 /// What is to be explained, and with what.
 pub(crate) struct Case<'a> {
@@ -54,8 +57,8 @@ pub(crate) trait Workshop {
     /// What the source says under a dotted key, its preset included, where that is a text.
     fn setting(&self, source: &str, key: &str) -> Option<String>;
 
-    /// The text with every secret of the source taken out.
-    fn conceal(&self, source: &str, text: String) -> String;
+    /// The source's secrets, so that none is shown. `None`: nobody knows them, and nothing of the request is shown.
+    fn secrets(&self, source: &str) -> Option<Vec<Secret>>;
 }
 
 /// One thing that is another.
@@ -70,7 +73,7 @@ pub(crate) enum Change<'a> {
     SecretsOf(&'a str),
 }
 
-/// The configuration cannot be read: nothing is tried but the request itself, and nobody knows what to conceal.
+/// The configuration cannot be read: nothing is tried but the request itself, and nothing of it is shown.
 pub(crate) struct NoWorkshop;
 
 impl Workshop for NoWorkshop {
@@ -90,9 +93,8 @@ impl Workshop for NoWorkshop {
         None
     }
 
-    fn conceal(&self, _source: &str, text: String) -> String {
-        // What stands in quotation marks was the request's.
-        text.split('"').next().unwrap_or_default().to_owned()
+    fn secrets(&self, _source: &str) -> Option<Vec<Secret>> {
+        None
     }
 }
 
@@ -134,7 +136,8 @@ pub(crate) struct Explanation {
 impl Verifier {
     pub(crate) fn explain(&self, case: &Case<'_>) -> Explanation {
         let Case { delivery, now, library, .. } = *case;
-        let mut story = Story::new(case.for_its_owner);
+        let veil = Veil::new(case.workshop.secrets(case.source));
+        let mut story = Story::new(case.for_its_owner, veil);
         let json = if self.reads_json { self.pointers.read(&delivery.body) } else { Json::default() };
         let question = Question { delivery, json: &json, public_url: self.public_url.as_deref(), now, library };
         for proof in &self.proofs {
@@ -180,8 +183,9 @@ impl Verifier {
             Some(refusal) => hints::find(self, case, refusal),
             None => Vec::new(),
         };
-        let mut explanation = Explanation { verdict, refusal, steps: story.into_steps(), hints };
-        explanation.conceal(case);
+        let (steps, veil) = story.into_parts();
+        let mut explanation = Explanation { verdict, refusal, steps, hints };
+        explanation.conceal(&veil);
         explanation
     }
 }
@@ -197,11 +201,11 @@ impl Explanation {
         self
     }
 
-    fn conceal(&mut self, case: &Case<'_>) {
+    fn conceal(&mut self, veil: &Veil) {
         let texts = self.steps.iter_mut().map(|step| &mut step.says);
         let hints = self.hints.iter_mut().flat_map(|hint| [&mut hint.says, &mut hint.try_this]);
         for text in texts.chain(hints) {
-            *text = case.workshop.conceal(case.source, std::mem::take(text));
+            *text = veil.text(std::mem::take(text));
         }
     }
 

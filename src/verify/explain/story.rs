@@ -10,6 +10,7 @@ use super::super::proof::{Failure, Proof, Question};
 use super::super::prover::{Keys, Prover};
 use super::super::template::{Facts, UrlForm};
 use super::super::{Fault, Findings};
+use super::veil::Veil;
 use crate::clock::UnixMillis;
 use crate::refusal::Refusal;
 
@@ -40,15 +41,21 @@ impl Step {
 pub(crate) struct Story {
     steps: Vec<Step>,
     shows_expected: bool,
+    veil: Veil,
 }
 
 impl Story {
-    pub(super) fn new(shows_expected: bool) -> Self {
-        Self { steps: Vec::new(), shows_expected }
+    pub(super) fn new(shows_expected: bool, veil: Veil) -> Self {
+        Self { steps: Vec::new(), shows_expected, veil }
     }
 
-    pub(super) fn into_steps(self) -> Vec<Step> {
-        self.steps
+    pub(super) fn into_parts(self) -> (Vec<Step>, Veil) {
+        (self.steps, self.veil)
+    }
+
+    /// What was signed: its beginning and its end, without any secret.
+    fn message(&self, bytes: &[u8]) -> String {
+        shown(&self.veil.bytes(bytes))
     }
 
     fn add(&mut self, about: impl Into<String>, ok: Option<bool>, says: impl Into<String>) {
@@ -81,7 +88,7 @@ impl Story {
 }
 
 /// The beginning and the end of what was signed, with everything unprintable spelled out.
-pub(super) fn shown(bytes: &[u8]) -> String {
+fn shown(bytes: &[u8]) -> String {
     if bytes.len() <= SHOWN_HEAD + SHOWN_TAIL {
         return format!("\"{}\"", escaped(bytes));
     }
@@ -225,9 +232,9 @@ pub(in super::super) fn tell(prover: &Prover, question: &Question<'_>, story: &m
     let message = scheme.message_of(delivery).render(&facts);
     let whole = message.whole();
     if message.complete {
-        story.fact("message", format!("{} bytes were signed: {}", whole.len(), shown(&whole)));
+        story.fact("message", format!("{} bytes were signed: {}", whole.len(), story.message(&whole)));
     } else {
-        story.bad("message", format!("incomplete; what there is: {}", shown(&whole)));
+        story.bad("message", format!("incomplete; what there is: {}", story.message(&whole)));
     }
     if let Keys::Hmac(secrets) = &prover.keys
         && story.shows_expected
