@@ -8,7 +8,7 @@ use crate::clock::UnixMillis;
 use crate::delivery::Delivery;
 use crate::fetched::Library;
 use crate::refusal::Refusal;
-use crate::verify::{Case, Explanation, Step, Workshop};
+use crate::verify::{Case, Explanation, Step, Verdict, Workshop};
 
 /// The source that a request with this authority and path is for, whatever the listener.
 pub(crate) fn source_for<'s>(
@@ -49,7 +49,25 @@ pub(crate) struct Question<'a> {
 pub(crate) fn explain(question: &Question<'_>) -> Explanation {
     let Question { settings, delivery, now, library, workshop, for_its_owner } = *question;
     let case = Case { source: &settings.name, delivery, now, library, workshop, for_its_owner };
-    let (before, refusal) = before_the_proofs(settings, delivery);
+    let (mut before, refusal) = before_the_proofs(settings, delivery);
+    if let Some(asked) = settings.verifier.ask(delivery) {
+        let (verdict, refused) = match asked.answer {
+            Ok(granted) => {
+                let kept = if granted.captured.is_some() { ", and keeps the secret that it brings" } else { "" };
+                let says = format!("a question that needs no proof: the gateway answers it itself{kept}");
+                before.push(Step::new("handshake", Some(true), says));
+                (Verdict::Challenge, None)
+            }
+            Err(declined) => {
+                let says = format!("a question that needs no proof: {}: {}", declined.refusal.label(), declined.note);
+                before.push(Step::new("handshake", Some(false), says));
+                (Verdict::Refuse, Some(declined.refusal))
+            }
+        };
+        let answered = Explanation { verdict, refusal: refused, steps: Vec::new(), hints: Vec::new() };
+        return answered.after(before, refusal);
+    }
+    let refusal = refusal.or((!settings.methods.contains(&delivery.method)).then_some(Refusal::MethodNotAllowed));
     settings.verifier.explain(&case).after(before, refusal)
 }
 
@@ -62,19 +80,17 @@ fn before_the_proofs(settings: &Settings, delivery: &Delivery) -> (Vec<Step>, Op
         PathRule::Prefix(prefix) => delivery.path.starts_with(prefix.as_str()),
     };
     let size = u64::try_from(delivery.body.len()).unwrap_or(u64::MAX);
+    let is_taken = settings.methods.contains(&delivery.method);
+    let asks = settings.verifier.admits(&delivery.method, &delivery.headers, delivery.query.as_deref());
     let media_type = delivery.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let checks = [
         ("host", delivery.authority.clone(), listed(host, Refusal::NoSource)),
         ("path", delivery.path.clone(), listed(path, Refusal::NoSource)),
-        (
-            "method",
-            delivery.method.to_string(),
-            listed(settings.methods.contains(&delivery.method), Refusal::MethodNotAllowed),
-        ),
+        ("method", delivery.method.to_string(), listed(is_taken || asks, Refusal::MethodNotAllowed)),
         (
             "content type",
             media_type.unwrap_or("none").to_owned(),
-            admit::media_type(&settings.content_types, &delivery.headers),
+            if is_taken { admit::media_type(&settings.content_types, &delivery.headers) } else { Ok(()) },
         ),
         ("size", format!("{size} bytes"), listed(size <= settings.max_body, Refusal::TooLarge)),
     ];

@@ -329,7 +329,7 @@ fn a_header_that_is_missing_is_told() {
             .header("webhook-signature", sign::standard_webhooks(&key, "msg_1", TIME, BODY));
         if id { request.header("webhook-id", "msg_1") } else { request }
     };
-    mistaken(&standard, &with(false), "malformed_signature", "header_missing", (&standard, &with(true)));
+    mistaken(&standard, &with(false), "missing_signature", "header_missing", (&standard, &with(true)));
 }
 
 #[test]
@@ -448,6 +448,15 @@ fn a_handshake_is_a_challenge_and_exits_with_zero() {
         .header("X-Slack-Signature", sign::slack(SECRET, TIME, body));
     let told = explained(SLACK, &request);
     assert_eq!((told.code, &told.json["verdict"], &told.json["refusal"]), (0, &"challenge".into(), &Value::Null));
+}
+
+#[test]
+fn a_question_that_needs_no_proof_is_a_challenge_as_the_gateway_answers_it() {
+    let dropbox = format!("provider = \"dropbox\"\nsecrets = [{{ value = \"{SECRET}\" }}]\n");
+    let told = explained(&dropbox, &Request::new("GET", "/hook?challenge=abc"));
+    assert_eq!((told.code, &told.json["verdict"]), (0, &"challenge".into()), "{:#}", told.json);
+    let told = explained(&dropbox, &Request::new("GET", "/hook"));
+    assert_eq!((told.code, &told.json["refusal"]), (1, &"method_not_allowed".into()), "{:#}", told.json);
 }
 
 #[test]
