@@ -163,6 +163,17 @@ fn a_body_that_was_lost_is_told() {
 }
 
 #[test]
+fn a_body_that_is_compressed_or_was_decompressed_is_told() {
+    // The header of gzip (RFC 1952), and what stands for its contents.
+    let compressed = github(BODY, b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03rest");
+    let told = explained(GITHUB, &compressed);
+    assert_eq!((told.code, told.kinds()), (1, vec!["body_compressed"]));
+    let decompressed = github(b"\x1f\x8b\x08rest", BODY).header("Content-Encoding", "gzip");
+    let told = explained(GITHUB, &decompressed);
+    assert_eq!((told.code, told.kinds()), (1, vec!["body_compressed"]));
+}
+
+#[test]
 fn http_for_https_is_told() {
     other_url("http://hooks.example.com:8443/hook", "url_scheme");
 }
@@ -456,7 +467,7 @@ fn a_question_that_needs_no_proof_is_a_challenge_as_the_gateway_answers_it() {
     let told = explained(&dropbox, &Request::new("GET", "/hook?challenge=abc"));
     assert_eq!((told.code, &told.json["verdict"]), (0, &"challenge".into()), "{:#}", told.json);
     let told = explained(&dropbox, &Request::new("GET", "/hook"));
-    assert_eq!((told.code, &told.json["refusal"]), (1, &"method_not_allowed".into()), "{:#}", told.json);
+    assert_eq!((told.code, &told.json["refusal"]), (1, &"missing_challenge".into()), "{:#}", told.json);
 }
 
 #[test]

@@ -130,6 +130,27 @@ pub(super) fn try_all(search: &mut Search<'_>) {
     try_fields(search, &body);
 }
 
+/// What is compressed, or no longer is: to compress anew would not give the sender's bytes.
+pub(super) fn suppose_compressed(search: &mut Search<'_>) {
+    let Delivery { headers, body, .. } = search.case.delivery;
+    let is_compressed = body.starts_with(b"\x1f\x8b");
+    let says_so = headers
+        .get(header::CONTENT_ENCODING)
+        .is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+    let (says, try_this) = match (is_compressed, says_so) {
+        (true, _) => (
+            "the body is compressed with gzip, and senders mostly sign what they had before compressing",
+            "let the sender, or the proxy that compresses, leave it as it is",
+        ),
+        (false, true) => (
+            "the head names a Content-Encoding and the body is not compressed: something decompressed it on its way",
+            "hand the body on as it came, with its Content-Encoding",
+        ),
+        (false, false) => return,
+    };
+    search.tell("body_compressed", says, try_this);
+}
+
 /// An empty body under a head that speaks of one.
 pub(super) fn suppose_lost(search: &mut Search<'_>) {
     let Delivery { headers, body, .. } = search.case.delivery;

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a hint is told where the changed request, or the changed configuration, was judged and passed (late, at
 //! most). The first that passes ends the search: what passes with one thing changed is right in all others. Only where
-//! nothing passes is something supposed, a header or a body that is plainly not there. The trials are bounded in number
+//! nothing passes is something supposed: a header or a body that is plainly not there, or compressed. The trials are bounded in number
 //! and in bytes judged.
 
 use super::super::Verifier;
@@ -71,6 +71,9 @@ pub(super) fn find(verifier: &Verifier, case: &Case<'_>, refusal: Refusal) -> Ve
     schemes::try_providers(&mut search);
     if search.hints.is_empty() {
         bodies::suppose_lost(&mut search);
+        if search.hints.is_empty() {
+            bodies::suppose_compressed(&mut search);
+        }
         headers::suppose_missing(&mut search);
     }
     search.hints
