@@ -67,8 +67,20 @@ pub(super) fn read_scheme(
         );
     }
     let signature = read_signature(table, secrets);
-    let mut key_choice = KeyChoice { id: None, declared: read_declared(table), other_prefixes: Vec::new() };
+    let mut key_choice = KeyChoice { id: None, url: None, declared: read_declared(table), other_prefixes: Vec::new() };
     key_choice.id = table.table("key_id").and_then(stated);
+    key_choice.url = table.parsed("keys_url", |text| match url::Url::parse(text) {
+        Ok(url) if url.scheme() == "https" && !text.contains(['@', '#', '\\']) => Ok(Arc::from(url.as_str())),
+        _ => Err(format!("{text:?} is not a plain https URL")),
+    });
+    if key_choice.url.is_some() && (key_choice.id.is_none() || !matches!(algorithm, Some(Algorithm::Signature(_)))) {
+        table.error(
+            "keys_url",
+            "lists public keys by their ids: it wants `key_id`, and an algorithm of public keys",
+            r#"key_id = { header = "X-Key-Id" }"#,
+        );
+        return None;
+    }
     let message =
         table.needed_text("message", r#"message = "{timestamp}.{body}""#).and_then(|text| template(table, &text));
     let timestamp = table.has("timestamp").then(|| read_timestamp(table));

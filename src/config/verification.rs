@@ -84,7 +84,8 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
         id = if id.is_empty() { theirs_id } else { id };
         event = if event.is_empty() { theirs_event } else { event };
         resends = read_resends(&table);
-        if keys_shown.is_empty() {
+        // The sender's own list of keys is enough.
+        if keys_shown.is_empty() && (source.has("secrets") || !table.has("keys_url")) {
             if !source.has("secrets") {
                 source.error(
                     "",

@@ -3,6 +3,8 @@
 //! Invariant: what a message says can only narrow. An id picks among the keys that the configuration lists, and a named
 //! algorithm is compared with the configured one and never followed.
 
+use std::sync::Arc;
+
 use super::fields::Json;
 use super::presented::{self, Locator, Place};
 use super::{BuildError, Fault};
@@ -13,6 +15,8 @@ use crate::refusal::Refusal;
 pub(crate) struct KeyChoice {
     /// Where the id of the key stands. Without: every key is tried.
     pub(crate) id: Option<Stated>,
+    /// The sender's list of keys, for ids that no listed key has.
+    pub(crate) url: Option<Arc<str>>,
     /// What the sender says of its algorithm, and may say.
     pub(crate) declared: Vec<Declared>,
     /// How entries of a signature list begin that another algorithm made. They are passed over, unless nothing else is

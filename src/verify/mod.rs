@@ -20,6 +20,7 @@ mod hmac;
 mod jwt;
 mod key;
 mod key_choice;
+mod key_list;
 mod message_signature;
 mod more;
 mod parts;

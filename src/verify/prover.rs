@@ -15,6 +15,7 @@ use super::fields::Pointers;
 use super::freshness::Timestamp;
 use super::key::Key;
 use super::key_choice::{self, KeyChoice};
+use super::key_list;
 use super::more::More;
 use super::presented::{HeaderText, Layout, Locator, Place, Presented, SignatureAt, TimestampPlace, header_text};
 use super::proof::{Coverage, Failure, Proof, Question};
@@ -165,7 +166,7 @@ impl Prover {
         check_layout(&scheme)?;
         scheme.key_choice.check(&scheme.signature.place)?;
         let keys = std::mem::take(&mut scheme.keys);
-        if keys.is_empty() {
+        if keys.is_empty() && scheme.key_choice.url.is_none() {
             return Err(BuildError::NoKeys);
         }
         if scheme.key_choice.id.is_some() && keys.iter().any(|key| key.id.is_none()) {
@@ -294,7 +295,7 @@ impl Proof for Prover {
     }
 
     fn examine(&self, question: &Question<'_>) -> Result<Findings, Failure> {
-        let Some(for_each) = &self.scheme.more.for_each else { return Ok(self.examine_one(question)?) };
+        let Some(for_each) = &self.scheme.more.for_each else { return self.examine_one(question) };
         let document = self.scheme.more.document.text(question.delivery);
         let items = document.as_deref().and_then(|document| parts::items(document, for_each));
         let Some(items) = items else {
@@ -317,15 +318,15 @@ impl Proof for Prover {
                     all.replay_keys.extend(found.replay_keys);
                     Ok(all)
                 }
-                (Err(fault), _) | (Ok(_), Err(fault)) => Err(fault),
+                (Err(failure), _) | (Ok(_), Err(failure)) => Err(failure),
             };
         }
-        Ok(all?)
+        all
     }
 }
 
 impl Prover {
-    fn examine_one(&self, question: &Question<'_>) -> Result<Findings, Fault> {
+    fn examine_one(&self, question: &Question<'_>) -> Result<Findings, Failure> {
         let Question { delivery, json, public_url, now, library: _ } = *question;
         let scheme = &self.scheme;
         let text = scheme.signature.find(delivery, json);
@@ -382,12 +383,18 @@ impl Prover {
                 None
             }
         };
+        let fetched = match (&wanted, &scheme.key_choice.url) {
+            (Some(id), Some(url)) if !self.keys.lists(id) => Some(key_list::named(question, url, id)),
+            _ => None,
+        };
         if let Some(wanted) = &wanted
+            && fetched.is_none()
             && !self.keys.lists(wanted)
         {
             let note = "the sender names a key that is not among the configured ones";
             fault = fault.or(Some(Fault { refusal: Refusal::UntrustedKey, note }));
         }
+        let theirs = fetched.as_ref().and_then(|fetched| fetched.as_deref().ok());
         let facts = Facts {
             delivery,
             public_url,
@@ -409,17 +416,18 @@ impl Prover {
                 fault = fault.or(Some(Fault { refusal: Refusal::MalformedSignature, note }));
                 None
             }
-            message => Some(self.judge(&message, &presented, wanted.as_deref())),
+            message => Some(self.judge(&message, &presented, wanted.as_deref(), theirs)),
         };
         let mut secret_index = matched.as_ref().and_then(|matched| matched.secret_index);
         let escaped = scheme.more.php_escape.then(|| document::php_escaped(facts.body.unwrap_or_default())).flatten();
         let bodies = std::iter::once(facts.body).chain(escaped.as_deref().map(Some));
         for (body, url_form) in bodies.flat_map(|body| scheme.more.url_forms().map(move |form| (body, form))).skip(1) {
             let message = template.render(&Facts { body, url_form, ..facts });
-            let found = self.judge(&message, &presented, wanted.as_deref()).secret_index;
+            let found = self.judge(&message, &presented, wanted.as_deref(), theirs).secret_index;
             secret_index = secret_index.or(found.filter(|_| message.complete));
         }
-        if secret_index.is_none() {
+        let lacking = fetched.as_ref().and_then(|fetched| fetched.as_ref().err());
+        if secret_index.is_none() && lacking.is_none() {
             let note = "no configured secret makes any of the signatures over this message";
             fault = fault.or(Some(Fault { refusal: Refusal::BadSignature, note }));
         }
@@ -432,25 +440,35 @@ impl Prover {
             fault = fault.or(Some(Fault { refusal: Refusal::Stale, note }));
         }
 
-        match fault {
-            Some(fault) => Err(fault),
-            None => Ok(Findings {
+        match (fault, lacking) {
+            (Some(fault), _) => Err(fault.into()),
+            // Nothing else is wrong, as far as can be told: the key is worth fetching.
+            (None, Some(lacking)) => Err(lacking.clone()),
+            (None, None) => Ok(Findings {
                 signed_at: stated_time.filter(|_| self.signs_time()),
                 tolerance: self.tolerance(),
                 // Of the message as it is, whichever of its variants was signed.
                 replay_keys: matched.filter(|_| self.has_replay_key).map(|it| it.replay_keys).unwrap_or_default(),
-                secret_used: secret_index,
+                // A key of the sender's list is none of ours.
+                secret_used: secret_index.filter(|_| fetched.is_none()),
                 ..Findings::default()
             }),
         }
     }
 
-    fn judge(&self, message: &Message<'_>, presented: &Presented<'_>, wanted: Option<&str>) -> Matched {
+    /// `theirs`: keys of the sender's own list, in place of the configured ones.
+    fn judge(
+        &self,
+        message: &Message<'_>,
+        presented: &Presented<'_>,
+        wanted: Option<&str>,
+        theirs: Option<&[public_key::Listed]>,
+    ) -> Matched {
         match &self.keys {
             Keys::Hmac(secrets) => hmac::judge(secrets, message, &presented.candidates),
             Keys::Hashed(secrets) => hmac::judge_hashed(secrets, message, &presented.candidates),
             Keys::Public(algorithm, keys) => {
-                public_key::judge(*algorithm, keys, wanted, message, &presented.candidates)
+                public_key::judge(*algorithm, theirs.unwrap_or(keys), wanted, message, &presented.candidates)
             }
         }
     }

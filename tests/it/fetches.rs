@@ -252,6 +252,49 @@ fn internal_addresses_and_ports_are_fetched_from_only_where_the_configuration_sa
     }
 }
 
+/// GitHub's form of a list: each key in PEM, under its id.
+fn published(signer: &Signer) -> String {
+    let spki = [
+        hex::decode("3059301306072a8648ce3d020106082a8648ce3d030107034200").unwrap(),
+        signer.pair.public_key().as_ref().to_vec(),
+    ];
+    let key = base64::engine::general_purpose::STANDARD.encode(spki.concat());
+    let pem = format!("-----BEGIN PUBLIC KEY-----\n{key}\n-----END PUBLIC KEY-----\n");
+    serde_json::json!({ "public_keys": [{ "key_identifier": signer.id, "key": pem, "is_current": true }] }).to_string()
+}
+
+#[test]
+fn a_signature_is_proven_by_a_key_of_the_senders_published_list() {
+    let stage = Stage::set();
+    let signer = Signer::new("one");
+    stage.keys.say("200 OK", &published(&signer));
+    let source = format!(
+        "{PLAIN}{}\n[sources.scanning]\npath = \"/scanning\"\nupstream = \"app\"\n\
+         [sources.scanning.verify]\nalgorithm = \"ecdsa-p256-sha256-raw\"\nmessage = \"{{body}}\"\n\
+         signature = {{ header = \"X-Signature\", encoding = \"base64\" }}\nkey_id = {{ header = \"X-Key\" }}\n\
+         keys_url = \"https://localhost:{}/keys\"\n{}",
+        stage.upstream.table(),
+        stage.keys.port,
+        stage.keys.fetch_table()
+    );
+    let gateway = Gateway::start_in(stage.folder.clone(), &source);
+    let send = |signer: &Signer, id: &str, body: &str, signed: &str| {
+        let signature = signer.pair.sign(&SystemRandom::new(), signed.as_bytes()).unwrap();
+        let signature = base64::engine::general_purpose::STANDARD.encode(signature.as_ref());
+        let request = Request::post("/scanning", body).header("X-Key", id).header("X-Signature", signature);
+        let answer = request.send(gateway.public());
+        (answer.status, reason(&gateway, &answer))
+    };
+    // Who says no more than that costs us no fetch.
+    let bare = Request::post("/scanning", "1").header("X-Key", "one").send(gateway.public());
+    assert_eq!((bare.status, stage.keys.asked()), (401, 0));
+    assert_eq!(send(&signer, "one", "1", "1"), (200, "accepted".to_owned()));
+    assert_eq!(send(&signer, "one", "2", "1"), (401, "bad_signature".to_owned()));
+    assert_eq!(send(&Signer::new("one"), "one", "3", "3"), (401, "bad_signature".to_owned()));
+    assert_eq!(send(&signer, "two", "4", "4"), (401, "untrusted_key".to_owned()));
+    assert_eq!((stage.keys.asked(), stage.upstream.count()), (1, 1));
+}
+
 #[test]
 fn a_reload_keeps_the_keys() {
     let stage = Stage::set();
