@@ -231,7 +231,11 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
             table.text("form").map(TokenPlace::Form),
         ];
         let place = exactly_one(&table, places, example, "one of header, json, query, form");
-        let named = if table.has("secrets") { table.secrets("secrets") } else { std::mem::take(&mut lent) };
+        // Where a short one is complained of: at what the user wrote.
+        let (named, written) = match table.has("secrets") {
+            true => (table.secrets("secrets"), "token"),
+            false => (std::mem::take(&mut lent), "secrets"),
+        };
         if !table.has("secrets") && named.is_empty() {
             table.ignore(&["secrets"]);
             table.error("", "`secrets` is missing", example);
@@ -241,7 +245,7 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
         let secrets = named
             .into_iter()
             .map(|named| {
-                warn_if_short(source, "token", &named.secret, SHORT_PASSWORD);
+                warn_if_short(source, written, &named.secret, SHORT_PASSWORD);
                 secret_names.push(named.name);
                 named.secret
             })
@@ -341,7 +345,7 @@ fn login(source: &Table<'_>, named: &Named, names: &mut Vec<String>) -> Option<(
     let password = Secret::new(password.strip_prefix(b":").unwrap_or(password).to_vec());
     match std::str::from_utf8(username) {
         Ok(username) if colon.is_some() && !username.is_empty() && !password.is_empty() => {
-            warn_if_short(source, "basic", &password, SHORT_PASSWORD);
+            warn_if_short(source, "secrets", &password, SHORT_PASSWORD);
             names.push(named.name.clone());
             Some((username.to_owned(), password))
         }

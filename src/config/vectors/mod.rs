@@ -10,6 +10,7 @@ mod handshakes;
 mod hmac;
 mod http_signatures;
 mod judged;
+mod language;
 mod platforms;
 mod presets;
 mod run;
