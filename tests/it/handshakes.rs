@@ -156,17 +156,18 @@ fn graphs_validation_token_is_echoed_as_text_that_no_browser_runs() {
 #[test]
 fn a_question_in_a_body_is_answered_when_its_token_is_right() {
     let upstream = Upstream::start();
-    let rest = format!("danger_accept_unverified = true\n{}", token());
-    let gateway = start(&upstream, &[source("lark", &rest)]);
+    let gateway = start(&upstream, &[keyed("lark", "")]);
     let ask = |token: &str| {
         let body = format!(r#"{{"challenge":"1158201444","token":"{token}","type":"url_verification"}}"#);
         Request::post("/lark", body).header("Content-Type", "application/json").send(gateway.public())
     };
-    let answer = ask(TOKEN);
+    let answer = ask(SECRET);
     assert_answered(&gateway, &answer, 200, r#"{"challenge":"1158201444"}"#);
     assert_eq!(answer.header("content-type"), Some("application/json"));
     assert_refused(&gateway, &ask("another"), 401, "bad_credentials");
     assert_eq!(upstream.count(), 0);
+    let event = format!(r#"{{"schema":"2.0","header":{{"token":"{SECRET}","event_id":"e1"}},"event":{{}}}}"#);
+    assert_eq!(Request::post("/lark", event).send(gateway.public()).status, 200);
 }
 
 fn crc(gateway: &Gateway, token: &str) -> Answer {

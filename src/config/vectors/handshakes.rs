@@ -59,15 +59,15 @@ pub(super) fn toml(provider: &str, config: &Value) -> Option<String> {
         }
         "hs_trello" => keyed("trello"),
         "hs_mailchimp" => unproven("mailchimp"),
-        "hs_google_push" => unproven("google-push") + &token("channel_token")?,
+        "hs_google_push" => preset_with("google-push", &[text("channel_token")?]),
         "hs_monday" => keyed("monday"),
         "hs_wechat_mp" => unproven("wechat-mp") + &token("token")?,
-        "hs_lark" => unproven("lark") + &token("verification_token")?,
-        "hs_ringcentral" => unproven("ringcentral"),
+        "hs_lark" => preset_with("lark", &[text("verification_token")?]),
+        "hs_ringcentral" => keyed("ringcentral"),
         "hs_vk" => {
             let group = quoted(&config["group_id"].to_string());
             let answer = quoted(config["respond"]["body"].as_str()?);
-            let keys = unproven("vk") + &token("secret")?;
+            let keys = preset_with("vk", &[text("secret")?]);
             format!("{keys}handshake.topics = [{group}]\nhandshake.answer = {answer}\n")
         }
         "hs_qq_bot" => preset_with("qq-bot", &[text("bot_secret")?]),
