@@ -3,7 +3,7 @@
 //! Pure: the request, the configuration and the time go in; `Verified` or a refusal comes out. Invariant: a `Verified` is
 //! made in one place, `Verifier::judge`, after every configured proof was judged; nothing that the signature does not
 //! cover is called signed. All proofs are judged before the first failure is told, so that the time taken does not say
-//! which of them failed.
+//! which of them failed. One file, for what is configured, judged and told of it is one argument.
 
 mod canonical;
 mod captured;
