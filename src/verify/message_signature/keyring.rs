@@ -122,7 +122,7 @@ pub(crate) struct SignerKey {
 #[derive(Clone)]
 enum Material {
     Hmac(Keyed),
-    Public { key: PublicKey, algorithm: SignatureAlgorithm },
+    Public { key: Box<PublicKey>, algorithm: SignatureAlgorithm },
 }
 
 impl std::fmt::Debug for SignerKey {
@@ -151,7 +151,7 @@ impl SignerKey {
                     return Err(SignerKeyError::OtherKind);
                 }
                 key.warm(algorithm);
-                Material::Public { key, algorithm }
+                Material::Public { key: Box::new(key), algorithm }
             }
         };
         Ok(Self { id: id.map(Arc::from), algorithm, material })
