@@ -41,7 +41,7 @@ const PLATFORMS: [Platform; 2] = [
     },
     Platform {
         name: "Microsoft Entra",
-        hosts: &["sts.windows.net", "login.microsoftonline.com"],
+        hosts: &["sts.windows.net", "login.microsoftonline.com", "login.microsoftonline.us", "login.windows.net"],
         senders: &["appid", "azp", "oid", "sub"],
         example: r#"jwt.claims_any = { appid = "<the sender's application id>", azp = "<the same>" }"#,
     },

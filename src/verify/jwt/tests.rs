@@ -537,6 +537,18 @@ fn a_key_set_from_elsewhere_is_asked_for_once_a_token_could_be_right() {
     assert_eq!(judge(&forged, &shelf(&keys, NOW)), Err((Refusal::BadSignature, None)));
     assert_eq!(judge(&good, &shelf(&json!("no set"), NOW)), Err((Refusal::KeyUnavailable, None)));
 
+    // However many keys without a name it holds, a stranger's token costs sixteen attempts.
+    let unnamed = |signer: &Signer| {
+        let mut jwk = signer.jwk();
+        jwk.as_object_mut().unwrap().remove("kid");
+        jwk
+    };
+    let mut many: Vec<Value> = vec![unnamed(&Signer::new("")); 15];
+    many.push(unnamed(&signer));
+    assert_eq!(judge(&good, &shelf(&json!({ "keys": many }), NOW)), Ok(()));
+    many.insert(0, unnamed(&Signer::new("")));
+    assert_eq!(judge(&good, &shelf(&json!({ "keys": many }), NOW)), Err((Refusal::BadSignature, None)));
+
     // A key id that the set lacks may be a new one, but not one that is newer than a set of a minute ago.
     let rolled = Signer::new("k2").token(&json!({ "alg": "ES256", "kid": "k2" }), &claims);
     let an_hour_ago = UnixMillis::from_secs(NOW.as_secs() - 3600);
