@@ -82,7 +82,7 @@ fn list(providers: &[&Provider], as_json: bool) {
 fn row(provider: &Provider) -> [String; 7] {
     let about = |key| provider.about(key).unwrap_or("-").to_owned();
     // Which code agreed stands behind the colon: `show` and the page have it whole.
-    let proven = about("proven_by").split(':').next().unwrap_or_default().to_owned();
+    let proven: String = about("proven_by").split([':', ';', ',', '(']).next().unwrap_or_default().trim().to_owned();
     let or_none = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
     [
         provider.preset.clone(),
