@@ -12,7 +12,8 @@ use subtle::{Choice, ConstantTimeEq};
 use zeroize::Zeroizing;
 
 use super::key::Key;
-use super::prover::{Algorithm, Matched};
+use super::prover::Matched;
+use super::scheme::Algorithm;
 use super::template::Message;
 
 /// One secret's key schedule, computed when the configuration loads and cloned for each request. Boxed, since the

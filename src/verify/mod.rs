@@ -32,6 +32,7 @@ mod public_key;
 mod resign;
 #[cfg(test)]
 mod samples;
+mod scheme;
 mod sign;
 mod template;
 #[cfg(test)]
@@ -86,9 +87,9 @@ pub(crate) use more::{BodyHash, MessageWhen, More, When};
 pub(crate) use platform::{Adobe, Alexa, Apple, Environment, PayPal, Sns, SnsVersion};
 pub(crate) use presented::{Encoding, Layout, Locator, MAX_NUMBERED, Place, SignatureAt, TimestampPlace};
 pub(crate) use proof::{Coverage, Failure, Proof, Question};
-pub(crate) use prover::{Algorithm, Scheme};
 pub(crate) use public_key::SignatureAlgorithm;
 pub(crate) use resign::SigningKey;
+pub(crate) use scheme::{Algorithm, Scheme};
 pub(crate) use sign::Draft;
 #[cfg(test)]
 pub(crate) use sign::SignError;

@@ -12,79 +12,17 @@ use http::HeaderName;
 
 use super::explain::{self, Story};
 use super::fields::Pointers;
-use super::freshness::Timestamp;
-use super::key::Key;
-use super::key_choice::{self, KeyChoice};
+use super::key_choice;
 use super::key_list;
-use super::more::More;
-use super::presented::{HeaderText, Layout, Locator, Place, Presented, SignatureAt, TimestampPlace, header_text};
+use super::presented::{HeaderText, Locator, Place, Presented, TimestampPlace, header_text};
 use super::proof::{Coverage, Failure, Proof, Question};
 use super::public_key::SignatureAlgorithm;
+use super::scheme::{Algorithm, Scheme};
 use super::sign::{Draft, SignError, Signing};
 use super::template::{Facts, Message, Template, UrlForm};
 use super::{BuildError, Fault, Findings, document, hmac, parts, public_key};
 use crate::delivery::Delivery;
 use crate::refusal::Refusal;
-
-#[derive(Clone, Debug)]
-pub(crate) struct Scheme {
-    pub(crate) algorithm: Algorithm,
-    pub(crate) keys: Vec<Key>,
-    pub(crate) key_choice: KeyChoice,
-    pub(crate) signature: SignatureAt,
-    pub(crate) message: Template,
-    pub(crate) timestamp: Option<Timestamp>,
-    pub(crate) required_headers: Vec<HeaderName>,
-    /// The sender never makes one proof twice, so that it is a replay key even where it does not cover the body.
-    pub(crate) single_use: bool,
-    /// What few senders need.
-    pub(crate) more: More,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Algorithm {
-    HmacSha1,
-    HmacSha256,
-    HmacSha384,
-    HmacSha512,
-    /// A plain hash over a message that holds the secret.
-    Sha1,
-    Sha256,
-    Sha512,
-    /// A public key's.
-    Signature(SignatureAlgorithm),
-}
-
-impl Algorithm {
-    /// As the configuration spells it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::HmacSha1 => "hmac-sha1",
-            Self::HmacSha256 => "hmac-sha256",
-            Self::HmacSha384 => "hmac-sha384",
-            Self::HmacSha512 => "hmac-sha512",
-            Self::Sha1 => "sha1",
-            Self::Sha256 => "sha256",
-            Self::Sha512 => "sha512",
-            Self::Signature(algorithm) => algorithm.name(),
-        }
-    }
-
-    /// Does the message hold the secret?
-    pub(crate) fn is_plain_hash(self) -> bool {
-        matches!(self, Self::Sha1 | Self::Sha256 | Self::Sha512)
-    }
-
-    pub(super) fn signature_lengths(self) -> RangeInclusive<usize> {
-        match self {
-            Self::HmacSha1 | Self::Sha1 => 20..=20,
-            Self::HmacSha256 | Self::Sha256 => 32..=32,
-            Self::HmacSha384 => 48..=48,
-            Self::HmacSha512 | Self::Sha512 => 64..=64,
-            Self::Signature(algorithm) => algorithm.signature_lengths(),
-        }
-    }
-}
 
 pub(super) struct Prover {
     label: Arc<str>,
@@ -121,49 +59,9 @@ pub(super) struct Matched {
     pub(super) replay_keys: Vec<[u8; 32]>,
 }
 
-impl Scheme {
-    /// What is looked up in the body before the signature is judged.
-    fn proof_pointers(&self) -> impl Iterator<Item = &str> {
-        let signature = match &self.signature.place {
-            Place::Json(pointer) => Some(pointer.as_str()),
-            Place::Header(_) | Place::EveryHeader(_) | Place::HeaderJson { .. } | Place::Query(_) | Place::Form(_) => {
-                None
-            }
-        };
-        let timestamp = self.timestamp.iter().find_map(|timestamp| match &timestamp.place {
-            TimestampPlace::Json(pointer) => Some(pointer.as_str()),
-            TimestampPlace::Header(_) | TimestampPlace::Pair(_) | TimestampPlace::Position => None,
-        });
-        let messages = self.messages().flat_map(Template::json_pointers);
-        signature.into_iter().chain(timestamp).chain(messages).chain(self.key_choice.pointers())
-    }
-
-    /// Does the proof stand for the whole body, whichever message the sender signed?
-    pub(crate) fn covers_body(&self) -> bool {
-        self.messages().all(|message| message.covers_body() || self.hash_covers_body(message))
-    }
-
-    /// A hash of the body that stands in the signed URL binds the body to it.
-    fn hash_covers_body(&self, message: &Template) -> bool {
-        let hash = self.more.body_hash.as_ref();
-        hash.is_some_and(|hash| hash.is_strong() && (message.covers_url() || message.covers_query(&hash.query)))
-    }
-
-    /// All that the sender may have signed.
-    pub(crate) fn messages(&self) -> impl Iterator<Item = &Template> {
-        std::iter::once(&self.message).chain(self.more.message_when.iter().map(|special| &special.message))
-    }
-
-    /// What the sender has signed, by the form of its body.
-    pub(super) fn message_of(&self, delivery: &Delivery) -> &Template {
-        let special = self.more.message_when.iter().find(|special| special.when.holds(delivery));
-        special.map_or(&self.message, |special| &special.message)
-    }
-}
-
 impl Prover {
     pub(super) fn build(mut scheme: Scheme, label: Arc<str>) -> Result<Self, BuildError> {
-        check_layout(&scheme)?;
+        scheme.check()?;
         scheme.key_choice.check(&scheme.signature.place)?;
         let keys = std::mem::take(&mut scheme.keys);
         if keys.is_empty() && scheme.key_choice.url.is_none() {
@@ -476,46 +374,4 @@ impl Prover {
 
 fn stands_once(delivery: &Delivery, name: &HeaderName) -> bool {
     matches!(header_text(delivery, name), HeaderText::One(text) if !text.trim().is_empty())
-}
-
-fn check_layout(scheme: &Scheme) -> Result<(), BuildError> {
-    let layout = &scheme.signature.layout;
-    match layout {
-        Layout::Pairs { key, separator, equals, groups: _ } if key.is_empty() || separator == equals => {
-            return Err(BuildError::Layout("pairs need a key, and a separator that is not the equals sign"));
-        }
-        Layout::Positional { timestamp_index, .. } if *timestamp_index > 1 => {
-            return Err(BuildError::Layout("a positional timestamp stands first or second"));
-        }
-        Layout::Entries { separator, equals, names } if names.is_empty() || separator == equals => {
-            return Err(BuildError::Layout("entries are named by the `id` of each secret, and need two separators"));
-        }
-        Layout::Plain { .. }
-        | Layout::Pairs { .. }
-        | Layout::List { .. }
-        | Layout::Positional { .. }
-        | Layout::Entries { .. } => {}
-    }
-    if matches!(&scheme.signature.place, Place::EveryHeader(names) if names.is_empty()) {
-        return Err(BuildError::NoSignatureHeader);
-    }
-    if matches!(scheme.signature.place, Place::EveryHeader(_)) && !matches!(layout, Layout::Plain { .. }) {
-        return Err(BuildError::Layout("each of several headers holds one plain signature"));
-    }
-    if matches!(&scheme.signature.place, Place::Header(names) | Place::HeaderJson { names, .. } if names.is_empty()) {
-        return Err(BuildError::NoSignatureHeader);
-    }
-    let in_pairs = matches!(layout, Layout::Pairs { .. });
-    match scheme.timestamp.as_ref().map(|timestamp| &timestamp.place) {
-        Some(TimestampPlace::Pair(_)) if !in_pairs => return Err(BuildError::TimestampLayout { expected: "pairs" }),
-        Some(TimestampPlace::Position) if !matches!(layout, Layout::Positional { .. }) => {
-            return Err(BuildError::TimestampLayout { expected: "positions" });
-        }
-        None if scheme.messages().any(Template::uses_timestamp) => return Err(BuildError::NoTimestamp),
-        Some(_) | None => {}
-    }
-    if scheme.messages().any(Template::uses_pairs) && !in_pairs {
-        return Err(BuildError::NoPairs);
-    }
-    Ok(())
 }

@@ -144,7 +144,7 @@ fn a_timestamp_that_is_missing_empty_or_doubled_is_refused() {
     let body = "{}";
     let stripe = |text: String| Request::post("/stripe", body).header("Stripe-Signature", text).send(gateway.public());
     let signed = |time: &str| mac(&[time, ".", body]);
-    assert_refused(&gateway, &stripe(format!("v1={}", signed(""))), 401, "malformed_signature", "none");
+    assert_refused(&gateway, &stripe(format!("v1={}", signed(""))), 401, "missing_timestamp", "none");
     assert_refused(&gateway, &stripe(format!("t=,v1={}", signed(""))), 401, "malformed_timestamp", "empty");
     for times in [[&now, &now], [&earlier, &now], [&now, &earlier]] {
         let answer = stripe(format!("t={},t={},v1={}", times[0], times[1], signed(&now)));
@@ -330,7 +330,7 @@ fn a_password_or_token_is_the_right_one_once_or_a_401() {
         ("/bearer", "Authorization", "the-new-bearer-token".to_owned(), "missing_credentials"),
         ("/bearer", "X-Token", "the-new-bearer-token".to_owned(), "missing_credentials"),
         ("/token", "X-Token", "a-token-for-the-tests, a-token-for-the-tests".to_owned(), "bad_credentials"),
-        ("/token", "X-Token", String::new(), "bad_credentials"),
+        ("/token", "X-Token", String::new(), "missing_credentials"),
         ("/token", "Authorization", "Bearer a-token-for-the-tests".to_owned(), "missing_credentials"),
     ];
     for (path, header, value, reason) in wrong {
