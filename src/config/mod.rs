@@ -5,6 +5,7 @@
 
 mod about;
 mod fetch;
+mod guessable;
 mod handshakes;
 mod http_signature;
 mod jwt;
