@@ -25,25 +25,27 @@ impl KeyServer {
     /// Answers wait until the gate is open.
     fn start(folder: &Folder, authority: &Authority, gate: Gate) -> Self {
         let pair = authority.server("keys", "DNS:localhost");
-        let certificate = CertificateDer::from_pem_slice(&std::fs::read(pair.certificate).unwrap()).unwrap();
-        let key = PrivateKeyDer::from_pem_slice(&std::fs::read(pair.key).unwrap()).unwrap();
+        let certificate =
+            CertificateDer::from_pem_slice(&std::fs::read(pair.certificate).expect("written")).expect("a certificate");
+        let key = PrivateKeyDer::from_pem_slice(&std::fs::read(pair.key).expect("written")).expect("a key");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .unwrap()
+            .expect("the provider's own versions")
             .with_no_client_auth()
             .with_single_cert(vec![certificate], key)
-            .unwrap();
-        folder.write("keys-ca.pem", std::fs::read(authority.pem()).unwrap());
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            .expect("the key is the certificate's");
+        folder.write("keys-ca.pem", std::fs::read(authority.pem()).expect("written"));
+        let listener = TcpListener::bind("127.0.0.1:0").expect("any port");
         let server =
-            Self { port: listener.local_addr().unwrap().port(), answer: Arc::default(), asked: Arc::default() };
+            Self { port: listener.local_addr().expect("bound").port(), answer: Arc::default(), asked: Arc::default() };
         let (config, answer, asked) = (Arc::new(config), server.answer.clone(), server.asked.clone());
         std::thread::spawn(move || {
             for tcp in listener.incoming().map_while(Result::ok) {
                 let (config, answer, asked, gate) = (config.clone(), answer.clone(), asked.clone(), gate.clone());
                 std::thread::spawn(move || {
-                    let mut tls = rustls::StreamOwned::new(rustls::ServerConnection::new(config).unwrap(), tcp);
+                    let mut tls =
+                        rustls::StreamOwned::new(rustls::ServerConnection::new(config).expect("a connection"), tcp);
                     let mut head = Vec::new();
                     let mut byte = [0];
                     while !head.ends_with(b"\r\n\r\n") {
@@ -53,9 +55,9 @@ impl KeyServer {
                         }
                         head.push(byte[0]);
                     }
-                    *asked.lock().unwrap() += 1;
+                    *asked.lock().expect("no other panicked") += 1;
                     gate.pass();
-                    let answer = answer.lock().unwrap().clone();
+                    let answer = answer.lock().expect("no other panicked").clone();
                     // It may have given up meanwhile.
                     let _ = tls.write_all(&answer).and_then(|()| tls.flush());
                     tls.conn.send_close_notify();
@@ -68,11 +70,11 @@ impl KeyServer {
 
     fn say(&self, head: &str, body: &str) {
         let answer = format!("HTTP/1.1 {head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-        *self.answer.lock().unwrap() = answer.into_bytes();
+        *self.answer.lock().expect("no other panicked") = answer.into_bytes();
     }
 
     fn asked(&self) -> usize {
-        *self.asked.lock().unwrap()
+        *self.asked.lock().expect("no other panicked")
     }
 
     fn configuration(&self, upstream: &Upstream, fetch: &str) -> String {
@@ -100,8 +102,9 @@ struct Signer {
 
 impl Signer {
     fn new(id: &'static str) -> Self {
-        let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new()).unwrap();
-        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8.as_ref()).unwrap();
+        let pkcs8 =
+            EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new()).expect("a key");
+        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8.as_ref()).expect("just made");
         Self { id, pair }
     }
 
@@ -116,14 +119,14 @@ impl Signer {
     }
 
     fn request(&self) -> Request {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
         let header = serde_json::json!({ "alg": "ES256", "kid": self.id });
         let claims = serde_json::json!({
             "iss": "https://issuer.example.com", "aud": "me", "iat": now, "exp": now + 300,
         });
         let encoded = |value: &serde_json::Value| BASE64URL.encode(value.to_string());
         let signed = format!("{}.{}", encoded(&header), encoded(&claims));
-        let signature = self.pair.sign(&SystemRandom::new(), signed.as_bytes()).unwrap();
+        let signature = self.pair.sign(&SystemRandom::new(), signed.as_bytes()).expect("a signature");
         let token = format!("{signed}.{}", BASE64URL.encode(signature.as_ref()));
         Request::post("/tokens", "{}").header("Authorization", format!("Bearer {token}"))
     }
@@ -255,7 +258,7 @@ fn internal_addresses_and_ports_are_fetched_from_only_where_the_configuration_sa
 /// GitHub's form of a list: each key in PEM, under its id.
 fn published(signer: &Signer) -> String {
     let spki = [
-        hex::decode("3059301306072a8648ce3d020106082a8648ce3d030107034200").unwrap(),
+        hex::decode("3059301306072a8648ce3d020106082a8648ce3d030107034200").expect("hex"),
         signer.pair.public_key().as_ref().to_vec(),
     ];
     let key = base64::engine::general_purpose::STANDARD.encode(spki.concat());
@@ -279,7 +282,7 @@ fn a_signature_is_proven_by_a_key_of_the_senders_published_list() {
     );
     let gateway = Gateway::start_in(stage.folder.clone(), &source);
     let send = |signer: &Signer, id: &str, body: &str, signed: &str| {
-        let signature = signer.pair.sign(&SystemRandom::new(), signed.as_bytes()).unwrap();
+        let signature = signer.pair.sign(&SystemRandom::new(), signed.as_bytes()).expect("a signature");
         let signature = base64::engine::general_purpose::STANDARD.encode(signature.as_ref());
         let request = Request::post("/scanning", body).header("X-Key", id).header("X-Signature", signature);
         let answer = request.send(gateway.public());

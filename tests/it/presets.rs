@@ -89,8 +89,8 @@ fn a_provider_is_added_by_one_file_and_its_vectors() {
     for vector in &vectors {
         let text = |key: &str| vector[key].as_str().unwrap().to_owned();
         let answer = Request::post("/acme", text("body"))
-            .header("X-Acme-Timestamp", &vector["time"].to_string())
-            .header("X-Acme-Signature", &text("signature"))
+            .header("X-Acme-Timestamp", vector["time"].to_string())
+            .header("X-Acme-Signature", text("signature"))
             .send(gateway.public());
         assert_eq!(u64::from(answer.status), vector["status"].as_u64().unwrap(), "{}", text("name"));
     }
@@ -123,8 +123,8 @@ fn a_reload_reads_the_files_of_providers_again() {
         let message = format!("{now}.{body}");
         let mac = hex::encode(sign::hmac_sha256(SECRET.as_bytes(), &[message.as_bytes()]));
         Request::post("/acme", body)
-            .header("X-Acme-Timestamp", &now.to_string())
-            .header(header, &format!("v1={mac}"))
+            .header("X-Acme-Timestamp", now.to_string())
+            .header(header, format!("v1={mac}"))
             .send(to)
             .status
     };

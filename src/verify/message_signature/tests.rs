@@ -554,9 +554,8 @@ fn a_cavage_header_that_can_be_read_in_two_ways_is_malformed() {
         let broken = replace(&good, "signature", from, to);
         assert_eq!(judged(&strict_cavage(), &broken), Err(Refusal::MalformedSignature), "{to}");
     }
-    for (from, to) in [("mac", "nobody")] {
-        assert_eq!(judged(&strict_cavage(), &replace(&good, "signature", from, to)), Err(Refusal::UntrustedKey));
-    }
+    let stranger = replace(&good, "signature", "mac", "nobody");
+    assert_eq!(judged(&strict_cavage(), &stranger), Err(Refusal::UntrustedKey));
     let other = signed_cavage(NAMES, r#",algorithm="rsa-sha256""#);
     assert_eq!(judged(&strict_cavage(), &other), Err(Refusal::AlgorithmNotAllowed));
     let mut twice = good.clone();

@@ -24,7 +24,7 @@ use super::{BAD_SIGNATURE, fault, json};
 use crate::clock::UnixMillis;
 use crate::refusal::Refusal;
 
-/// Apple Root CA - G3, whose SHA-256 Apple publishes at https://www.apple.com/certificateauthority/.
+/// Apple Root CA - G3, whose SHA-256 Apple publishes at <https://www.apple.com/certificateauthority/>.
 const ROOT: &[u8] = include_bytes!("apple_root_ca_g3.pem");
 /// "Mac App Store and iTunes Store Receipt Signing", and the authority above it.
 const LEAF_MARK: &str = "1.2.840.113635.100.6.11.1";
