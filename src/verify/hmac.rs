@@ -1,15 +1,15 @@
 //! Is this signature one that our key would make over these bytes? Every HMAC provider is this file plus data.
 //!
 //! Invariant: the MAC under every live secret is computed, and every candidate is compared with every one of them, in
-//! constant time, before we answer. No MAC leaves this file: what leaves is a position, or a digest of the MAC.
+//! constant time, before we answer. No MAC leaves this file but to sign: what leaves is a position, or a digest of it.
 
 use std::borrow::Cow;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha1::Sha1;
 use sha2::{Digest, Sha256, Sha384, Sha512};
-use subtle::{Choice, ConstantTimeEq};
-use zeroize::Zeroizing;
+use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
+use zeroize::{Zeroize, Zeroizing};
 
 use super::key::Key;
 use super::prover::Matched;
@@ -62,10 +62,10 @@ impl Keyed {
     /// For `sign.rs` too, which acts as the sender. Wiped when dropped: a MAC is a working signature.
     pub(super) fn mac(&self, pieces: &[Cow<'_, [u8]>]) -> Zeroizing<Vec<u8>> {
         Zeroizing::new(match self {
-            Self::Sha1(keyed) => feed((**keyed).clone(), pieces),
-            Self::Sha256(keyed) => feed((**keyed).clone(), pieces),
-            Self::Sha384(keyed) => feed((**keyed).clone(), pieces),
-            Self::Sha512(keyed) => feed((**keyed).clone(), pieces),
+            Self::Sha1(keyed) => fed(&**keyed, pieces).finalize().into_bytes().to_vec(),
+            Self::Sha256(keyed) => fed(&**keyed, pieces).finalize().into_bytes().to_vec(),
+            Self::Sha384(keyed) => fed(&**keyed, pieces).finalize().into_bytes().to_vec(),
+            Self::Sha512(keyed) => fed(&**keyed, pieces).finalize().into_bytes().to_vec(),
         })
     }
 }
@@ -74,11 +74,12 @@ fn schedule<M: KeyInit>(key: &Key) -> M {
     M::new_from_slice(key.bytes()).expect("HMAC takes a key of any length")
 }
 
-fn feed<M: Mac>(mut mac: M, pieces: &[Cow<'_, [u8]>]) -> Vec<u8> {
+fn fed<M: Mac + Clone>(keyed: &M, pieces: &[Cow<'_, [u8]>]) -> M {
+    let mut mac = keyed.clone();
     for piece in pieces {
         mac.update(piece);
     }
-    mac.finalize().into_bytes().to_vec()
+    mac
 }
 
 /// A secret that goes into the hashed message itself, at the place that the template names.
@@ -125,25 +126,39 @@ pub(super) fn may_be_extended(message: &Message<'_>) -> bool {
 
 /// As `judge`, for plain hashes.
 pub(super) fn judge_hashed(secrets: &[Hashed], message: &Message<'_>, candidates: &[Vec<u8>]) -> Matched {
-    compare(secrets.iter().map(|secret| secret.digest(message)), candidates)
+    compare(secrets.iter().map(|secret| told(&mut secret.digest(message), candidates)))
 }
 
 /// The replay keys are the MACs under all the secrets, not the presented one alone: whoever knows an old secret could
 /// else present the same message a second time under another signature. They are hashed, so that the memory of what was
 /// accepted holds no working signatures.
 pub(super) fn judge(secrets: &[Keyed], message: &Message<'_>, candidates: &[Vec<u8>]) -> Matched {
-    compare(secrets.iter().map(|secret| secret.mac(&message.pieces)), candidates)
+    let pieces = message.pieces.as_slice();
+    compare(secrets.iter().map(|secret| match secret {
+        Keyed::Sha1(keyed) => told(&mut fed(&**keyed, pieces).finalize().into_bytes(), candidates),
+        Keyed::Sha256(keyed) => told(&mut fed(&**keyed, pieces).finalize().into_bytes(), candidates),
+        Keyed::Sha384(keyed) => told(&mut fed(&**keyed, pieces).finalize().into_bytes(), candidates),
+        Keyed::Sha512(keyed) => told(&mut fed(&**keyed, pieces).finalize().into_bytes(), candidates),
+    }))
 }
 
-fn compare(macs: impl ExactSizeIterator<Item = Zeroizing<Vec<u8>>>, candidates: &[Vec<u8>]) -> Matched {
-    let mut matches: Vec<Choice> = Vec::with_capacity(macs.len());
-    let mut replay_keys = Vec::with_capacity(macs.len());
-    for mac in macs {
-        let any = candidates.iter().fold(Choice::from(0), |any, candidate| any | mac.as_slice().ct_eq(candidate));
-        matches.push(any);
-        replay_keys.push(Sha256::new().chain_update(b"hmac").chain_update(mac.as_slice()).finalize().into());
+/// What may be told of a MAC: is it among the candidates, and its digest. Then it is wiped.
+fn told(mac: &mut [u8], candidates: &[Vec<u8>]) -> (Choice, [u8; 32]) {
+    let any = candidates.iter().fold(Choice::from(0), |any, candidate| any | mac.ct_eq(candidate));
+    let replay_key = Sha256::new().chain_update(b"hmac").chain_update(&mac).finalize().into();
+    mac.zeroize();
+    (any, replay_key)
+}
+
+/// The first that matched, found without a branch on any of them.
+fn compare(told: impl ExactSizeIterator<Item = (Choice, [u8; 32])>) -> Matched {
+    let mut replay_keys = Vec::with_capacity(told.len());
+    let mut first = 0_u32;
+    for (position, (any, replay_key)) in (1..).zip(told) {
+        first.conditional_assign(&position, any & first.ct_eq(&0));
+        replay_keys.push(replay_key);
     }
-    Matched { secret_index: matches.into_iter().position(bool::from), replay_keys }
+    Matched { secret_index: first.checked_sub(1).and_then(|index| usize::try_from(index).ok()), replay_keys }
 }
 
 #[cfg(test)]

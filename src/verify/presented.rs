@@ -21,6 +21,8 @@ use crate::refusal::Refusal;
 
 /// A provider that rolls its secret sends two or three. Each candidate costs a comparison, or a public-key operation.
 const MAX_CANDIDATES: usize = 16;
+/// No sender writes more than a handful beside its signatures.
+const MAX_PAIRS: usize = 64;
 /// Sixteen signatures of the longest algorithm, with their labels, fit several times.
 const MAX_SIGNATURE_TEXT: usize = 8 * 1024;
 /// Ids become store keys, header values and log fields.
@@ -179,17 +181,27 @@ impl SignatureAt {
     pub(crate) fn parse<'t>(&self, text: &'t str, lengths: &RangeInclusive<usize>) -> Result<Presented<'t>, Fault> {
         let text = text.trim();
         let mut presented = Presented::default();
-        let mut texts: Vec<&str> = Vec::new();
+        let (mut count, mut candidates) = (0_usize, Vec::new());
+        // Those beyond the bound are counted and not decoded.
+        let mut take = |text: &str| {
+            count += 1;
+            if count <= MAX_CANDIDATES {
+                candidates.extend(self.encoding.decode(text, lengths));
+            }
+        };
         match &self.layout {
             Layout::Plain { prefix } if matches!(self.place, Place::EveryHeader(_)) => {
-                texts.extend(text.split(BETWEEN_HEADERS).filter_map(|item| item.trim().strip_prefix(prefix.as_str())));
+                let items = text.split(BETWEEN_HEADERS);
+                items.filter_map(|item| item.trim().strip_prefix(prefix.as_str())).for_each(take);
             }
-            Layout::Plain { prefix } => texts.extend(text.strip_prefix(prefix.as_str())),
+            Layout::Plain { prefix } => text.strip_prefix(prefix.as_str()).into_iter().for_each(take),
             Layout::Pairs { separator, equals, key, groups } => {
                 let items = text.split(|c| c == *separator || Some(c) == *groups);
                 for (name, value) in items.filter_map(|item| item.trim().split_once(*equals)) {
                     if name == key {
-                        texts.push(value);
+                        take(value);
+                    } else if presented.pairs.len() >= MAX_PAIRS {
+                        return Err(malformed("more than 64 pairs"));
                     } else if groups.is_none() || !presented.pairs.contains(&(name, value)) {
                         presented.pairs.push((name, value));
                     }
@@ -197,32 +209,33 @@ impl SignatureAt {
             }
             Layout::Entries { separator, equals, names } => {
                 let entries = text.split(*separator).filter_map(|item| item.trim().split_once(*equals));
-                texts.extend(entries.filter(|(id, _)| names.iter().any(|name| **name == **id)).map(|(_, value)| value));
+                let ours = entries.filter(|(id, _)| names.iter().any(|name| **name == **id));
+                ours.for_each(|(_, value)| take(value));
             }
             Layout::List { separator, prefix } => {
-                texts.extend(text.split(*separator).filter_map(|item| item.trim().strip_prefix(prefix.as_str())));
+                text.split(*separator).filter_map(|item| item.trim().strip_prefix(prefix.as_str())).for_each(take);
             }
             Layout::Positional { separator, timestamp_index } => {
                 for (index, item) in text.split(*separator).map(str::trim).enumerate() {
                     if index == *timestamp_index {
                         presented.position = Some(item);
                     } else {
-                        texts.push(item);
+                        take(item);
                     }
                 }
             }
         }
-        if texts.is_empty() && !presented.pairs.is_empty() {
+        if count == 0 && !presented.pairs.is_empty() {
             // Signatures of other versions are not ours.
             return Err(MISSING);
         }
-        if texts.is_empty() {
+        if count == 0 {
             return Err(malformed("the signature is not laid out as configured (prefix, key or separator)"));
         }
-        if texts.len() > MAX_CANDIDATES {
+        if count > MAX_CANDIDATES {
             return Err(malformed("more than 16 signatures"));
         }
-        presented.candidates = texts.iter().filter_map(|text| self.encoding.decode(text, lengths)).collect();
+        presented.candidates = candidates;
         if presented.candidates.is_empty() {
             return Err(malformed("no signature decodes to the algorithm's length"));
         }
@@ -347,8 +360,8 @@ impl Locator {
 
 /// The one text of the first of these headers that is there.
 fn first_present<'a>(delivery: &'a Delivery, names: &[HeaderName]) -> Result<&'a str, Fault> {
-    let present = names.iter().find(|name| delivery.headers.contains_key(*name)).ok_or(MISSING)?;
-    match header_text(delivery, present) {
+    let mut found = names.iter().map(|name| header_text(delivery, name));
+    match found.find(|found| !matches!(found, HeaderText::None)).unwrap_or(HeaderText::None) {
         HeaderText::One(text) => Ok(text),
         HeaderText::None => Err(MISSING),
         HeaderText::Several => Err(malformed("several signature headers")),
@@ -527,6 +540,17 @@ mod tests {
             (Layout::Positional { separator: ',', timestamp_index: 0 }, "1700000000"),
         ] {
             assert_eq!(parse(layout, text), Refusal::MalformedSignature, "{text}");
+        }
+    }
+
+    #[test]
+    fn so_many_pairs_are_looked_at_and_no_more() {
+        let text = |pairs: usize| format!("v1=00ff,{}", vec!["a=b"; pairs].join(","));
+        for groups in [None, Some(' ')] {
+            let layout = Layout::Pairs { separator: ',', equals: '=', key: "v1".into(), groups };
+            assert!(at(layout.clone(), Encoding::Hex).parse(&text(MAX_PAIRS), &(2..=2)).is_ok());
+            let one_more = at(layout, Encoding::Hex).parse(&text(MAX_PAIRS + 1), &(2..=2)).map(|it| it.pairs.len());
+            assert_eq!(one_more, if groups.is_some() { Ok(1) } else { Err(malformed("more than 64 pairs")) });
         }
     }
 
