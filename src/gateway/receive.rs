@@ -254,7 +254,7 @@ impl Door {
         permits: (Share, Place),
     ) -> Result<(Result<Verified, Refused>, (Share, Place)), Refusal> {
         let now = self.clock.now();
-        if delivery.body.len() <= LARGE_BODY {
+        if delivery.body.len() <= LARGE_BODY && !source.settings.verifier.inflates(&delivery) {
             return Ok((source.settings.verifier.judge(delivery, now, &*self.fetcher), permits));
         }
         let turn = self.large_bodies.clone().acquire_owned().await.map_err(|_| Refusal::Internal)?;

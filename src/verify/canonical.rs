@@ -15,7 +15,8 @@ use crate::delivery::Delivery;
 /// More signed headers than this no sender names.
 const MAX_SIGNED_HEADERS: usize = 64;
 
-/// `a b.1.2`. A name with a dot could swallow values, and so shift what is signed: it is refused.
+/// `a b.1.2`. A name with a dot could swallow values, and so shift what is signed: it is refused. So is a value with what
+/// JSON begins with: the start of the body could stand in the last one. Dots in values stay, for names of events have them.
 pub(super) fn named_headers(delivery: &Delivery, names: &str) -> Found<'static> {
     let names = names.to_ascii_lowercase();
     let names: Vec<&str> = names.split(' ').filter(|name| !name.is_empty()).collect();
@@ -27,6 +28,7 @@ pub(super) fn named_headers(delivery: &Delivery, names: &str) -> Found<'static> 
     for (position, name) in names.iter().enumerate() {
         let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else { return Found::Ambiguous };
         match header(delivery, &name) {
+            Found::Value(value) if value.iter().any(|byte| b"{[".contains(byte)) => return Found::Ambiguous,
             Found::Value(value) => {
                 if position > 0 {
                     message.push(b'.');
@@ -59,13 +61,19 @@ pub(super) fn signed_headers(delivery: &Delivery, list: &HeaderName, needed: &[H
     }
     named.sort_by_key(|(text, _)| *text);
     let mut lines: Vec<Vec<u8>> = Vec::with_capacity(named.len());
+    let mut absent: Vec<String> = Vec::new();
     for (text, name) in &named {
         match header(delivery, name) {
             Found::Value(value) => lines.push([text.as_bytes(), b":", &value].concat()),
             // The sender leaves out what it does not send.
-            Found::Absent => {}
+            Found::Absent => absent.push(format!(";{text}:")),
             Found::Ambiguous => return Found::Ambiguous,
         }
+    }
+    // What is left out must not stand in the value of another.
+    let folds = |line: &[u8]| absent.iter().any(|name| line.windows(name.len()).any(|part| part == name.as_bytes()));
+    if lines.iter().any(|line| folds(line)) {
+        return Found::Ambiguous;
     }
     Found::Value(Cow::Owned(lines.join(&b";"[..])))
 }

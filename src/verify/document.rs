@@ -59,10 +59,14 @@ impl Document {
         }
     }
 
+    pub(crate) fn inflates(&self, delivery: &Delivery) -> bool {
+        self.gunzip && delivery.body.starts_with(GZIP_MAGIC)
+    }
+
     /// The body as the sender signed it. `None`: it claims to be compressed and is not, or is too large.
     pub(crate) fn signed_body<'a>(&self, delivery: &'a Delivery) -> Option<Cow<'a, [u8]>> {
         let body = &delivery.body[..];
-        match self.gunzip && body.starts_with(GZIP_MAGIC) {
+        match self.inflates(delivery) {
             true => inflated(body).map(Cow::Owned),
             false => Some(Cow::Borrowed(body)),
         }

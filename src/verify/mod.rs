@@ -347,6 +347,11 @@ impl Verifier {
         self.unsigned.admits(method, headers, query)
     }
 
+    /// Is judging it work for more than its own size, for what it unpacks to is signed?
+    pub(crate) fn inflates(&self, delivery: &Delivery) -> bool {
+        self.document.inflates(delivery)
+    }
+
     /// The question that an unproven request is, if it is one.
     pub(crate) fn ask(&self, delivery: &Delivery) -> Option<Asked> {
         self.unsigned.ask(delivery, self.captured.as_ref().is_some_and(|captured| captured.is_awaited()))

@@ -77,67 +77,92 @@ impl<'de> Visitor<'de> for Descend<'_> {
     }
 }
 
-/// One part of a `multipart/form-data` body, by the name of its field.
+/// One part of a `multipart/form-data` body, by the name of its field. Parsers are lax in many ways, each in its own: what
+/// is not spelled as senders spell it is nobody's to choose from.
 pub(crate) fn part<'a>(body: &'a [u8], content_type: &str, name: &str) -> Found<'a> {
     let Some(boundary) = boundary(content_type) else { return Found::Absent };
     let delimiter = format!("--{boundary}");
-    let delimiter = delimiter.as_bytes();
+    let Some(mut rest) = body.strip_prefix(delimiter.as_bytes()) else { return Found::Ambiguous };
     let mut found = Found::Absent;
-    let mut rest = body;
-    let mut before_first = true;
     loop {
-        let at = position(rest, delimiter);
-        let (part, next) = match at {
-            Some(at) => (rest.get(..at), rest.get(at + delimiter.len()..)),
-            // What follows the last delimiter is no part.
-            None => return found,
+        match rest {
+            b"--" | b"--\r\n" => return found,
+            _ => {}
+        }
+        let Some(part) = rest.strip_prefix(b"\r\n") else { return Found::Ambiguous };
+        // A delimiter that does not begin a line is one to some parsers.
+        let Some(end) = position(part, delimiter.as_bytes()) else { return Found::Ambiguous };
+        let (Some(inside), Some(behind)) = (part.get(..end), part.get(end + delimiter.len()..)) else {
+            return Found::Ambiguous;
         };
-        if let (Some(part), false) = (part, before_first)
-            && let Some(value) = named_part(part, name)
-        {
-            if found != Found::Absent {
+        let Some((theirs, value)) = inside.strip_suffix(b"\r\n").and_then(named) else { return Found::Ambiguous };
+        if theirs.eq_ignore_ascii_case(name) {
+            if found != Found::Absent || theirs != name {
                 return Found::Ambiguous;
             }
             found = Found::Value(value.into());
         }
-        before_first = false;
-        rest = next.unwrap_or_default();
+        rest = behind;
     }
 }
 
-/// The boundary that a `multipart/form-data` content type names.
+/// The boundary that a `multipart/form-data` content type names, once and without anything to unescape.
 pub(crate) fn boundary(content_type: &str) -> Option<&str> {
     let (kind, parameters) = content_type.split_once(';')?;
     kind.trim().eq_ignore_ascii_case("multipart/form-data").then_some(())?;
-    let value = parameters.split(';').find_map(|parameter| {
-        let (name, value) = parameter.split_once('=')?;
-        name.trim().eq_ignore_ascii_case("boundary").then(|| value.trim().trim_matches('"'))
-    })?;
+    let begins =
+        |parameter: &&str| parameter.trim_start().get(..8).is_some_and(|start| start.eq_ignore_ascii_case("boundary"));
+    let mut theirs = parameters.split(';').filter(begins);
+    let (parameter, None) = (theirs.next()?, theirs.next()) else { return None };
+    let (name, value) = parameter.split_once('=')?;
+    name.trim().eq_ignore_ascii_case("boundary").then_some(())?;
+    let value = unquoted(value.trim())?;
     // RFC 2046 §5.1.1.
-    (1..=70).contains(&value.len()).then_some(value)
+    let is_plain = value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"'()+_,-./:=? ".contains(&byte));
+    ((1..=70).contains(&value.len()) && is_plain).then_some(value)
 }
 
-fn named_part<'a>(part: &'a [u8], name: &str) -> Option<&'a [u8]> {
-    let part = part.strip_prefix(b"\r\n")?;
+/// The name of a part's field, and its value. `None`: its head is not one `Content-Disposition` with one plain name, and
+/// other headers.
+fn named(part: &[u8]) -> Option<(&str, &[u8])> {
     let end = position(part, b"\r\n\r\n")?;
     let head = std::str::from_utf8(part.get(..end)?).ok()?;
-    let is_named = head.split("\r\n").any(|line| {
-        let mut words = line.split(';').map(str::trim);
-        let is_disposition = words.next().is_some_and(|first| {
-            first.split_once(':').is_some_and(|(header, kind)| {
-                header.trim().eq_ignore_ascii_case("content-disposition")
-                    && kind.trim().eq_ignore_ascii_case("form-data")
-            })
-        });
-        is_disposition
-            && words.any(|word| {
-                word.split_once('=').is_some_and(|(key, value)| {
-                    key.trim().eq_ignore_ascii_case("name") && value.trim().trim_matches('"') == name
-                })
-            })
-    });
     let value = part.get(end + 4..)?;
-    is_named.then(|| value.strip_suffix(b"\r\n").unwrap_or(value))
+    let mut name = None;
+    for line in head.split("\r\n") {
+        let (header, content) = line.split_once(':')?;
+        // A folded line, or one that ends in a lone CR or LF to somebody.
+        if header.is_empty() || line.bytes().any(|byte| byte.is_ascii_control()) || line.starts_with(' ') {
+            return None;
+        }
+        if !header.trim().eq_ignore_ascii_case("content-disposition") {
+            continue;
+        }
+        let mut words = content.split(';').map(str::trim);
+        if name.is_some() || !words.next().is_some_and(|kind| kind.eq_ignore_ascii_case("form-data")) {
+            return None;
+        }
+        for word in words {
+            let (key, value) = word.split_once('=')?;
+            let key = key.trim();
+            if key.eq_ignore_ascii_case("name") && name.is_none() {
+                name = Some(unquoted(value.trim())?);
+            } else if key.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("name")) {
+                // Twice, or `name*=`.
+                return None;
+            }
+        }
+    }
+    Some((name?, value))
+}
+
+/// A word, or one between quotes that holds nothing to unescape.
+fn unquoted(text: &str) -> Option<&str> {
+    let inside = match text.strip_prefix('"') {
+        Some(rest) => rest.strip_suffix('"')?,
+        None => text,
+    };
+    (!inside.contains(['"', '\\', '%'])).then_some(inside)
 }
 
 fn position(text: &[u8], wanted: &[u8]) -> Option<usize> {
@@ -179,6 +204,39 @@ mod tests {
         let many = |count: usize| format!("{{\"a\":{{\"b\":[{}0]}}}}", "0,".repeat(count - 1));
         assert_eq!(items(many(MAX_ITEMS).as_bytes(), "/a/b").map(|items| items.len()), Some(MAX_ITEMS));
         assert_eq!(items(many(MAX_ITEMS + 1).as_bytes(), "/a/b"), None);
+    }
+
+    #[test]
+    fn a_field_of_a_multipart_body_is_one_that_every_parser_finds() {
+        let plain = "multipart/form-data; boundary=b";
+        let one = "--b\r\nContent-Disposition: form-data; name=\"json\"\r\n\r\n{}\r\n--b--\r\n";
+        let value = Found::Value(b"{}"[..].into());
+        assert_eq!(part(one.as_bytes(), plain, "json"), value);
+        assert_eq!(part(one.as_bytes(), "multipart/form-data; charset=utf-8; boundary=\"b\"", "json"), value);
+        assert_eq!(part(one.as_bytes(), plain, "other"), Found::Absent);
+        for unclear in ["boundary=b; boundary=c", "boundary*=b", "boundary=\"b", "boundary=\"\\b\"", "x=b"] {
+            assert_eq!(part(one.as_bytes(), &format!("multipart/form-data; {unclear}"), "json"), Found::Absent);
+        }
+        let other = "Content-Disposition: form-data; name=\"json\"\r\n\r\n[]\r\n";
+        let refused = [
+            // A second one, told apart by some parsers only.
+            one.replace("--b--", &format!("--b\r\n{other}--b--")),
+            one.replace("--b--", &format!("--b \t\r\n{other}--b--")),
+            one.replace("--b--", &format!("--b\n{other}--b--")),
+            one.replace("--b--", &format!("--b\r\n{}--b--", other.replace("name=", "name*=utf-8''"))),
+            one.replace("--b--", &format!("--b\r\n{}--b--", other.replace("name=", "filename=x; name=x; name="))),
+            one.replace("--b--", &format!("--b\r\n{}--b--", other.replace("json", "JSON"))),
+            one.replace("--b--", &format!("--b\r\n{}--b--", other.replace("json", "js\\on"))),
+            one.replace("--b--", &format!("--b\r\n{}--b--", other.replace("form-data; ", "form-data;\r\n "))),
+            one.replace("{}", &format!("{{\"--b\r\n{other}\"}}")),
+            format!("preamble\r\n{one}"),
+            format!("{one}epilogue"),
+            one.replace("--b--\r\n", "--b"),
+            one.replace("--b--\r\n", ""),
+        ];
+        for body in refused {
+            assert_eq!(part(body.as_bytes(), plain, "json"), Found::Ambiguous, "{body}");
+        }
     }
 
     proptest! {

@@ -12,6 +12,7 @@ use http::HeaderName;
 
 use super::explain::{self, Story};
 use super::fields::Pointers;
+use super::freshness::{Future, Timestamp};
 use super::key_choice;
 use super::key_list;
 use super::presented::{HeaderText, Locator, Place, Presented, TimestampPlace, header_text};
@@ -303,9 +304,14 @@ impl Prover {
             url_form: UrlForm::AsIs,
         };
         let template = scheme.message_of(delivery);
-        let matched = match template.render(&facts) {
+        let mut matched = match template.render(&facts) {
             message if !message.complete => {
                 let note = "a value that the sender signs is missing from the request, or there twice";
+                fault = fault.or(Some(Fault { refusal: Refusal::MalformedSignature, note }));
+                None
+            }
+            _ if stamp.as_deref().is_some_and(|stamp| self.body_runs_into_time(template, stamp, &facts)) => {
+                let note = "a digit at the end of the body that meets a time which nobody judges";
                 fault = fault.or(Some(Fault { refusal: Refusal::MalformedSignature, note }));
                 None
             }
@@ -321,8 +327,12 @@ impl Prover {
         let bodies = std::iter::once(facts.body).chain(escaped.as_deref().map(Some));
         for (body, url_form) in bodies.flat_map(|body| scheme.more.url_forms().map(move |form| (body, form))).skip(1) {
             let message = template.render(&Facts { body, url_form, ..facts });
-            let found = self.judge(&message, &presented, wanted.as_deref(), theirs).secret_index;
-            secret_index = secret_index.or(found.filter(|_| message.complete));
+            let found = self.judge(&message, &presented, wanted.as_deref(), theirs);
+            secret_index = secret_index.or(found.secret_index.filter(|_| message.complete));
+            // Each slash may be escaped or not: all these spellings of one body are one delivery.
+            if let (Some(matched), UrlForm::AsIs) = (&mut matched, url_form) {
+                matched.replay_keys = found.replay_keys;
+            }
         }
         let lacking = fetched.as_ref().and_then(|fetched| fetched.as_ref().err());
         if secret_index.is_none() && lacking.is_none() {
@@ -345,13 +355,26 @@ impl Prover {
             (None, None) => Ok(Findings {
                 signed_at: stated_time.filter(|_| self.signs_time()),
                 tolerance: self.tolerance(),
-                // Of the message as it is, whichever of its variants was signed.
+                // Of the message as it is, or as PHP escapes it, whichever of its variants was signed.
                 replay_keys: matched.filter(|_| self.has_replay_key).map(|it| it.replay_keys).unwrap_or_default(),
                 // A key of the sender's list is none of ours.
                 secret_used: secret_index.filter(|_| fetched.is_none()),
                 ..Findings::default()
             }),
         }
+    }
+
+    /// Under `{body}{timestamp}` digits move between the two without changing the message. A time that is judged is then
+    /// stale; where its age is no matter, no body may end in what could be the time's.
+    fn body_runs_into_time(&self, template: &Template, stamp: &str, facts: &Facts<'_>) -> bool {
+        let is_judged = |timestamp: &Timestamp| timestamp.tolerance.is_some() && timestamp.future != Future::Any;
+        if self.scheme.timestamp.as_ref().is_none_or(is_judged) || !stamp.bytes().all(|byte| byte.is_ascii_digit()) {
+            return false;
+        }
+        let body = facts.body.unwrap_or(&facts.delivery.body);
+        let (meets_start, meets_end) = template.time_beside_body();
+        let is_digit = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_digit);
+        meets_start && is_digit(body.first()) || meets_end && is_digit(body.last())
     }
 
     /// `theirs`: keys of the sender's own list, in place of the configured ones.

@@ -154,7 +154,7 @@ impl Template {
 
     pub(crate) fn render<'a>(&'a self, facts: &Facts<'a>) -> Message<'a> {
         let mut message = Message { pieces: Vec::with_capacity(self.parts.len()), complete: true, secret_at: None };
-        for part in &self.parts {
+        for (position, part) in self.parts.iter().enumerate() {
             match part {
                 Part::Optional(inner) => match segment(inner, facts) {
                     Segment::Vanishes => {}
@@ -164,12 +164,58 @@ impl Template {
                 Part::Literal(text) => message.pieces.push(Cow::Borrowed(text.as_bytes())),
                 Part::Value(Value { token: Token::Secret, .. }) => message.secret_at = Some(message.pieces.len()),
                 Part::Value(value) => match value.render(facts) {
-                    Found::Value(bytes) => message.pieces.push(bytes),
+                    Found::Value(bytes) => {
+                        message.complete &= !value.is_free() || self.ends_are_certain(position, &bytes);
+                        message.pieces.push(bytes);
+                    }
                     Found::Absent | Found::Ambiguous => message.complete = false,
                 },
             }
         }
         message
+    }
+
+    /// Can the value at this position be told from what stands around it? Where it holds the separator, a part of the body
+    /// could move into it, or a part of it into the body, under the same signature.
+    fn ends_are_certain(&self, position: usize, bytes: &[u8]) -> bool {
+        let is_word = || bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(byte));
+        let behind = match self.parts.get(position + 1) {
+            Some(Part::Optional(inner)) => inner.first(),
+            next => next,
+        };
+        let ends = match behind {
+            None | Some(Part::Optional(_)) => true,
+            Some(Part::Value(_)) => is_word(),
+            Some(Part::Literal(literal)) => {
+                first_of(literal.as_bytes(), &[bytes, literal.as_bytes()].concat()) == Some(bytes.len())
+            }
+        };
+        // A time or a method before it ends by itself.
+        let before = self.parts.get(..position).unwrap_or_default();
+        let has_free_before = before.iter().any(|part| match part {
+            Part::Value(value) => !matches!(value.token, Token::Timestamp | Token::Method | Token::Secret),
+            Part::Literal(_) | Part::Optional(_) => false,
+        });
+        let begins = match before.last() {
+            _ if !has_free_before => true,
+            None | Some(Part::Optional(_)) => true,
+            Some(Part::Value(_)) => is_word(),
+            Some(Part::Literal(literal)) => {
+                let backwards = |text: &[u8]| text.iter().rev().copied().collect::<Vec<_>>();
+                let literal = backwards(literal.as_bytes());
+                first_of(&literal, &[backwards(bytes), literal.clone()].concat()) == Some(bytes.len())
+            }
+        };
+        ends && begins
+    }
+
+    /// Does the time stand directly before the body, or directly behind it?
+    pub(crate) fn time_beside_body(&self) -> (bool, bool) {
+        let is = |part: &Part, token: &Token| matches!(part, Part::Value(value) if value.token == *token);
+        let meet = |first: &Token, second: &Token| {
+            self.parts.windows(2).any(|pair| matches!(pair, [one, other] if is(one, first) && is(other, second)))
+        };
+        (meet(&Token::Timestamp, &Token::Body), meet(&Token::Body, &Token::Timestamp))
     }
 
     /// Does the signature stand for every byte of the body? A digest stands for it where nobody can find two bodies with
@@ -388,6 +434,12 @@ impl Value {
         Found::Value(bytes)
     }
 
+    /// Is it of the sender's choice, and not of the body, and stands there as it came?
+    fn is_free(&self) -> bool {
+        matches!(self.token, Token::Header(_) | Token::Query(_) | Token::Pair(_))
+            && self.filters.iter().all(|filter| matches!(filter, Filter::Lower | Filter::OrEmpty))
+    }
+
     fn keeps_everything(&self) -> bool {
         let mut case_matters = true;
         self.filters.iter().all(|filter| match filter {
@@ -444,6 +496,10 @@ impl Token {
             Self::EncodedTarget => Found::Value(canonical::encoded_target(delivery).into_bytes().into()),
         }
     }
+}
+
+fn first_of(wanted: &[u8], text: &[u8]) -> Option<usize> {
+    text.windows(wanted.len().max(1)).position(|window| window == wanted)
 }
 
 /// A pair that stands beside the signature, once.

@@ -250,3 +250,120 @@ fn a_preset_by_token_or_password_takes_the_sources_own_secrets() {
     assert!(source("provider = \"chargebee\"\nsecrets = [{ value = \"no-colon-in-here\" }]\n").is_err());
     assert!(source("provider = \"telegram\"\n").err().unwrap().contains("`secrets` is missing"));
 }
+
+fn has(delivery: &Delivery, name: &'static str, value: &str) -> Delivery {
+    let mut delivery = delivery.clone();
+    delivery.headers.insert(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
+    delivery
+}
+
+fn said<'d>(delivery: &'d Delivery, name: &str) -> &'d str {
+    delivery.headers.get(name).unwrap().to_str().unwrap()
+}
+
+#[test]
+fn a_digit_that_moves_between_mailguns_time_and_token_makes_no_new_delivery() {
+    let mailgun = preset("mailgun", "");
+    let draft = json(r#"{"event-data":{"event":"opened"}}"#);
+    let delivery = mailgun.verifier.sign(draft, "4d2f", NOW, None).unwrap().delivery;
+    let (time, token) = (r#""timestamp":1760000000"#, r#""token":"4d2f""#);
+    assert!(text(&delivery).contains(token) && text(&delivery).contains(time), "{}", text(&delivery));
+    for (other_time, other_token) in [("17600000004", "d2f"), ("176000000", "04d2f"), ("1", "7600000004d2f")] {
+        let moved = text(&delivery).replace(token, &format!(r#""token":"{other_token}""#));
+        let moved = moved.replace(time, &format!(r#""timestamp":"{other_time}""#));
+        let moved = with_body(&delivery, moved);
+        assert_eq!(keys(&mailgun, &moved), keys(&mailgun, &delivery), "{other_time} {other_token}");
+    }
+}
+
+#[test]
+fn however_its_slashes_are_escaped_a_delivery_of_box_is_one_delivery() {
+    let boxed = preset("box", "");
+    let escaped = signed(&boxed, json(r#"{"a":"\u00e9\/\/"}"#));
+    for spelling in [r#"{"a":"é//"}"#, r#"{"a":"\u00e9/\/"}"#, r#"{"a":"é\//"}"#] {
+        assert_eq!(keys(&boxed, &with_body(&escaped, spelling)), keys(&boxed, &escaped), "{spelling}");
+    }
+    let other = signed(&boxed, json(r#"{"a":"//"}"#));
+    assert_ne!(keys(&boxed, &other), keys(&boxed, &escaped));
+}
+
+#[test]
+fn no_digit_moves_from_a_time_that_nobody_judges_into_the_body() {
+    for name in ["ghost", "klaviyo", "cloudinary"] {
+        let source = preset(name, "");
+        let delivery = signed(&source, json(r#"{"a":1}"#));
+        assert_eq!(refusal(&source, &delivery), None, "{name}");
+        let number = signed(&source, json("12"));
+        assert_eq!(refusal(&source, &number), Some(Refusal::MalformedSignature), "{name}");
+    }
+    let klaviyo = preset("klaviyo", "");
+    let delivery = signed(&klaviyo, json(r#"{"a":1}"#));
+    let moved = has(&with_body(&delivery, r#"{"a":1}17"#), "klaviyo-timestamp", "60000000");
+    assert_eq!(refusal(&klaviyo, &moved), Some(Refusal::MalformedSignature));
+    // Where the time is judged, a moved digit makes it another one.
+    let retell = preset("retell", "");
+    assert_eq!(refusal(&retell, &signed(&retell, json("12"))), None);
+}
+
+#[test]
+fn an_id_cannot_take_in_the_time_and_the_beginning_of_the_body() {
+    let source = preset("standard-webhooks", "");
+    // The customer whose text this is knows when he will send it again.
+    let delivery = signed(&source, json(r#"{"text":".1760000100.[7]"}"#));
+    assert_eq!(refusal(&source, &delivery), None);
+    let id = format!("{}.{}.{{\"text\":\"", said(&delivery, "webhook-id"), said(&delivery, "webhook-timestamp"));
+    let moved = has(&has(&delivery, "webhook-id", &id), "webhook-timestamp", "1760000100");
+    assert_eq!(refusal(&source, &with_body(&moved, r#"[7]"}"#)), Some(Refusal::MalformedSignature));
+
+    let twitch = preset("twitch", "");
+    let delivery = signed(&twitch, json(r#"{"ends_at":"2025-10-09T08:53:30Z[7]"}"#));
+    assert_eq!(refusal(&twitch, &delivery), None);
+    let (id, time) = ("twitch-eventsub-message-id", "twitch-eventsub-message-timestamp");
+    let folded = format!("{}{}{{\"ends_at\":\"", said(&delivery, id), said(&delivery, time));
+    let moved = has(&has(&delivery, id, &folded), time, "2025-10-09T08:53:30Z");
+    assert_eq!(refusal(&twitch, &with_body(&moved, r#"[7]"}"#)), Some(Refusal::MalformedSignature));
+
+    let sinch = preset("sinch", "");
+    let delivery = signed(&sinch, json(r#"{"a":1.5}"#));
+    assert_eq!(refusal(&sinch, &delivery), None);
+    let nonce = "x-sinch-webhook-signature-nonce";
+    let moved = has(&delivery, nonce, &format!("5}}.{}", said(&delivery, nonce)));
+    assert_eq!(refusal(&sinch, &with_body(&moved, r#"{"a":1"#)), Some(Refusal::MalformedSignature));
+}
+
+#[test]
+fn the_beginning_of_a_body_cannot_stand_in_a_header_that_hook0_signs() {
+    let hook0 = preset("coinbase-cdp", "");
+    let delivery = signed(&hook0, has(&json(r#"{"a":1.[7]}"#), "x-event-type", "wallet.made"));
+    assert_eq!(refusal(&hook0, &delivery), None);
+    let moved = has(&with_body(&delivery, "[7]}"), "x-event-type", r#"wallet.made.{"a":1"#);
+    assert_eq!(refusal(&hook0, &moved), Some(Refusal::MalformedSignature));
+}
+
+#[test]
+fn a_header_that_contentful_lists_cannot_hide_in_the_value_of_another() {
+    let contentful = preset("contentful", "");
+    let mut asked = json("{}");
+    asked.headers.insert(
+        "x-contentful-signed-headers",
+        HeaderValue::from_static(
+            "content-type,x-contentful-signed-headers,x-contentful-timestamp,x-contentful-topic,x-contentful-version",
+        ),
+    );
+    asked.headers.insert("x-contentful-topic", HeaderValue::from_static("Entry.publish"));
+    asked.headers.insert("x-contentful-version", HeaderValue::from_static("1"));
+    let delivery = signed(&contentful, asked);
+    assert_eq!(refusal(&contentful, &delivery), None);
+    let folded = format!("{};x-contentful-version:1", said(&delivery, "x-contentful-topic"));
+    let mut moved = has(&delivery, "x-contentful-topic", &folded);
+    moved.headers.remove("x-contentful-version");
+    assert_eq!(refusal(&contentful, &moved), Some(Refusal::MalformedSignature));
+}
+
+#[test]
+fn what_unpacks_to_more_than_its_size_is_work_for_another_thread() {
+    let gzip = Bytes::from_static(b"\x1f\x8b\x08\x00");
+    assert!(preset("stream", "").verifier.inflates(&draft("application/json", gzip.clone())));
+    assert!(!preset("stream", "").verifier.inflates(&json("{}")));
+    assert!(!preset("github", "").verifier.inflates(&draft("application/json", gzip)));
+}
