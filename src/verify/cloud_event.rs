@@ -118,10 +118,6 @@ impl Proof for CloudEvents {
         Ok(Findings { secret_used: Some(token), claims, ..Findings::default() })
     }
 
-    fn signs_time(&self) -> bool {
-        false
-    }
-
     fn tolerance(&self) -> Option<Duration> {
         None
     }

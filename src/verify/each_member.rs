@@ -77,10 +77,6 @@ impl Proof for EachMember {
         Ok(Findings { secret_used, ..Findings::default() })
     }
 
-    fn signs_time(&self) -> bool {
-        false
-    }
-
     fn tolerance(&self) -> Option<Duration> {
         None
     }

@@ -48,7 +48,9 @@ pub(crate) trait Proof: Send + Sync {
     }
 
     /// Does what is proven include a time?
-    fn signs_time(&self) -> bool;
+    fn signs_time(&self) -> bool {
+        self.tolerance().is_some()
+    }
 
     /// Of the signed time.
     fn tolerance(&self) -> Option<Duration>;

@@ -438,10 +438,6 @@ impl Proof for Says {
         }
     }
 
-    fn signs_time(&self) -> bool {
-        false
-    }
-
     fn tolerance(&self) -> Option<Duration> {
         None
     }

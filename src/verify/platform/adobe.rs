@@ -57,10 +57,6 @@ impl Proof for Adobe {
         self.label.clone()
     }
 
-    fn signs_time(&self) -> bool {
-        false
-    }
-
     fn tolerance(&self) -> Option<Duration> {
         None
     }

@@ -98,10 +98,6 @@ impl Proof for Alexa {
         self.label.clone()
     }
 
-    fn signs_time(&self) -> bool {
-        true
-    }
-
     fn tolerance(&self) -> Option<Duration> {
         Some(self.tolerance)
     }

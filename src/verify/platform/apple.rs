@@ -120,10 +120,6 @@ impl Proof for Apple {
         self.label.clone()
     }
 
-    fn signs_time(&self) -> bool {
-        self.tolerance.is_some()
-    }
-
     fn tolerance(&self) -> Option<Duration> {
         self.tolerance
     }

@@ -47,10 +47,6 @@ impl Proof for PayPal {
         self.label.clone()
     }
 
-    fn signs_time(&self) -> bool {
-        self.tolerance.is_some()
-    }
-
     fn tolerance(&self) -> Option<Duration> {
         self.tolerance
     }

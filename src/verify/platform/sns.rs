@@ -110,10 +110,6 @@ impl Proof for Sns {
         self.label.clone()
     }
 
-    fn signs_time(&self) -> bool {
-        self.tolerance.is_some()
-    }
-
     fn tolerance(&self) -> Option<Duration> {
         self.tolerance
     }
