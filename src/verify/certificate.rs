@@ -8,7 +8,8 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use std::time::Duration;
 use thiserror::Error;
-use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter, anchor_from_trusted_cert};
+use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter, KeyUsage, VerifiedPath};
+use webpki::{Error, anchor_from_trusted_cert};
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
 use super::Fault;
@@ -78,6 +79,10 @@ impl Roots {
         Self(anchors.map(|anchor| Root { anchor: anchor.clone(), validity: None }).collect())
     }
 
+    fn are_public(&self) -> bool {
+        self.0.iter().all(|root| root.validity.is_none())
+    }
+
     /// PEM, of one certificate or more, or the DER of one.
     pub(crate) fn read(bytes: &[u8]) -> Result<Self, RootsError> {
         let mut ders: Vec<CertificateDer<'static>> = Vec::new();
@@ -118,12 +123,20 @@ impl Validity {
     }
 }
 
-/// What a signature's certificate may be used for is told by its name or a mark of its own, not by this.
-struct AnyUse;
+/// Of a root of one's own, what a certificate may be used for is told by its name or a mark, not by this. The public
+/// roots vouch for names on the web alone: under the same roots stand those who certify mail, where a name is whatever
+/// somebody is called.
+enum Use {
+    Any,
+    Web,
+}
 
-impl ExtendedKeyUsageValidator for AnyUse {
-    fn validate(&self, _: KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {
-        Ok(())
+impl ExtendedKeyUsageValidator for Use {
+    fn validate(&self, purposes: KeyPurposeIdIter<'_, '_>) -> Result<(), Error> {
+        match self {
+            Self::Any => Ok(()),
+            Self::Web => KeyUsage::server_auth().validate(purposes),
+        }
     }
 }
 
@@ -152,6 +165,26 @@ impl Chain {
 
     /// Is there a way from the first certificate to a root, all of it valid then?
     pub(crate) fn check(&self, roots: &Roots, when: UnixMillis) -> Result<(), Fault> {
+        self.check_way(roots, when, &|_| Ok(()))
+    }
+
+    /// The same, by way of the second certificate and no other: what that one says of itself is then true of the way.
+    pub(crate) fn check_through_second(&self, roots: &Roots, when: UnixMillis) -> Result<(), Fault> {
+        self.check_way(roots, when, &|path| {
+            let mut way = path.intermediate_certificates().map(|certificate| certificate.der());
+            match (way.next(), way.next()) {
+                (Some(only), None) if self.der.get(1) == Some(&only) => Ok(()),
+                _ => Err(Error::UnknownIssuer),
+            }
+        })
+    }
+
+    fn check_way(
+        &self,
+        roots: &Roots,
+        when: UnixMillis,
+        is_right: &dyn Fn(&VerifiedPath<'_>) -> Result<(), Error>,
+    ) -> Result<(), Fault> {
         let (leaf, others) = self.der.split_first().ok_or(NOT_VOUCHED_FOR)?;
         let anchors: Vec<TrustAnchor<'_>> = roots
             .0
@@ -161,7 +194,8 @@ impl Chain {
             .collect();
         let leaf = EndEntityCert::try_from(leaf).map_err(|_| NOT_VOUCHED_FOR)?;
         let time = UnixTime::since_unix_epoch(Duration::from_millis(when.0));
-        leaf.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &anchors, others, time, AnyUse, None, None)
+        let usage = if roots.are_public() { Use::Web } else { Use::Any };
+        leaf.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &anchors, others, time, usage, None, Some(is_right))
             .map(|_| ())
             .map_err(|_| NOT_VOUCHED_FOR)
     }
@@ -214,7 +248,9 @@ fn only<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<String> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use rcgen::{BasicConstraints, CertificateParams, CustomExtension, DnType, IsCa, Issuer, KeyPair};
+    use rcgen::{
+        BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    };
 
     pub(crate) const NOW: UnixMillis = UnixMillis::from_secs(1_800_000_000);
 
@@ -321,6 +357,45 @@ pub(crate) mod tests {
         let own = params("Root", 2020..2040, &["api.example.com"], &[]).self_signed(&key).unwrap();
         let chain = Chain::from_pem(own.pem().as_bytes()).unwrap();
         assert!(chain.check(&root.roots(), NOW).is_err() && chain.check(&Roots::public(), NOW).is_err());
+    }
+
+    #[test]
+    fn a_certificate_that_only_lies_beside_the_way_lends_it_nothing() {
+        let root = Authority::root(2020..2040);
+        let (marked, below) = root.intermediate(2020..2040, true, &[&[1, 2, 840, 7]]);
+        let (other, below_other) = root.intermediate(2020..2040, true, &[]);
+        let through_second = |chain: &[&Made]| {
+            let text: String = chain.iter().map(|made| made.pem.as_str()).collect();
+            let checked = Chain::from_pem(text.as_bytes()).unwrap().check_through_second(&root.roots(), NOW);
+            checked.map_err(|fault| fault.refusal)
+        };
+        let leaf = below.issue("leaf", 2020..2040, &[], &[]);
+        assert_eq!(through_second(&[&leaf, &marked]), Ok(()));
+        let of_the_other = below_other.issue("leaf", 2020..2040, &[], &[]);
+        assert_eq!(checked(&[&of_the_other, &marked, &other], &root.roots(), NOW), Ok(()), "there is a way");
+        assert_eq!(through_second(&[&of_the_other, &marked, &other]), Err(Refusal::UntrustedKey));
+        let of_the_root = root.issue("leaf", 2020..2040, &[], &[]);
+        assert_eq!(through_second(&[&of_the_root, &marked]), Err(Refusal::UntrustedKey));
+    }
+
+    #[test]
+    fn the_public_roots_vouch_for_names_on_the_web_and_not_for_what_a_mail_address_says() {
+        let root = Authority::root(2020..2040);
+        let with_use = |purposes: &[ExtendedKeyUsagePurpose]| {
+            let key = KeyPair::generate().unwrap();
+            let mut params = params("me@mail.paypal.com", 2020..2040, &[], &[]);
+            params.extended_key_usages = purposes.to_vec();
+            let made = params.signed_by(&key, &root.issuer).unwrap();
+            Made { der: made.der().clone(), pem: made.pem() }
+        };
+        let own = root.roots();
+        let public = Roots(own.0.iter().map(|root| Root { anchor: root.anchor.clone(), validity: None }).collect());
+        let (web, mail) = (ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::EmailProtection);
+        assert_eq!(checked(&[&with_use(&[web])], &public, NOW), Ok(()));
+        assert_eq!(checked(&[&with_use(&[])], &public, NOW), Ok(()));
+        let of_mail = with_use(&[mail]);
+        assert_eq!(checked(&[&of_mail], &public, NOW), Err(Refusal::UntrustedKey));
+        assert_eq!(checked(&[&of_mail], &own, NOW), Ok(()), "one's own root says whom it certifies");
     }
 
     #[test]

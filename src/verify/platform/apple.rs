@@ -170,7 +170,7 @@ impl Proof for Apple {
 
         let der = certificates.iter().map(|text| Some(CertificateDer::from(BASE64.decode(text).ok()?)));
         let chain = der.collect::<Option<Vec<_>>>().and_then(Chain::from_der).ok_or(UNTRUSTED)?;
-        chain.check(&self.roots, signed_at)?;
+        chain.check_through_second(&self.roots, signed_at)?;
         if !chain.has_extension(0, LEAF_MARK) || !chain.has_extension(1, INTERMEDIATE_MARK) {
             return Err(UNTRUSTED.into());
         }
