@@ -182,7 +182,13 @@ fn write_field(
             out.push_str(&field(delivery, target, &header)?);
             Ok(())
         }
-        (Some(("bs", Bare::Boolean(true))), None) => write_bytes(delivery, &header, out),
+        (Some(("bs", Bare::Boolean(true))), None) => {
+            // The receiver that is named has to be ours in this spelling too.
+            if header == HOST {
+                field(delivery, target, &header)?;
+            }
+            write_bytes(delivery, &header, out)
+        }
         (Some(("key", Bare::Text(key))), None) => {
             let text = field(delivery, target, &header)?;
             let dictionary =

@@ -192,6 +192,23 @@ fn a_valid_signature_that_covers_too_little_proves_nothing() {
 }
 
 #[test]
+fn what_was_signed_for_another_host_does_not_pass_here_in_any_spelling_of_the_host() {
+    let rules = rfc9421(&["host"]);
+    let judged_for = |host: &'static str, covered: &str| {
+        let mut message = Delivery { authority: host.into(), ..delivery(&[("host", host)]) };
+        add_signature(&mut message, "sig1", &format!("({covered}){GOOD}"));
+        let public_url = Some("https://hooks.example.com/in");
+        let json = Json::default();
+        let question = Question { delivery: &message, json: &json, public_url, now: NOW, library: &NoLibrary };
+        rules.examine(&question).map(drop).map_err(|failure| failure.fault.refusal)
+    };
+    for covered in [r#""host""#, r#""host";bs"#] {
+        assert_eq!(judged_for("hooks.example.com", covered), Ok(()), "{covered}");
+        assert_eq!(judged_for("other.example.com", covered), Err(Refusal::BadSignature), "{covered}");
+    }
+}
+
+#[test]
 fn a_component_twice_or_of_another_kind_is_malformed() {
     for covered in [
         r#"("@method" "@method")"#,
