@@ -32,6 +32,15 @@ pub(crate) struct Wanted {
     pub(crate) url: Arc<str>,
     /// A copy fetched at or before this time will not do: it was looked into, and lacks the key.
     pub(crate) newer_than: Option<UnixMillis>,
+    /// Who wrote the url. What strangers name shares its room and its turns with nothing but its like.
+    pub(crate) named_by: NamedBy,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum NamedBy {
+    /// A request, within the platform's rule.
+    Request,
+    Configuration,
 }
 
 /// One document as it was fetched, and what it was read as.

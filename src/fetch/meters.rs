@@ -1,6 +1,7 @@
 //! How fetches are counted.
 //!
-//! Invariant: a bounded number of hosts is told apart, whatever hosts senders name.
+//! Invariant: a bounded number of hosts is told apart, and none that only strangers have named: hosts of the
+//! configuration, and those that once answered.
 
 use prometheus::{Histogram, IntCounterVec, IntGauge};
 #[cfg(test)]
@@ -37,15 +38,15 @@ impl Meters {
         Self::new(fetches.expect(valid), duration.expect(valid), documents.expect(valid))
     }
 
-    pub(super) fn record(&self, host: &str, result: &str, took: Duration) {
-        self.count(host, result);
+    pub(super) fn record(&self, host: &str, result: &str, is_ours: bool, took: Duration) {
+        self.count(host, result, is_ours);
         self.duration.observe(took.as_secs_f64());
     }
 
-    pub(super) fn count(&self, host: &str, result: &str) {
+    pub(super) fn count(&self, host: &str, result: &str, is_ours: bool) {
+        let is_real = is_ours || result == "ok";
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        let known =
-            hosts.contains(host) || (hosts.len() < MOST_HOSTS && !host.is_empty() && hosts.insert(host.to_owned()));
+        let known = hosts.contains(host) || (is_real && hosts.len() < MOST_HOSTS && hosts.insert(host.to_owned()));
         drop(hosts);
         self.fetches.with_label_values(&[if known { host } else { "other" }, result]).inc();
     }

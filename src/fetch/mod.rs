@@ -1,7 +1,7 @@
 //! Certificates and key sets from the network, for proofs that name them.
 //!
 //! Invariant: a look-up never waits; one flight per url, a bounded number of urls, and nothing is fetched that is not
-//! https to an address that may be reached. What was fetched outlives reloads.
+//! https to an address that may be reached. What was fetched outlives reloads that leave `[fetch]` as it is.
 
 mod address;
 mod failure;
@@ -13,7 +13,7 @@ mod tests;
 mod transport;
 
 use crate::clock::Clock;
-use crate::fetched::{Library, Lookup, Wanted};
+use crate::fetched::{Library, Lookup, NamedBy, Wanted};
 use arc_swap::ArcSwap;
 use shelf::{Begin, Landing, Shelf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,14 +31,17 @@ const MOST_BYTES: usize = 64 << 10;
 /// Key sets of platforms with many tenants are larger.
 const MOST_BYTES_OF_A_SET: usize = 1 << 20;
 
-/// Flights and visits at a time.
+/// Flights at a time for urls that requests name.
 const TURNS: usize = 16;
+/// Flights for urls of the configuration, and visits: they never wait for what strangers invent.
+const OWN_TURNS: usize = 8;
 
 pub(crate) struct Fetcher {
     /// Guards what is kept; nothing waits under it.
     shelf: Mutex<Shelf>,
     transport: ArcSwap<Transport>,
     turns: Semaphore,
+    own_turns: Semaphore,
     clock: Arc<Clock>,
     meters: Meters,
 }
@@ -53,14 +56,21 @@ impl Fetcher {
             shelf: Mutex::default(),
             transport: ArcSwap::from_pointee(Transport::new(settings, names)),
             turns: Semaphore::new(TURNS),
+            own_turns: Semaphore::new(OWN_TURNS),
             clock,
             meters,
         })
     }
 
-    /// A reload: what was fetched stays.
+    /// A reload: what was fetched stays where the rules do. Under others it might not have been fetched: a CA that was
+    /// withdrawn must not go on to speak through what it once vouched for.
     pub(crate) fn configure(&self, settings: Settings) {
+        let mut shelf = self.shelf();
+        if self.transport.load().has(&settings) {
+            return;
+        }
         self.transport.store(Arc::new(Transport::new(settings, Names::System)));
+        shelf.clear();
     }
 
     /// Waits until the document is here, or cannot be had. Dropping the future does not end a flight that others share.
@@ -69,20 +79,21 @@ impl Fetcher {
             Ok(target) => target,
             Err(error) => {
                 tracing::warn!(%error, "a url that a proof allowed is refused");
-                self.meters.count("", error.label());
+                self.meters.count("", error.label(), false);
                 return Err(error);
             }
         };
-        let begin = self.shelf().begin(&wanted.url, &target.host_text, wanted.newer_than, self.clock.now());
+        let begin = self.shelf().begin(wanted, &target.host_text, self.clock.now());
         let mut flight = match begin {
             Begin::Here => return Ok(()),
             Begin::Refused(error) => {
-                self.meters.count(&target.host_text, error.label());
+                let is_ours = wanted.named_by == NamedBy::Configuration;
+                self.meters.count(&target.host_text, error.label(), is_ours);
                 return Err(error);
             }
             Begin::Join(flight) => flight,
             Begin::Fly(landing, flight) => {
-                tokio::spawn(self.clone().fly(wanted.url.clone(), target, landing));
+                tokio::spawn(self.clone().fly(wanted.clone(), target, landing));
                 flight
             }
         };
@@ -90,16 +101,31 @@ impl Fetcher {
         landed.ok().and_then(|landed| landed.clone()).unwrap_or(Err(FetchError::TimedOut))
     }
 
-    async fn fly(self: Arc<Self>, url: Arc<str>, target: Target, landing: watch::Sender<Landing>) {
+    async fn fly(self: Arc<Self>, wanted: Wanted, target: Target, landing: watch::Sender<Landing>) {
+        let Wanted { url, named_by, .. } = wanted;
         let begun = Instant::now();
-        let answer = match self.turns.acquire().await {
-            Ok(_turn) => self.transport.load_full().get(&target, most_bytes(&target)).await,
+        let turns = match named_by {
+            NamedBy::Request => &self.turns,
+            NamedBy::Configuration => &self.own_turns,
+        };
+        let turn = turns.acquire().await;
+        let transport = self.transport.load_full();
+        let answer = match &turn {
+            Ok(_) => transport.get(&target, most_bytes(&target)).await,
             Err(_) => Err(FetchError::Crowded),
         };
+        drop(turn);
         let host = target.host_text.as_str();
-        self.meters.record(host, answer.as_ref().map_or_else(FetchError::label, |_| "ok"), begun.elapsed());
+        let result = answer.as_ref().map_or_else(FetchError::label, |_| "ok");
+        self.meters.record(host, result, named_by == NamedBy::Configuration, begun.elapsed());
         let now = self.clock.now();
         let mut shelf = self.shelf();
+        if !Arc::ptr_eq(&transport, &self.transport.load()) {
+            // By rules that no longer hold: whoever waits asks again, by the new ones.
+            drop(shelf);
+            landing.send_replace(Some(Ok(())));
+            return;
+        }
         let landed = match answer {
             Ok(answer) => {
                 shelf.keep(&url, answer.bytes, answer.life, now);
@@ -121,23 +147,23 @@ impl Fetcher {
         let begun = Instant::now();
         let transport = self.transport.load_full();
         let target = Target::parse(url, transport.ports())?;
-        let visited = match self.turns.try_acquire() {
+        let visited = match self.own_turns.try_acquire() {
             Ok(_turn) => transport.visit(&target).await,
             Err(_) => Err(FetchError::Crowded),
         };
         let result = visited.as_ref().map_or_else(FetchError::label, |()| "ok");
-        self.meters.record(&target.host_text, result, begun.elapsed());
+        self.meters.record(&target.host_text, result, true, begun.elapsed());
         visited
     }
 
     /// Fetches anew what is in use and nearly out of date. Call it every few seconds.
     pub(crate) fn refresh(self: &Arc<Self>) {
         let due = self.shelf().due(self.clock.now());
-        for (url, fetched_at) in due {
+        for wanted in due {
             let fetcher = self.clone();
             tokio::spawn(async move {
                 // Failures are counted and logged where they happen; the last known good stays.
-                drop(fetcher.fetch(&Wanted { url, newer_than: Some(fetched_at) }).await);
+                drop(fetcher.fetch(&wanted).await);
             });
         }
     }

@@ -1,12 +1,13 @@
 //! What was fetched, what failed, and what is on its way: by url.
 //!
 //! Invariant: pure, `now` goes in. At most one flight per url; a url that failed is left alone for a while; a document
-//! is never pushed out by urls that never answered, so strangers who invent urls cannot make us forget a key. All of
-//! it is bounded: documents, their bytes, and urls without one.
+//! is never pushed out by urls that never answered, nor one of the configuration's urls by what requests name, so
+//! strangers who invent urls cannot make us forget a key. They cannot keep us from a url of the configuration either: that
+//! one always has room. All of it is bounded: documents, their bytes, and what requests name within a while.
 
 use super::failure::FetchError;
 use crate::clock::UnixMillis;
-use crate::fetched::{Document, Lookup};
+use crate::fetched::{Document, Lookup, NamedBy, Wanted};
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,7 +31,8 @@ const REFRESH_AT: (u32, u32) = (4, 5);
 
 const MOST_DOCUMENTS: usize = 256;
 const MOST_BYTES: usize = 16 << 20;
-/// Urls that are on their way or have failed: of one host, and of all. A sender can name as many as it likes.
+/// Urls that requests named and that are on their way, have failed, or came just now, whatever they answered: of one
+/// host, and of all. A sender can name as many as it likes.
 const MOST_UNKNOWN_OF_A_HOST: usize = 16;
 const MOST_UNKNOWN: usize = 128;
 
@@ -44,6 +46,8 @@ pub(super) struct Shelf {
 
 struct Entry {
     host: String,
+    named_by: NamedBy,
+    first_seen: UnixMillis,
     kept: Option<Kept>,
     /// The last failure, and until when the url is left alone.
     failed: Option<(FetchError, UnixMillis)>,
@@ -81,14 +85,8 @@ impl Shelf {
         }
     }
 
-    /// `newer_than`: a document from then lacked what was looked for.
-    pub(super) fn begin(
-        &mut self,
-        url: &Arc<str>,
-        host: &str,
-        newer_than: Option<UnixMillis>,
-        now: UnixMillis,
-    ) -> Begin {
+    pub(super) fn begin(&mut self, wanted: &Wanted, host: &str, now: UnixMillis) -> Begin {
+        let Wanted { url, newer_than, named_by } = wanted;
         if let Some(entry) = self.entries.get(url) {
             if let Some(kept) = &entry.kept
                 && now < kept.fresh_until
@@ -110,11 +108,13 @@ impl Shelf {
             if newer_than.is_some() && entry.kept.is_some() && now < entry.tried_at.after(REFETCH_AFTER) {
                 return Begin::Refused(FetchError::TooSoon);
             }
-        } else if !self.has_room_for(host, now) {
+        } else if !self.has_room_for(host, now) && *named_by == NamedBy::Request {
             return Begin::Refused(FetchError::Crowded);
         }
         let entry = self.entries.entry(url.clone()).or_insert_with(|| Entry {
             host: host.to_owned(),
+            named_by: *named_by,
+            first_seen: now,
             kept: None,
             failed: None,
             flight: None,
@@ -150,14 +150,20 @@ impl Shelf {
     }
 
     /// Documents in use whose life is nearly over. One that nobody has asked for since it was fetched may run out.
-    pub(super) fn due(&self, now: UnixMillis) -> Vec<(Arc<str>, UnixMillis)> {
+    pub(super) fn due(&self, now: UnixMillis) -> Vec<Wanted> {
         let due = self.entries.iter().filter_map(|(url, entry)| {
             let kept = entry.kept.as_ref().filter(|kept| kept.refresh_at <= now)?;
             let idle = entry.flight.is_none() && entry.failed.as_ref().is_none_or(|(_, until)| *until <= now);
             let in_use = entry.used_at > kept.document.fetched_at;
-            (idle && in_use).then(|| (url.clone(), kept.document.fetched_at))
+            let newer_than = Some(kept.document.fetched_at);
+            (idle && in_use).then(|| Wanted { url: url.clone(), newer_than, named_by: entry.named_by })
         });
         due.collect()
+    }
+
+    /// What was fetched by other rules.
+    pub(super) fn clear(&mut self) {
+        self.entries.clear();
     }
 
     pub(super) fn documents(&self) -> usize {
@@ -170,7 +176,10 @@ impl Shelf {
             let worth_keeping = entry.kept.as_ref().is_some_and(|kept| now < kept.fresh_until.after(STALE_FOR));
             worth_keeping || still_failed || entry.flight.as_ref().is_some_and(|flight| flight.has_changed().is_ok())
         });
-        let unknown = self.entries.values().filter(|entry| entry.kept.is_none());
+        let unknown = self.entries.values().filter(|entry| {
+            let is_new = entry.kept.is_none() || now < entry.first_seen.after(FAILED_FOR);
+            entry.named_by == NamedBy::Request && is_new
+        });
         let (mut all, mut of_the_host) = (0, 0);
         for entry in unknown {
             all += 1;
@@ -179,7 +188,7 @@ impl Shelf {
         all < MOST_UNKNOWN && of_the_host < MOST_UNKNOWN_OF_A_HOST
     }
 
-    /// The document that was used longest ago goes first.
+    /// The document that was used longest ago goes first; what the configuration names, last.
     fn make_room(&mut self, newest: &str) {
         loop {
             let kept = self.entries.iter().filter_map(|(url, entry)| Some((url, entry, entry.kept.as_ref()?)));
@@ -189,7 +198,9 @@ impl Shelf {
                 return;
             }
             let others = self.entries.iter().filter(|(url, entry)| entry.kept.is_some() && &***url != newest);
-            let Some(oldest) = others.min_by_key(|(_, entry)| entry.used_at).map(|(url, _)| url.clone()) else {
+            let Some(oldest) =
+                others.min_by_key(|(_, entry)| (entry.named_by, entry.used_at)).map(|(url, _)| url.clone())
+            else {
                 return;
             };
             self.entries.remove(&oldest);
@@ -203,8 +214,12 @@ mod tests {
 
     const T0: UnixMillis = UnixMillis::from_secs(1_800_000_000);
 
-    fn url(text: &str) -> Arc<str> {
-        Arc::from(text)
+    fn wanted(url: &str, newer_than: Option<UnixMillis>) -> Wanted {
+        Wanted { url: Arc::from(url), newer_than, named_by: NamedBy::Request }
+    }
+
+    fn of_the_configuration(url: &str) -> Wanted {
+        Wanted { named_by: NamedBy::Configuration, ..wanted(url, None) }
     }
 
     fn later(secs: u64) -> UnixMillis {
@@ -218,7 +233,7 @@ mod tests {
     }
 
     fn fill(shelf: &mut Shelf, name: &str, bytes: &'static [u8], life: Option<u64>, now: UnixMillis) {
-        assert!(matches!(shelf.begin(&url(name), "h", None, now), Begin::Fly(..)), "{name}");
+        assert!(matches!(shelf.begin(&wanted(name, None), "h", now), Begin::Fly(..)), "{name}");
         shelf.keep(name, Bytes::from_static(bytes), life.map(Duration::from_secs), now);
     }
 
@@ -243,12 +258,15 @@ mod tests {
     fn a_url_that_failed_is_left_alone_for_45_seconds() {
         let mut shelf = Shelf::default();
         assert_eq!(here(&mut shelf, T0), "missing");
-        assert!(matches!(shelf.begin(&url("https://h/a"), "h", None, T0), Begin::Fly(..)));
+        assert!(matches!(shelf.begin(&wanted("https://h/a", None), "h", T0), Begin::Fly(..)));
         shelf.fail("https://h/a", FetchError::TimedOut, T0);
         assert_eq!(here(&mut shelf, later(44)), "unavailable");
-        assert!(matches!(shelf.begin(&url("https://h/a"), "h", None, later(44)), Begin::Refused(FetchError::TooSoon)));
+        assert!(matches!(
+            shelf.begin(&wanted("https://h/a", None), "h", later(44)),
+            Begin::Refused(FetchError::TooSoon)
+        ));
         assert_eq!(here(&mut shelf, later(45)), "missing");
-        assert!(matches!(shelf.begin(&url("https://h/a"), "h", None, later(45)), Begin::Fly(..)));
+        assert!(matches!(shelf.begin(&wanted("https://h/a", None), "h", later(45)), Begin::Fly(..)));
     }
 
     #[test]
@@ -256,12 +274,12 @@ mod tests {
         let mut shelf = filled(Some(300));
         for at in [300, 1_000, 86_000] {
             assert_eq!(here(&mut shelf, later(at)), "missing", "first it is asked for");
-            assert!(matches!(shelf.begin(&url("https://h/a"), "h", None, later(at)), Begin::Fly(..)));
+            assert!(matches!(shelf.begin(&wanted("https://h/a", None), "h", later(at)), Begin::Fly(..)));
             shelf.fail("https://h/a", FetchError::TimedOut, later(at));
             assert_eq!(here(&mut shelf, later(at)), "here");
         }
         let too_old = 300 + 86_400;
-        assert!(matches!(shelf.begin(&url("https://h/a"), "h", None, later(too_old)), Begin::Fly(..)));
+        assert!(matches!(shelf.begin(&wanted("https://h/a", None), "h", later(too_old)), Begin::Fly(..)));
         shelf.fail("https://h/a", FetchError::TimedOut, later(too_old));
         assert_eq!(here(&mut shelf, later(too_old)), "unavailable");
     }
@@ -271,23 +289,25 @@ mod tests {
         let mut shelf = filled(Some(3600));
         let newer_than = Some(T0);
         assert!(matches!(
-            shelf.begin(&url("https://h/a"), "h", newer_than, later(59)),
+            shelf.begin(&wanted("https://h/a", newer_than), "h", later(59)),
             Begin::Refused(FetchError::TooSoon)
         ));
-        assert!(matches!(shelf.begin(&url("https://h/a"), "h", newer_than, later(60)), Begin::Fly(..)));
+        assert!(matches!(shelf.begin(&wanted("https://h/a", newer_than), "h", later(60)), Begin::Fly(..)));
         shelf.keep("https://h/a", Bytes::from_static(b"two"), None, later(60));
-        assert!(matches!(shelf.begin(&url("https://h/a"), "h", newer_than, later(61)), Begin::Here));
+        assert!(matches!(shelf.begin(&wanted("https://h/a", newer_than), "h", later(61)), Begin::Here));
         let newest = Some(later(60));
-        assert!(matches!(shelf.begin(&url("https://h/a"), "h", newest, later(61)), Begin::Refused(_)));
+        assert!(matches!(shelf.begin(&wanted("https://h/a", newest), "h", later(61)), Begin::Refused(_)));
     }
 
     #[test]
     fn one_flight_per_url_and_a_dead_one_is_flown_again() {
         let mut shelf = Shelf::default();
-        let Begin::Fly(landing, _flight) = shelf.begin(&url("https://h/a"), "h", None, T0) else { panic!("a flight") };
-        assert!(matches!(shelf.begin(&url("https://h/a"), "h", None, T0), Begin::Join(_)));
+        let Begin::Fly(landing, _flight) = shelf.begin(&wanted("https://h/a", None), "h", T0) else {
+            panic!("a flight")
+        };
+        assert!(matches!(shelf.begin(&wanted("https://h/a", None), "h", T0), Begin::Join(_)));
         drop(landing);
-        assert!(matches!(shelf.begin(&url("https://h/a"), "h", None, T0), Begin::Fly(..)));
+        assert!(matches!(shelf.begin(&wanted("https://h/a", None), "h", T0), Begin::Fly(..)));
     }
 
     #[test]
@@ -297,7 +317,7 @@ mod tests {
         assert_eq!(here(&mut shelf, later(10)), "here");
         assert!(shelf.due(later(799)).is_empty());
         assert_eq!(shelf.due(later(800)).len(), 1);
-        assert!(matches!(shelf.begin(&url("https://h/a"), "h", Some(T0), later(800)), Begin::Fly(..)));
+        assert!(matches!(shelf.begin(&wanted("https://h/a", Some(T0)), "h", later(800)), Begin::Fly(..)));
         shelf.fail("https://h/a", FetchError::TimedOut, later(800));
         assert!(shelf.due(later(820)).is_empty(), "it has just failed");
         assert_eq!(shelf.due(later(850)).len(), 1);
@@ -308,26 +328,67 @@ mod tests {
         let mut shelf = filled(Some(3600));
         let mut flights = Vec::new();
         for n in 0..MOST_UNKNOWN_OF_A_HOST {
-            let Begin::Fly(landing, _) = shelf.begin(&url(&format!("https://h/{n}")), "h", None, T0) else {
+            let Begin::Fly(landing, _) = shelf.begin(&wanted(&format!("https://h/{n}"), None), "h", later(100)) else {
                 panic!("the first sixteen fly")
             };
             flights.push(landing);
         }
-        assert!(matches!(shelf.begin(&url("https://h/more"), "h", None, T0), Begin::Refused(FetchError::Crowded)));
-        assert!(matches!(shelf.begin(&url("https://other/"), "other", None, T0), Begin::Fly(..)), "another host may");
+        assert!(matches!(
+            shelf.begin(&wanted("https://h/more", None), "h", later(100)),
+            Begin::Refused(FetchError::Crowded)
+        ));
+        assert!(
+            matches!(shelf.begin(&wanted("https://other/", None), "other", later(100)), Begin::Fly(..)),
+            "another host may"
+        );
         for n in 0..MOST_UNKNOWN_OF_A_HOST {
-            shelf.fail(&format!("https://h/{n}"), FetchError::Status(404), T0);
+            shelf.fail(&format!("https://h/{n}"), FetchError::Status(404), later(100));
         }
-        assert!(matches!(shelf.begin(&url("https://h/more"), "h", None, later(44)), Begin::Refused(_)));
-        assert!(matches!(shelf.begin(&url("https://h/more"), "h", None, later(45)), Begin::Fly(..)));
-        assert_eq!(here(&mut shelf, later(46)), "here");
+        assert!(matches!(shelf.begin(&wanted("https://h/more", None), "h", later(144)), Begin::Refused(_)));
+        assert!(matches!(shelf.begin(&wanted("https://h/more", None), "h", later(145)), Begin::Fly(..)));
+        assert_eq!(here(&mut shelf, later(146)), "here");
+    }
+
+    /// Regions, paths and files can be invented without end, and the senders of other sources must not feel it.
+    #[test]
+    fn what_the_configuration_names_has_room_whatever_strangers_name() {
+        let mut shelf = Shelf::default();
+        let mut flights = Vec::new();
+        for n in 0..MOST_UNKNOWN {
+            let host = format!("h{}", n / MOST_UNKNOWN_OF_A_HOST);
+            let Begin::Fly(landing, _) = shelf.begin(&wanted(&format!("https://{host}/{n}"), None), &host, T0) else {
+                panic!("{n} flies")
+            };
+            flights.push(landing);
+        }
+        assert!(matches!(shelf.begin(&wanted("https://k/", None), "k", T0), Begin::Refused(FetchError::Crowded)));
+        assert!(matches!(shelf.begin(&of_the_configuration("https://k/"), "k", T0), Begin::Fly(..)));
+    }
+
+    /// Where a host answers 200 to whatever it is asked, urls are invented that bring documents.
+    #[test]
+    fn invented_urls_that_answer_are_as_few_and_push_no_key_of_the_configuration_out() {
+        let mut shelf = Shelf::default();
+        assert!(matches!(shelf.begin(&of_the_configuration("https://h/a"), "h", T0), Begin::Fly(..)));
+        shelf.keep("https://h/a", Bytes::from_static(b"keys"), Some(Duration::from_secs(86_400)), T0);
+        for n in 0..MOST_UNKNOWN_OF_A_HOST {
+            fill(&mut shelf, &format!("https://h/{n}"), b"page", None, later(1));
+        }
+        let more = wanted("https://h/more", None);
+        assert!(matches!(shelf.begin(&more, "h", later(45)), Begin::Refused(FetchError::Crowded)));
+        assert!(matches!(shelf.begin(&more, "h", later(46)), Begin::Fly(..)));
+        for n in 0..MOST_DOCUMENTS as u64 {
+            fill(&mut shelf, &format!("https://h/later/{n}"), b"page", None, later(100 + 3 * n));
+        }
+        assert_eq!(shelf.documents(), MOST_DOCUMENTS);
+        assert_eq!(here(&mut shelf, later(1000)), "here");
     }
 
     #[test]
     fn documents_and_their_bytes_are_bounded_and_the_one_unused_longest_goes() {
         let mut shelf = filled(Some(86_400));
         for n in 0..MOST_DOCUMENTS as u64 {
-            fill(&mut shelf, &format!("https://h/{n}"), b"x", Some(86_400), later(n + 1));
+            fill(&mut shelf, &format!("https://h/{n}"), b"x", Some(86_400), later(3 * (n + 1)));
         }
         assert_eq!(shelf.documents(), MOST_DOCUMENTS);
         assert_eq!(here(&mut shelf, later(1000)), "missing");

@@ -117,7 +117,7 @@ fn resolving(settings: Settings, script: impl Fn(&str) -> Vec<IpAddr> + Send + S
 }
 
 fn wanted(url: &Arc<str>) -> Wanted {
-    Wanted { url: url.clone(), newer_than: None }
+    Wanted { url: url.clone(), newer_than: None, named_by: NamedBy::Configuration }
 }
 
 fn here(fetcher: &Fetcher, url: &str) -> Option<Arc<Document>> {
@@ -307,8 +307,30 @@ async fn a_reload_keeps_what_was_fetched() {
     let server = Server::start(vec![reply("200 OK", "k")]).await;
     let (fetcher, url) = (server.fetcher(), server.url("/"));
     assert_eq!(fetcher.fetch(&wanted(&url)).await, Ok(()));
-    fetcher.configure(Settings::new(None, Vec::new(), Vec::new()).unwrap());
+    fetcher.configure(server.settings());
     assert!(here(&fetcher, &url).is_some());
+}
+
+/// A CA that was taken out of the configuration may be in other hands.
+#[tokio::test]
+async fn a_reload_with_other_rules_forgets_what_was_fetched_by_the_old_ones() {
+    let gate = Arc::new(Notify::new());
+    let slow = Reply { gate: Some(gate.clone()), ..reply("200 OK", "slow") };
+    let server = Server::start(vec![reply("200 OK", "k"), slow]).await;
+    let (fetcher, url, late) = (server.fetcher(), server.url("/"), server.url("/late"));
+    assert_eq!(fetcher.fetch(&wanted(&url)).await, Ok(()));
+    let flying = tokio::spawn({
+        let (fetcher, late) = (fetcher.clone(), late.clone());
+        async move { fetcher.fetch(&wanted(&late)).await }
+    });
+    while server.asked() < 2 {
+        tokio::task::yield_now().await;
+    }
+    fetcher.configure(Settings::new(None, Vec::new(), Vec::new()).unwrap());
+    assert!(here(&fetcher, &url).is_none());
+    gate.notify_one();
+    assert_eq!(flying.await.unwrap(), Ok(()), "whoever waits looks again");
+    assert!(here(&fetcher, &late).is_none(), "nor what was under way");
 }
 
 #[test]
@@ -325,7 +347,7 @@ async fn a_key_that_is_not_in_the_set_yet_does_not_cause_a_fetch_within_the_minu
     let (fetcher, url) = (server.fetcher(), server.url("/"));
     assert_eq!(fetcher.fetch(&wanted(&url)).await, Ok(()));
     let newer_than: Option<UnixMillis> = Some(here(&fetcher, &url).unwrap().fetched_at);
-    assert_eq!(fetcher.fetch(&Wanted { url: url.clone(), newer_than }).await, Err(FetchError::TooSoon));
+    assert_eq!(fetcher.fetch(&Wanted { newer_than, ..wanted(&url) }).await, Err(FetchError::TooSoon));
     assert_eq!(server.asked(), 1);
 }
 

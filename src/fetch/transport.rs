@@ -38,6 +38,8 @@ const MAX_HEAD: usize = 16 * 1024;
 #[derive(Clone)]
 pub(crate) struct Settings {
     tls: TlsConnector,
+    /// To tell one from another.
+    ca: Option<Vec<u8>>,
     allow_addresses: Vec<IpNet>,
     allow_ports: Vec<u16>,
 }
@@ -87,13 +89,18 @@ impl Settings {
             .with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let tls = TlsConnector::from(Arc::new(config));
-        Ok(Self { tls, allow_addresses, allow_ports })
+        Ok(Self { tls, ca: ca.map(<[u8]>::to_vec), allow_addresses, allow_ports })
     }
 }
 
 impl Transport {
     pub(super) fn new(settings: Settings, names: Names) -> Self {
         Self { settings, names }
+    }
+
+    pub(super) fn has(&self, settings: &Settings) -> bool {
+        let rules = |of: &Settings| (of.ca.clone(), of.allow_addresses.clone(), of.allow_ports.clone());
+        rules(&self.settings) == rules(settings)
     }
 
     /// Besides 443.

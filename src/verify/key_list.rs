@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::Fault;
 use super::proof::{Failure, Question};
 use super::public_key::{KeySet, Listed, PublicKey};
-use crate::fetched::{Lookup, Wanted};
+use crate::fetched::{Lookup, NamedBy, Wanted};
 use crate::refusal::Refusal;
 
 const OLD: Duration = Duration::from_secs(60);
@@ -39,7 +39,13 @@ struct PublishedKey {
 pub(super) fn named(question: &Question<'_>, url: &Arc<str>, id: &str) -> Result<Vec<Listed>, Failure> {
     let document = match question.library.look_up(url) {
         Lookup::Here(document) => document,
-        Lookup::Missing => return Err(Failure::wanting(Wanted { url: url.clone(), newer_than: None })),
+        Lookup::Missing => {
+            return Err(Failure::wanting(Wanted {
+                url: url.clone(),
+                newer_than: None,
+                named_by: NamedBy::Configuration,
+            }));
+        }
         Lookup::Unavailable => return Err(UNAVAILABLE.into()),
     };
     let list = document.read_as(read).ok_or(UNREADABLE)?;
@@ -48,7 +54,11 @@ pub(super) fn named(question: &Question<'_>, url: &Arc<str>, id: &str) -> Result
         return Ok(named);
     }
     if question.now > document.fetched_at.after(OLD) {
-        return Err(Failure::wanting(Wanted { url: url.clone(), newer_than: Some(document.fetched_at) }));
+        return Err(Failure::wanting(Wanted {
+            url: url.clone(),
+            newer_than: Some(document.fetched_at),
+            named_by: NamedBy::Configuration,
+        }));
     }
     Err(UNKNOWN.into())
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::samples::{discord, github, shopify, slack, standard_webhooks, stripe};
 use super::*;
-use crate::fetched::NoLibrary;
+use crate::fetched::{NamedBy, NoLibrary};
 
 const NOW: UnixMillis = UnixMillis(1_760_000_000_000);
 const SEED: &str = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60";
@@ -434,7 +434,11 @@ impl Proof for Says {
         match *self {
             Self::Yes => Ok(Findings { secret_used: Some(0), ..Findings::default() }),
             Self::No(refusal) => Err(Fault { refusal, note: "no" }.into()),
-            Self::Wants => Err(Failure::wanting(Wanted { url: "https://keys.example.com/".into(), newer_than: None })),
+            Self::Wants => Err(Failure::wanting(Wanted {
+                url: "https://keys.example.com/".into(),
+                newer_than: None,
+                named_by: NamedBy::Configuration,
+            })),
         }
     }
 

@@ -29,7 +29,7 @@ use super::proof::{Coverage, Failure, Proof, Question};
 use super::sign::{Draft, SignError, Signing};
 use super::{Fault, Findings};
 use crate::delivery::Delivery;
-use crate::fetched::{Lookup, Wanted};
+use crate::fetched::{Lookup, NamedBy, Wanted};
 use crate::refusal::Refusal;
 use claims::{Life, claim};
 use compact::{Compact, MAX_TOKEN};
@@ -343,7 +343,13 @@ impl Jwt {
         };
         let document = match question.library.look_up(url) {
             Lookup::Here(document) => document,
-            Lookup::Missing => return Err(Failure::wanting(Wanted { url: url.clone(), newer_than: None })),
+            Lookup::Missing => {
+                return Err(Failure::wanting(Wanted {
+                    url: url.clone(),
+                    newer_than: None,
+                    named_by: NamedBy::Configuration,
+                }));
+            }
             Lookup::Unavailable => {
                 let note = "the key set could not be fetched a moment ago";
                 return Err(fault(Refusal::KeyUnavailable, note).into());
@@ -358,7 +364,11 @@ impl Jwt {
             Err(NotVerified::NoKey)
                 if presented.key_id.is_some() && question.now > document.fetched_at.after(SET_IS_FRESH) =>
             {
-                Err(Failure::wanting(Wanted { url: url.clone(), newer_than: Some(document.fetched_at) }))
+                Err(Failure::wanting(Wanted {
+                    url: url.clone(),
+                    newer_than: Some(document.fetched_at),
+                    named_by: NamedBy::Configuration,
+                }))
             }
             Err(failed) => Err(Fault::from(failed).into()),
         }

@@ -17,7 +17,7 @@ use super::super::presented::Encoding;
 use super::super::{Settings, Verified, Verifier};
 use super::*;
 use crate::clock::UnixMillis;
-use crate::fetched::{Document, Library, NoLibrary};
+use crate::fetched::{Document, Library, NamedBy, NoLibrary};
 use crate::secret::Secret;
 
 const NOW: UnixMillis = UnixMillis::from_secs(1_785_542_400);
@@ -520,7 +520,12 @@ fn a_key_set_from_elsewhere_is_asked_for_once_a_token_could_be_right() {
         let judged = verifier.judge(with_token(token, BODY), NOW, shelf);
         judged.map(|_| ()).map_err(|refused| (refused.refusal, refused.wanted))
     };
-    let wanted = |newer_than| Err((Refusal::KeyUnavailable, Some(Wanted { url: SET_URL.into(), newer_than })));
+    let wanted = |newer_than| {
+        Err((
+            Refusal::KeyUnavailable,
+            Some(Wanted { url: SET_URL.into(), newer_than, named_by: NamedBy::Configuration }),
+        ))
+    };
     // What cannot be right whatever the keys are costs nobody a fetch.
     let nothing = Shelf::default();
     for hopeless in ["", "a.b.c", &hs256(SECRET, &json!({ "alg": "HS256" }), &claims), &good.replacen('.', "..", 1)] {

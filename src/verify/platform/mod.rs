@@ -19,7 +19,7 @@ use super::certificate::Chain;
 use super::presented::{HeaderText, header_text};
 use super::proof::{Failure, Question};
 use crate::delivery::Delivery;
-use crate::fetched::{Lookup, Wanted};
+use crate::fetched::{Lookup, NamedBy, Wanted};
 use crate::refusal::Refusal;
 use http::HeaderName;
 
@@ -50,7 +50,9 @@ fn look_up<T: Send + Sync + 'static>(
     match question.library.look_up(url) {
         Lookup::Here(document) if document.bytes.len() > MOST_BYTES => Err(NOT_A_KEY.into()),
         Lookup::Here(document) => document.read_as(read).ok_or(NOT_A_KEY.into()),
-        Lookup::Missing => Err(Failure::wanting(Wanted { url: url.clone(), newer_than: None })),
+        Lookup::Missing => {
+            Err(Failure::wanting(Wanted { url: url.clone(), newer_than: None, named_by: NamedBy::Request }))
+        }
         Lookup::Unavailable => Err(UNAVAILABLE.into()),
     }
 }
