@@ -170,3 +170,178 @@ fn rooms_used(text: &str) -> BTreeSet<String> {
         .filter(|room| !room.is_empty())
         .collect()
 }
+
+/// What stands for a secret or a proof, alone or at the end of a longer name.
+const COMPARED_IN_CONSTANT_TIME: &[&str] = &[
+    "signature",
+    "mac",
+    "hmac",
+    "tag",
+    "digest",
+    "token",
+    "password",
+    "secret",
+    "credential",
+    "expected",
+    "presented",
+];
+/// What only looks at the same bytes in another way.
+const VIEWS: &[&str] = &[
+    "as_bytes",
+    "as_slice",
+    "as_str",
+    "as_ref",
+    "as_deref",
+    "to_vec",
+    "to_string",
+    "to_owned",
+    "clone",
+    "expose",
+    "trim",
+    "into_bytes",
+    "finalize",
+    "bytes",
+];
+/// Comparisons that decide nothing about a request, and why.
+const NOT_OF_SECRETS: &[(&str, &str)] = &[
+    // Two addresses.
+    ("src/cli/reload.rs", "if found != expected {"),
+    // A number that the configuration's condition names, in public.
+    ("src/verify/handshake/mod.rs", "*found == *expected.to_string().as_bytes()"),
+    // What a signature is for, which the message says in clear.
+    ("src/verify/message_signature/rfc9421.rs", "stated.tag != tag {"),
+    // Takes secrets out of what an operator is told.
+    ("src/verify/explain/veil.rs", ".any(|window| window == secret);"),
+    ("src/verify/explain/veil.rs", ".position(|window| window == secret) }"),
+];
+
+/// `==` stops at the first byte that differs, and so tells a stranger how much of a guess was right.
+#[test]
+fn no_signature_token_or_password_is_compared_with_equals() {
+    let mut found = Vec::new();
+    let mut excused = BTreeSet::new();
+    for file in sources(Path::new("src")) {
+        let name = file.display().to_string();
+        if name.ends_with("tests.rs") || name.contains("/vectors/") || name.ends_with("wycheproof.rs") {
+            continue;
+        }
+        let text = fs::read_to_string(&file).expect("a source file");
+        for line in compared_with_equals(&text) {
+            match NOT_OF_SECRETS.iter().find(|(of, excuse)| *of == name && line.contains(excuse)) {
+                Some(excuse) => drop(excused.insert(excuse)),
+                None => found.push(format!("{name}: {line}")),
+            }
+        }
+    }
+    assert!(found.is_empty(), "use ct_eq, or Secret::matches:\n{}", found.join("\n"));
+    assert_eq!(excused.len(), NOT_OF_SECRETS.len(), "an excuse that nothing needs: {excused:?}");
+}
+
+#[test]
+fn a_planted_comparison_of_secrets_is_found() {
+    for line in [
+        "if signature == expected {",
+        "if mac.as_slice() != presented {",
+        "let same = secret.expose() == given.as_bytes();",
+        "let same = given == *self.admin_token;",
+        "tokens.iter().any(|token| token == given)",
+        "tokens.iter().any(|known| given == known.token.as_str())",
+        "(digest(body).as_slice() == stated).then_some(())",
+        "if Sha256::digest(&body)[..] == stated[..] {",
+        "if user == self.user && password != self.password {",
+        "Some(key) if key.signature == text => {}",
+        "assert!(left\n    == user_password);",
+    ] {
+        assert_eq!(compared_with_equals(line).len(), 1, "{line}");
+    }
+    for line in [
+        "if mac.len() != signature.len() {",
+        "parts.any(|token| *token == Token::Secret)",
+        "if token.place == Place::Header {",
+        "if secrets.len() == 1 { \"token\" } else { \"tokens\" }",
+        "let secret = if count == 0 { None } else { secret };",
+        "// if token == expected",
+        "message.secret_at == Some(position)",
+        "if hash == Some(true) && verify(secret) {",
+        "token.as_bytes().ct_eq(expected)",
+        "#[cfg(test)]\nmod tests {\n    fn same() -> bool { token == expected }",
+    ] {
+        assert_eq!(compared_with_equals(line), [""; 0], "{line}");
+    }
+}
+
+/// The lines of production code in which `==` or `!=` has a secret or a proof on either side.
+fn compared_with_equals(text: &str) -> Vec<&str> {
+    let production = ["", "pub(crate) "].iter().fold(text, |text, visible| {
+        text.split(&format!("#[cfg(test)]\n{visible}mod tests {{")).next().unwrap_or_default()
+    });
+    let lines = production.lines().map(str::trim).filter(|line| !line.starts_with("//"));
+    let is_suspect = |line: &&str| {
+        ["== ", "!= "].iter().any(|operator| {
+            line.match_indices(operator).any(|(at, _)| {
+                let (left, right) = (operand_before(&line[..at]), operand_behind(&line[at + operator.len()..]));
+                // A variant or a literal is no secret, and neither is then what it is compared with.
+                ![left, right].iter().any(|side| is_constant(side)) && (is_secret(left) || is_secret(right))
+            })
+        })
+    };
+    lines.filter(is_suspect).collect()
+}
+
+/// From the end back to what is not part of one expression.
+fn operand_before(text: &str) -> &str {
+    let text = text.trim_end();
+    let mut open = 0_i32;
+    let start = text.char_indices().rev().find(|(_, character)| {
+        open += match character {
+            ')' | ']' => 1,
+            '(' | '[' => -1,
+            _ => 0,
+        };
+        open < 0 || (open == 0 && !is_of_an_operand(*character))
+    });
+    &text[start.map_or(0, |(at, character)| at + character.len_utf8())..]
+}
+
+fn operand_behind(text: &str) -> &str {
+    let mut open = 0_i32;
+    let end = text.char_indices().find(|(_, character)| {
+        open += match character {
+            '(' | '[' => 1,
+            ')' | ']' => -1,
+            _ => 0,
+        };
+        open < 0 || (open == 0 && !is_of_an_operand(*character))
+    });
+    &text[..end.map_or(text.len(), |(at, _)| at)]
+}
+
+fn is_of_an_operand(character: char) -> bool {
+    character.is_alphanumeric() || "_.:&*?()[]\"'".contains(character)
+}
+
+fn is_constant(operand: &str) -> bool {
+    let operand = operand.trim_start_matches(['&', '*']);
+    let name = operand.split('(').next().unwrap_or_default();
+    let last = name.rsplit("::").next().unwrap_or_default();
+    let is_variant = last.starts_with(char::is_uppercase) && !operand.contains(").");
+    is_variant || operand.starts_with(|first: char| first.is_ascii_digit() || first == '"' || first == '\'')
+}
+
+/// Is what the operand names, once views of it are taken off, a secret?
+fn is_secret(operand: &str) -> bool {
+    let mut outside = String::new();
+    let mut open = 0;
+    for character in operand.chars() {
+        match character {
+            '(' | '[' => open += 1,
+            ')' | ']' => open -= 1,
+            other if open == 0 => outside.push(other),
+            _ => {}
+        }
+    }
+    let mut names: Vec<&str> = outside.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+    names.retain(|name| !name.is_empty());
+    let named = names.iter().rev().find(|name| !VIEWS.contains(name)).copied().unwrap_or_default();
+    COMPARED_IN_CONSTANT_TIME.iter().any(|word| named == *word || named.ends_with(&format!("_{word}")))
+}

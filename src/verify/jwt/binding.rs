@@ -111,7 +111,7 @@ impl QueryHash {
         };
         let query = delivery.query.as_deref().unwrap_or_default().as_bytes();
         let mut pairs: Vec<_> = fields::fields(query)
-            .filter(|(name, _)| token_parameter.is_none_or(|token| name.as_ref() != token.as_bytes()))
+            .filter(|(name, _)| token_parameter.is_none_or(|parameter| name.as_ref() != parameter.as_bytes()))
             .collect();
         pairs.sort();
         let escape = |bytes: &[u8]| percent_encode(bytes, UNESCAPED).to_string();

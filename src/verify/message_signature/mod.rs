@@ -177,12 +177,12 @@ struct Accepted {
 
 impl HttpSignature {
     fn covers_body(&self) -> bool {
-        let digest = match self.standard {
+        let field = match self.standard {
             Standard::Rfc9421 { .. } => "content-digest",
             Standard::Cavage { .. } => "digest",
             Standard::WebSub { .. } => return true,
         };
-        self.requires(|required| required.name == digest && required.plain)
+        self.requires(|required| required.name == field && required.plain)
     }
 
     fn wants_nonce(&self) -> bool {
