@@ -290,6 +290,14 @@ mod tests {
     }
 
     #[test]
+    fn the_readmes_table_of_answers_has_every_status_a_sender_can_hear() {
+        for refusal in Refusal::ALL {
+            let row = format!("| {} |", refusal.status().as_u16());
+            assert!(include_str!("../README.md").contains(&row), "README.md has no row {row} for {refusal:?}");
+        }
+    }
+
+    #[test]
     fn every_429_and_503_says_when_to_come_back() {
         for refusal in Refusal::ALL {
             let expected = matches!(refusal.status().as_u16(), 429 | 503);

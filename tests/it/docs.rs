@@ -276,3 +276,91 @@ fn the_readmes_first_source_takes_its_first_webhook_with_the_commands_that_stand
     assert_eq!(received.body, b"{\"zen\":\"Speak like a human.\"}\n");
     assert_eq!(received.header("x-hookward-verified").as_deref(), Some("github"));
 }
+
+#[test]
+fn the_pages_count_the_presets_and_their_vectors_as_they_are() {
+    let list = Command::new(BINARY).args(["providers", "list", "--json"]).output().expect("the binary runs");
+    let presets: serde_json::Value = serde_json::from_slice(&list.stdout).expect("JSON");
+    let presets = presets.as_array().expect("an array").len();
+    let mut vectors = 0;
+    for name in ["hmac-vectors.json", "asymmetric-vectors.json"] {
+        let file: serde_json::Value = serde_json::from_str(&page(&format!("tests/vectors/{name}"))).expect("JSON");
+        vectors += file.as_array().or_else(|| file["vectors"].as_array()).expect("an array of vectors").len();
+    }
+    for (name, said) in [
+        ("README.md", format!("[{presets} presets](docs/providers.md)")),
+        ("CHANGELOG.md", format!("{presets} providers and forms of providers")),
+        ("CHANGELOG.md", format!("{},{:03} recorded requests", vectors / 1000, vectors % 1000)),
+    ] {
+        assert!(page(name).contains(&said), "{name} does not say: {said}");
+    }
+}
+
+#[test]
+fn every_link_of_the_pages_leads_to_a_file_and_a_heading() {
+    let pages = ["README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(str::to_owned);
+    let folder = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs")).expect("docs");
+    let docs = folder.map(|entry| format!("docs/{}", entry.expect("an entry").file_name().display()));
+    let mut wrong = String::new();
+    for name in pages.into_iter().chain(docs) {
+        let text = page(&name);
+        for link in text.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0)) {
+            if link.starts_with("https://") || link.starts_with("http://") || link.contains([' ', '`']) {
+                continue;
+            }
+            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+            let here = Path::new(env!("CARGO_MANIFEST_DIR")).join(&name);
+            let target = if file.is_empty() { here } else { here.parent().expect("a folder").join(file) };
+            let Ok(text) = std::fs::read_to_string(&target).or_else(|error| match target.is_dir() {
+                true => Ok(String::new()),
+                false => Err(error),
+            }) else {
+                let _ = writeln!(wrong, "{name}: {link}: there is no such file");
+                continue;
+            };
+            let headings = text.lines().filter(|line| line.starts_with('#')).map(anchor);
+            if !heading.is_empty() && !headings.into_iter().any(|known| known == heading) {
+                let _ = writeln!(wrong, "{name}: {link}: there is no such heading");
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+/// A heading's anchor, as GitHub makes it.
+fn anchor(heading: &str) -> String {
+    let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
+    heading.trim_start_matches('#').trim().to_lowercase().chars().filter(kept).collect::<String>().replace(' ', "-")
+}
+
+#[test]
+fn contributing_names_every_room_and_every_fuzz_target() {
+    let contributing = page("CONTRIBUTING.md");
+    let said: BTreeSet<&str> = code(&contributing).collect();
+    let house = contributing.split("```text\n").nth(1).and_then(|rest| rest.split("```").next()).expect("the house");
+    let rooms: BTreeSet<&str> = house.split([' ', ',', '\n', '→']).filter(|word| !word.is_empty()).collect();
+    let map = page("src/lib.rs");
+    let named = map.lines().filter_map(|line| line.strip_prefix("//! | `")?.split_once(" | ")).map(|(room, _)| room);
+    let known: BTreeSet<&str> =
+        named.flat_map(|names| names.split("`, `")).map(|name| name.trim_matches('`')).collect();
+    assert_eq!(rooms, known, "CONTRIBUTING.md, and the map in src/lib.rs");
+    let targets = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/fuzz_targets")).expect("targets");
+    for target in targets {
+        let name = target.expect("an entry").file_name().to_string_lossy().replace(".rs", "");
+        assert!(said.contains(name.as_str()), "CONTRIBUTING.md does not name the fuzz target {name}");
+    }
+}
+
+#[test]
+fn every_proof_of_the_configuration_page_is_in_the_readme() {
+    let readme = page("README.md");
+    let said: BTreeSet<&str> = code(&readme).collect();
+    let configuration = page("docs/configuration.md");
+    let listed = configuration.split("All proofs that are configured must pass:\n").nth(1).expect("the proofs");
+    let listed: Vec<&str> = code(listed.lines().next().unwrap_or_default()).collect();
+    assert!(listed.len() > 8, "{listed:?}");
+    // An address alone proves nothing; a preset is made of the others.
+    for proof in listed.into_iter().filter(|proof| !["allow_ips", "provider"].contains(proof)) {
+        assert!(said.contains(proof), "README.md does not name {proof}");
+    }
+}
