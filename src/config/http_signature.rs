@@ -172,8 +172,14 @@ fn read_places(table: &Table<'_>) -> Vec<CavagePlace> {
     places
 }
 
+/// What RFC 9421 calls `@…`; no header is called so.
+const OF_THE_REQUEST: [&str; 7] = ["method", "target-uri", "authority", "scheme", "request-target", "path", "query"];
+
 fn read_required(table: &Table<'_>, standard: &SignatureStandard, default: &[&str]) -> Option<Vec<Required>> {
     let parse = |text: &str| {
+        if matches!(standard, SignatureStandard::Rfc9421 { .. }) && OF_THE_REQUEST.contains(&text) {
+            return Err(format!("`{text}` would be a header of that name; the request's own is `@{text}`"));
+        }
         let wrong = || format!("`{text}` is no component that a signature of this version can cover");
         Required::parse(text, standard).ok_or_else(wrong)
     };

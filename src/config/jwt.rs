@@ -59,11 +59,16 @@ pub(super) fn read(
     let algorithms = read_algorithms(table);
     let set_url = table.parsed("jwks_url", |text| match text.strip_prefix("https://") {
         Some(rest) if !rest.is_empty() && !rest.contains(['#', ' ', '@', '\\']) => Ok(Arc::from(text)),
-        _ => Err("is not a plain https URL".to_owned()),
+        _ => Err(format!("{text:?} is not a plain https URL, such as \"https://id.example.com/jwks.json\"")),
     });
     let own = table.secrets("keys");
     let listed = if table.has("keys") { own.as_slice() } else { secrets };
-    let keys = algorithms.as_deref().and_then(|algorithms| read_keys(table, algorithms, listed, set_url.is_some()));
+    let told = |what: String, hint: &str| match table.has("keys") {
+        true => table.error("keys", what, hint),
+        false => source.error("secrets", what, hint),
+    };
+    let keys =
+        algorithms.as_deref().and_then(|algorithms| read_keys(table, algorithms, listed, set_url.is_some(), &told));
     if algorithms.is_none() {
         table.ignore(&["key"]);
     }
@@ -86,11 +91,15 @@ pub(super) fn read(
     let set_url = set_url.filter(|_| listed.is_empty());
     let (places, algorithms, keys, payload) = (places?, algorithms?, keys?, payload?);
     let jwt = Jwt { label: label.unwrap_or("jwt").into(), places, algorithms, keys, key_id, set_url, payload };
+    if !jwt.has_keys() && table.has("jwks_url") {
+        // What is wrong with it was told.
+        return None;
+    }
     if !jwt.has_keys() {
         table.error(
             "",
             "has no keys: neither `secrets`, `jwt.keys` nor `jwt.jwks_url`",
-            r#"secrets = [{ env = "NAME" }], or jwks_url = "https://…""#,
+            r#"secrets = [{ file = "key.pem" }], or jwt.jwks_url = "https://…""#,
         );
         return None;
     }
@@ -167,7 +176,14 @@ fn read_algorithms(table: &Table<'_>) -> Option<Vec<JwsAlgorithm>> {
     Some(algorithms)
 }
 
-fn read_keys(table: &Table<'_>, algorithms: &[JwsAlgorithm], listed: &[Named], has_set: bool) -> Option<KeyRing> {
+/// `told`: where the keys are listed.
+fn read_keys(
+    table: &Table<'_>,
+    algorithms: &[JwsAlgorithm],
+    listed: &[Named],
+    has_set: bool,
+    told: &dyn Fn(String, &str),
+) -> Option<KeyRing> {
     let name = if table.has("keys") { "keys" } else { "" };
     let is_shared = algorithms.iter().any(|algorithm| algorithm.is_shared());
     let ring = if is_shared {
@@ -197,7 +213,7 @@ fn read_keys(table: &Table<'_>, algorithms: &[JwsAlgorithm], listed: &[Named], h
                 }
                 Ok(key) => keys.push(key.named(named.id.as_deref())),
                 Err(error) => {
-                    table.error(name, format!("secret {}: {error}", index + 1), "compare `jwt.key.encoding`");
+                    told(format!("secret {}: {error}", index + 1), "compare `jwt.key.encoding`");
                     return None;
                 }
             }
@@ -214,19 +230,15 @@ fn read_keys(table: &Table<'_>, algorithms: &[JwsAlgorithm], listed: &[Named], h
         Ok(ring) => Some(ring),
         Err(RingError::PublicKeyAsSecret { index }) => {
             let what = format!("secret {} is a public key, and HS… would let everybody sign who knows it", index + 1);
-            table.error(name, what, r#"the sender's shared secret, or algorithms = ["RS256"]"#);
+            told(what, r#"the sender's shared secret, or jwt.algorithms = ["RS256"]"#);
             None
         }
         Err(RingError::NotAPublicKey { index, what }) => {
-            table.error(
-                name,
-                format!("secret {}: {what}", index + 1),
-                "a PEM, a JWK or a JWKS as the sender publishes it",
-            );
+            told(format!("secret {}: {what}", index + 1), "a PEM, a JWK or a JWKS as the sender publishes it");
             None
         }
         Err(RingError::TooMany) => {
-            table.error(name, "hold more keys than a token could be tried with", "64 at most");
+            told("hold more keys than a token could be tried with".to_owned(), "64 at most");
             None
         }
     }
@@ -314,14 +326,14 @@ fn check_platform(table: &Table<'_>, claims: &JwtClaims, set_url: Option<&str>) 
             table.error(
                 "",
                 format!("{name} signs for many issuers with these keys, and `issuer` is missing"),
-                r#"issuer = ["https://…"]"#,
+                r#"jwt.issuer = ["https://…"]"#,
             );
         }
         if claims.rules.audience.is_empty() {
             table.error(
                 "",
                 format!("{name} signs tokens for everyone's receivers, and `audience` is missing"),
-                r#"audience = ["https://hooks.example.com/path"]"#,
+                r#"jwt.audience = ["https://hooks.example.com/path"]"#,
             );
         }
         let named = |pairs: &[(String, Value)], claim: &str| {
@@ -481,10 +493,10 @@ mod tests {
 
     #[test]
     fn a_key_is_of_the_kind_that_the_algorithms_take() {
-        tells(&public(r#"algorithms = ["HS256"]"#), ".jwt", "secret 1 is a public key");
-        tells(&shared(r#"algorithms = ["RS256"]"#), ".jwt", "secret 1: ");
-        tells(&public(r#"algorithms = ["RS256"]"#), ".jwt", "secret 1: the key verifies none");
-        tells(&public(r#"algorithms = ["ES384"]"#), ".jwt", "secret 1: the key verifies none");
+        tells(&public(r#"algorithms = ["HS256"]"#), ".secrets", "secret 1 is a public key");
+        tells(&shared(r#"algorithms = ["RS256"]"#), ".secrets", "secret 1: ");
+        tells(&public(r#"algorithms = ["RS256"]"#), ".secrets", "secret 1: the key verifies none");
+        tells(&public(r#"algorithms = ["ES384"]"#), ".secrets", "secret 1: the key verifies none");
         let set = "algorithms = [\"HS256\"]\njwks_url = \"https://keys.example.com/\"";
         tells(&shared(set), ".jwt.jwks_url", "holds public keys");
         let nothing = errors("[sources.it.jwt]\nheader = \"X-Token\"\nalgorithms = [\"RS256\"]");
@@ -499,7 +511,7 @@ mod tests {
         {
             let jwt = format!("algorithms = [\"RS256\"]\njwks_url = {bad:?}");
             let told = errors(&format!("[sources.it.jwt]\nheader = \"X-Token\"\n{jwt}"));
-            assert!(told.iter().any(|error| error.starts_with("sources.it.jwt.jwks_url: ")), "{bad}: {told:?}");
+            tells(&told, ".jwt.jwks_url", "is not a plain https URL");
         }
     }
 

@@ -242,7 +242,9 @@ fn read(root: &Node, presets: &Presets, ledger: &Ledger) -> Option<Config> {
     }
     for (name, table) in tables {
         // One that there is: of another it was told that there is none.
-        let preset = table.peek_text("provider").filter(|name| presets.names().any(|known| known == name.as_str()));
+        let preset = table
+            .peek_text("provider")
+            .filter(|name| presets.names().any(|known| known == name.as_str()) && presets.is_whole(name));
         if let Some(source) = sources::read(&name, table, preset.as_deref(), &around) {
             compare_with_buffer(&source, max_buffered, ledger);
             read_sources.push(source);

@@ -59,9 +59,9 @@ pub(super) fn read(table: &Table<'_>, label: Option<&str>) -> Option<Arc<dyn Pro
 fn sns(table: &Table<'_>, label: Arc<str>) -> Option<Arc<dyn Proof>> {
     let topics = table.all_parsed("topics", |text| match text.split(':').collect::<Vec<_>>().as_slice() {
         ["arn", _, "sns", _, _, name] if !name.is_empty() && !text.contains('*') => Ok(text.to_owned()),
-        _ => Err(format!("{text:?} is no ARN of a topic")),
+        _ => Err(format!("{text:?} is no ARN of a topic, which is arn:aws:sns:REGION:ACCOUNT:NAME, whole")),
     });
-    if topics.is_empty() {
+    if topics.is_empty() && !table.has("topics") {
         table.error(
             "topics",
             "is missing: SNS signs the topics of every AWS account with one certificate",

@@ -28,6 +28,8 @@ pub(super) struct Presets {
     texts: BTreeMap<String, Text>,
     parsed: RefCell<BTreeMap<String, Rc<BTreeMap<String, Node>>>>,
     used: RefCell<BTreeSet<String>>,
+    /// Whose file cannot be read: nothing can be said of a source that names one.
+    broken: RefCell<BTreeSet<String>>,
 }
 
 struct Text {
@@ -43,7 +45,8 @@ impl Presets {
             let file = format!("preset {name}").into();
             ((*name).to_owned(), Text { file, text: (*text).into(), is_own: false })
         });
-        Self { texts: texts.collect(), parsed: RefCell::default(), used: RefCell::default() }
+        let texts = texts.collect();
+        Self { texts, parsed: RefCell::default(), used: RefCell::default(), broken: RefCell::default() }
     }
 
     /// The built-in ones, and those of the folder that a file's `provider_files` names.
@@ -131,6 +134,11 @@ impl Presets {
         self.texts.get(name).filter(|text| text.is_own).map(|text| &text.file)
     }
 
+    /// Could its file be read as TOML?
+    pub(super) fn is_whole(&self, name: &str) -> bool {
+        !self.broken.borrow().contains(name)
+    }
+
     /// A preset's keys, without what describes the provider. What is wrong with a file is told when it is first read.
     fn table(&self, name: &str, ledger: &Ledger<'_>) -> Option<Rc<BTreeMap<String, Node>>> {
         if let Some(table) = self.parsed.borrow().get(name) {
@@ -142,6 +150,10 @@ impl Presets {
         if !problems.is_empty() {
             // As with a configuration: what the parser makes of a broken file is a guess, and not read on.
             table.clear();
+            self.broken.borrow_mut().insert(name.to_owned());
+            for problem in &mut problems {
+                problem.hint = "compare with docs/providers-own.md, or `hookward providers show github`".to_owned();
+            }
         }
         about::take(&mut table, &mut problems);
         for key in OF_A_SOURCE {

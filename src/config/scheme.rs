@@ -6,7 +6,8 @@ use super::secret_ref::Named;
 use super::units::header_name;
 use crate::verify::{
     Algorithm, Declared, Encoding, Future, Key, KeyChoice, KeyEncoding, KeyFormat, Layout, Locator, MAX_NUMBERED,
-    Place, Scheme, SignatureAlgorithm, SignatureAt, Stated, Template, Timestamp, TimestampPlace, Unit, normalised,
+    Place, Scheme, SignatureAlgorithm, SignatureAt, Stated, Template, Timestamp, TimestampPlace, Unit, looks_public,
+    normalised,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -183,10 +184,19 @@ fn read_keys(source: &Table<'_>, table: &Table<'_>, algorithm: Algorithm, secret
     let format = encoding.map(|encoding| KeyFormat { encoding, strip_prefix: of.text("strip_prefix") });
     of.finish();
     let format = format?;
+    let hint = match is_hmac {
+        true => "the whole secret as the provider shows it; or compare `verify.key.encoding` with its page",
+        false => "the sender's public key, whole, as its page or console shows it; each key a secret of its own",
+    };
     let mut keys = Vec::new();
     for (position, Named { secret, id, .. }) in secrets.iter().enumerate() {
         let normal = (normalise == Some(true)).then(|| normalised(secret));
         let secret = normal.as_ref().unwrap_or(secret);
+        if is_hmac && looks_public(secret.expose()) {
+            let what = format!("secret {} is a public key: everybody who knows it could sign", position + 1);
+            source.error("secrets", what, "the secret that the provider shares with you alone; or another `algorithm`");
+            continue;
+        }
         let decoded = match is_hmac {
             true if hashed == Some(true) => {
                 Key::decode(secret, &format).map(Key::hashed_with_sha1).map_err(|error| error.to_string())
@@ -207,11 +217,7 @@ fn read_keys(source: &Table<'_>, table: &Table<'_>, algorithm: Algorithm, secret
                 }
                 keys.push(key);
             }
-            Err(error) => source.error(
-                "secrets",
-                format!("secret {}: {error}", position + 1),
-                "compare `verify.key.encoding` with the provider's page",
-            ),
+            Err(error) => source.error("secrets", format!("secret {}: {error}", position + 1), hint),
         }
     }
     (keys.len() == secrets.len()).then_some(keys)
@@ -396,7 +402,7 @@ pub(super) fn locators(table: &Table<'_>, name: &'static str) -> Vec<Locator> {
 pub(super) fn locator(at: Table<'_>) -> Option<Locator> {
     if let (Some(form), true) = (at.peek_text("form"), at.has("json")) {
         at.ignore(&["form"]);
-        let found = at.text("json").map(|pointer| Locator::FormJson { form, pointer });
+        let found = pointer(&at).map(|pointer| Locator::FormJson { form, pointer });
         at.finish();
         return found;
     }
@@ -405,13 +411,28 @@ pub(super) fn locator(at: Table<'_>) -> Option<Locator> {
     let places = [
         claim.map(|name| Locator::Claim { name, json: in_claim }),
         at.parsed("header", header_name).map(Locator::Header),
-        at.text("json").filter(|_| !at.has("claim")).map(Locator::Json),
+        if at.has("claim") { None } else { pointer(&at).map(Locator::Json) },
         at.text("query").map(Locator::Query),
         at.text("form").map(Locator::Form),
     ];
+    if at.has("json") && places.iter().all(Option::is_none) {
+        // What is wrong with it was told.
+        at.finish();
+        return None;
+    }
     let found = exactly_one(&at, places, r#"header = "X-Delivery-Id""#, "one of header, json, query, form, claim");
     at.finish();
     found
+}
+
+/// `json`, told where it stands if it leads nowhere.
+fn pointer(at: &Table<'_>) -> Option<String> {
+    let pointer = at.text("json")?;
+    if pointer.is_empty() || pointer.starts_with('/') {
+        return Some(pointer);
+    }
+    at.error("json", "is not a JSON pointer", &format!("\"/{}\"", pointer.replace('.', "/")));
+    None
 }
 
 pub(super) fn exactly_one<T, const N: usize>(

@@ -225,6 +225,11 @@ fn say_what_is_not_protected(
         let hint = "`provider`, `verify`, `basic`, `bearer`, `token`, or `client_cert` with required = true; or say danger_accept_unverified = true";
         match (accept_unverified, allow_ips.is_empty()) {
             (true, _) => table.warn("danger_accept_unverified", "anyone can send to this source", ""),
+            (false, true) if has_preset => table.error(
+                "",
+                "proves nothing: this preset answers the provider's questions, and the provider signs no deliveries; anyone could send to it",
+                "a `path` that nobody guesses, and danger_accept_unverified = true; better `token`, `basic` or `client_cert`, if the provider can",
+            ),
             (false, true) => table.error("", "proves nothing: anyone could send to it", hint),
             (false, false) => table.error(
                 "allow_ips",

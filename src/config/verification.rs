@@ -53,6 +53,8 @@ struct Reading<'t> {
     /// What the first table says that says it.
     resends: Option<Resends>,
     wants_bearer: bool,
+    /// A handshake brings the secret, if one is awaited.
+    brings: bool,
     failed: bool,
 }
 
@@ -68,6 +70,7 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
         proofs: Vec::new(),
         resends: None,
         wants_bearer: false,
+        brings: false,
         failed: false,
     };
     let mut id = locators(source, "id");
@@ -76,6 +79,7 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
     let verify = source.table("verify");
     let asked = handshakes::read(source, verify.as_ref(), &reading.secrets, reading.public_url.as_deref());
     let awaits_key = asked.awaits.is_some() && reading.secrets.is_empty();
+    reading.brings = asked.handshakes.iter().any(|handshake| handshake.capture.is_some());
     if let (true, Some(name), Some(table)) = (awaits_key, &asked.awaits, &verify) {
         reading.awaited(name, table);
     }
@@ -150,7 +154,8 @@ pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credential
             challenge: HeaderValue::from_static(challenge),
         }),
         Err(error) => {
-            source.error("verify", error.to_string(), "");
+            let key = if error.is_of_a_secret() && source.has("secrets") { "secrets" } else { "verify" };
+            source.error(key, error.to_string(), "");
             None
         }
     }
@@ -195,7 +200,13 @@ impl Reading<'_> {
         if self.secrets.is_empty() && (self.source.has("secrets") || !table.has("keys_url")) {
             if !self.source.has("secrets") {
                 let what = "`secrets` is missing: `verify` needs at least one";
-                self.source.error("", what, r#"secrets = [{ env = "NAME" }]"#);
+                let hint = match self.brings {
+                    true => {
+                        r#"secrets = [{ env = "NAME" }], or handshake.await_secret = "NAME": the provider brings it"#
+                    }
+                    false => r#"secrets = [{ env = "NAME" }]"#,
+                };
+                self.source.error("", what, hint);
             }
             self.failed = true;
         }

@@ -81,7 +81,7 @@ pub(crate) use jwt::{
 pub(crate) use key::{Key, KeyEncoding, KeyError, KeyFormat, normalised};
 pub(crate) use key_choice::{Declared, KeyChoice, Stated};
 pub(crate) use message_signature::{
-    CavagePlace, HttpSignature, MessageAlgorithm, Required, SignerKey, Standard as SignatureStandard,
+    CavagePlace, HttpSignature, MessageAlgorithm, Required, SignerKey, Standard as SignatureStandard, looks_public,
 };
 pub(crate) use more::{BodyHash, MessageWhen, More, When};
 pub(crate) use platform::{Adobe, Alexa, Apple, Environment, PayPal, Sns, SnsVersion};
@@ -131,13 +131,13 @@ pub(crate) struct Settings {
 pub(crate) enum BuildError {
     #[error("the scheme has no key; set `secrets`")]
     NoKeys,
-    #[error("key {index} has {length} bytes, a public key of Ed25519 has 32; check its encoding")]
+    #[error("secret {} has {length} bytes, a public key of Ed25519 has 32; check its encoding", .index + 1)]
     KeyLength { index: usize, length: usize },
-    #[error("key {index} is not a public key of Ed25519; was it copied whole?")]
+    #[error("secret {} is not a public key of Ed25519; was it copied whole?", .index + 1)]
     NotAPublicKey { index: usize },
-    #[error("key {index} is a weak key, under which anybody can make signatures")]
+    #[error("secret {} is a weak key, under which anybody can make signatures", .index + 1)]
     WeakKey { index: usize },
-    #[error("key {index} is of another kind than `algorithm` = {algorithm:?}; compare both with the provider's page")]
+    #[error("secret {} is a key of another kind than {algorithm} takes; compare it with the provider's page", .index + 1)]
     KeyOfAnotherKind { index: usize, algorithm: &'static str },
     #[error(
         "`key_id` picks a key by its id, and a secret has none; write secrets = [{{ file = \"k.pem\", id = \"…\" }}]"
@@ -181,6 +181,20 @@ pub(crate) enum BuildError {
     ColonInUsername,
     #[error("two credentials want the one Authorization header; keep one of basic, bearer and token")]
     AuthorizationTwice,
+}
+
+impl BuildError {
+    /// It is the keys that do not fit, and not what is said of the scheme.
+    pub(crate) fn is_of_a_secret(&self) -> bool {
+        matches!(
+            self,
+            Self::KeyLength { .. }
+                | Self::NotAPublicKey { .. }
+                | Self::WeakKey { .. }
+                | Self::KeyOfAnotherKind { .. }
+                | Self::KeyWithoutId
+        )
+    }
 }
 
 /// More proofs of one source than this would be a mistake; so would more kinds of credentials.

@@ -28,7 +28,7 @@ pub(crate) enum SignError {
     NotInAHeader,
     #[error("this scheme writes into the JSON of the body, and there is none (or no items in it); give a JSON body")]
     NotJson,
-    #[error("a public key cannot sign; give the private key")]
+    #[error("a public key cannot sign; give the private key (--private-key FILE)")]
     NeedsPrivateKey,
     #[error(
         "the private key is neither a PEM of the configured kind (PKCS#8, SEC 1, PKCS#1) nor 32 bytes of Ed25519 (hex or base64)"

@@ -376,7 +376,10 @@ fn what_sign_prints_is_taken_from_curl_for_every_scheme() {
         let mut arguments = vec!["sign", "--source", scheme, "--body", "body", "--query", "k=v"];
         if scheme == "discord" {
             let (code, _, said) = hookward(&folder.0, &arguments);
-            assert_eq!((code, said.trim()), (1, "sources.discord: a public key cannot sign; give the private key"));
+            assert_eq!(
+                (code, said.trim()),
+                (1, "sources.discord: a public key cannot sign; give the private key (--private-key FILE)")
+            );
             arguments.extend(["--private-key", "private"]);
         }
         let (code, out, said) = hookward(&folder.0, &arguments);

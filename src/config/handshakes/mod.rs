@@ -70,7 +70,14 @@ pub(super) fn read(
                 read.handshakes.push(handshake);
             }
             Err(Unmade::Wrong) => {}
-            Err(Unmade::Off(missing)) => table.remark("", format!("is off: there is no handshake.{missing}"), ""),
+            Err(Unmade::Off(missing)) => {
+                let hint = match missing {
+                    "token" => r#"handshake.token = { env = "VERIFY_TOKEN" }, if the provider is to ask it"#.to_owned(),
+                    "answer" => r#"handshake.answer = "…": what the provider's page gives you"#.to_owned(),
+                    list => format!(r#"handshake.{list} = ["…"], if the provider is to ask it"#),
+                };
+                table.remark("", format!("is off: there is no handshake.{missing}"), &hint);
+            }
         }
         table.finish();
     }
@@ -126,10 +133,12 @@ fn params<'s>(
 fn handshake(table: &Table<'_>, source: &Table<'_>, params: &Params<'_>, read: &mut Read) -> Result<Handshake, Unmade> {
     let signed = table.flag("signed", true);
     let methods = methods(table, source);
-    let when: Vec<_> = table.tables("match").into_iter().filter_map(condition).collect();
+    let conditions: Vec<_> = table.tables("match").into_iter().map(condition).collect();
+    let asked = conditions.len();
+    let when: Vec<_> = conditions.into_iter().flatten().collect();
     let guards: Vec<_> =
         table.tables("guard").into_iter().map(|guard_table| guard(guard_table, params, read)).collect();
-    let mut is_wrong = false;
+    let mut is_wrong = when.len() < asked;
     if when.is_empty() && !table.has("match") && (signed || methods.is_empty() || methods.contains(&Method::POST)) {
         let hint = r#"match = { json = "/type", equals = "url_verification" }"#;
         table.error("", "a handshake needs a `match`, or it would swallow every delivery", hint);

@@ -202,7 +202,8 @@ impl SignerKey {
     }
 }
 
-fn looks_public(bytes: &[u8]) -> bool {
+/// A PEM of what everybody may know, whoever took it for a secret.
+pub(crate) fn looks_public(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes);
     text.contains("-----BEGIN") && (text.contains("PUBLIC KEY") || text.contains("CERTIFICATE"))
 }

@@ -31,7 +31,7 @@ use component::Target;
 use structured::{Bare, Item};
 
 pub(crate) use cavage::Place as CavagePlace;
-pub(crate) use keyring::{MessageAlgorithm, SignerKey};
+pub(crate) use keyring::{MessageAlgorithm, SignerKey, looks_public};
 
 /// The rules of one source.
 #[derive(Clone, Debug)]

@@ -60,7 +60,9 @@ pub(crate) enum KeyError {
          Ed25519 in hex or base64; was it copied whole?"
     )]
     Unreadable,
-    #[error("this is a private key; hookward wants the public half alone, and the private one has no business here")]
+    #[error(
+        "this is a private key, which has no business here; hookward wants its public half: openssl pkey -in KEY -pubout"
+    )]
     Private,
     #[error("several keys stand in one text; list each as a secret of its own")]
     Several,
@@ -72,7 +74,7 @@ pub(crate) enum KeyError {
     Invalid,
     #[error("the key is weak: anybody can make signatures that it accepts")]
     Weak,
-    #[error("the RSA key has {0} bits; 2048 are the least (1024 where the configuration says so), 8192 the most")]
+    #[error("the RSA key has {0} bits; 2048 are the least (1024 with `allow_short_rsa`), 8192 the most")]
     RsaLength(u32),
     #[error("the key is marked for another use than signatures")]
     OtherUse,

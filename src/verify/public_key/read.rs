@@ -45,7 +45,10 @@ pub(super) fn text(text: &[u8]) -> Result<PublicKey, KeyError> {
         return pem(trimmed);
     }
     if trimmed.starts_with('{') {
-        let jwk = serde_json::from_str(trimmed).map_err(|_| KeyError::Unreadable)?;
+        let jwk: serde_json::Value = serde_json::from_str(trimmed).map_err(|_| KeyError::Unreadable)?;
+        if jwk.get("keys").is_some() {
+            return Err(KeyError::Several);
+        }
         return Ok(set::jwk_of_any_length(&jwk)?.key);
     }
     if let Ok(bytes) = hex::decode(trimmed) {
