@@ -9,7 +9,9 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use base64::Engine;
+use data_encoding::HEXLOWER_PERMISSIVE;
 use http::HeaderName;
+use smallvec::SmallVec;
 
 use super::Fault;
 use super::fields::{self, Found, Json, Pointers};
@@ -136,7 +138,7 @@ impl fmt::Display for Locator {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Presented<'t> {
     /// Decoded, each of exactly the algorithm's length.
-    pub(crate) candidates: Vec<Vec<u8>>,
+    pub(crate) candidates: SmallVec<[Vec<u8>; 2]>,
     /// The pairs that are not signatures.
     pub(crate) pairs: Vec<(&'t str, &'t str)>,
     /// The timestamp of a positional layout.
@@ -181,7 +183,7 @@ impl SignatureAt {
     pub(crate) fn parse<'t>(&self, text: &'t str, lengths: &RangeInclusive<usize>) -> Result<Presented<'t>, Fault> {
         let text = text.trim();
         let mut presented = Presented::default();
-        let (mut count, mut candidates) = (0_usize, Vec::new());
+        let (mut count, mut candidates) = (0_usize, SmallVec::new());
         // Those beyond the bound are counted and not decoded.
         let mut take = |text: &str| {
             count += 1;
@@ -250,7 +252,7 @@ impl Encoding {
             return None;
         }
         let bytes = match self {
-            Self::Hex => hex::decode(text).ok(),
+            Self::Hex => HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok(),
             Self::Base64 => BASE64.decode(text).ok(),
             Self::Base64Url => BASE64URL.decode(text).ok(),
         };
@@ -489,7 +491,7 @@ mod tests {
     #[test]
     fn each_layout_yields_its_candidates() {
         let one = vec![vec![0x00, 0xff]];
-        let parse = |layout, text| at(layout, Encoding::Hex).parse(text, &(2..=2)).unwrap().candidates;
+        let parse = |layout, text| at(layout, Encoding::Hex).parse(text, &(2..=2)).unwrap().candidates.into_vec();
         assert_eq!(parse(plain("sha256="), "sha256=00ff"), one);
         assert_eq!(parse(pairs(), "t=1, v1=00FF ,v0=11ee"), one);
         assert_eq!(parse(pairs(), "t=1,v1=00ff,v1=11ee").len(), 2);
@@ -520,7 +522,7 @@ mod tests {
     fn entries_of_other_receivers_are_passed_over() {
         let names = vec!["mine".into()];
         let at = at(Layout::Entries { separator: '&', equals: '|', names }, Encoding::Hex);
-        let parse = |text| at.parse(text, &(2..=2)).map(|presented| presented.candidates);
+        let parse = |text| at.parse(text, &(2..=2)).map(|presented| presented.candidates.into_vec());
         assert_eq!(parse("other|0000&mine|00ff"), Ok(vec![vec![0x00, 0xff]]));
         assert_eq!(parse("other|00ff").map_err(|fault| fault.refusal), Err(Refusal::MalformedSignature));
     }

@@ -13,6 +13,7 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use http::HeaderName;
 use sha1::Sha1;
 use sha2::{Digest, Sha256, Sha512};
+use smallvec::SmallVec;
 use thiserror::Error;
 
 use super::fields::{self, Found, Json};
@@ -131,7 +132,7 @@ pub(crate) struct Facts<'a> {
 /// The signed message in pieces, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Message<'a> {
-    pub(crate) pieces: Vec<Cow<'a, [u8]>>,
+    pub(crate) pieces: SmallVec<[Cow<'a, [u8]>; 4]>,
     pub(crate) complete: bool,
     /// Before which piece the secret goes, where a plain hash takes it.
     pub(crate) secret_at: Option<usize>,
@@ -153,7 +154,8 @@ impl Template {
     }
 
     pub(crate) fn render<'a>(&'a self, facts: &Facts<'a>) -> Message<'a> {
-        let mut message = Message { pieces: Vec::with_capacity(self.parts.len()), complete: true, secret_at: None };
+        let mut message =
+            Message { pieces: SmallVec::with_capacity(self.parts.len()), complete: true, secret_at: None };
         for (position, part) in self.parts.iter().enumerate() {
             match part {
                 Part::Optional(inner) => match segment(inner, facts) {

