@@ -129,7 +129,13 @@ impl Journey {
         let settings = &self.source.settings;
         let event = verified.event_id().map(|id| digest(b"event", id));
         let keep_until = match (verified.signed_at(), verified.tolerance()) {
-            (Some(signed), Some(tolerance)) => signed.after(tolerance).after(CLAIM_MARGIN),
+            (Some(signed), Some(tolerance)) => {
+                let grown_old = signed.after(tolerance).after(CLAIM_MARGIN);
+                match verified.is_ageless_in_part() {
+                    true => grown_old.max(now.after(settings.replay_window)),
+                    false => grown_old,
+                }
+            }
             _ => now.after(settings.replay_window),
         };
         let (mut replay, mut event) = match (verified.replay_keys(), event) {

@@ -254,9 +254,12 @@ pub(crate) struct Findings {
 /// What all proofs found, and what the body is about.
 #[derive(Debug, Default)]
 struct Outcome {
+    /// Of several proofs, the time of the one that passes longest.
     signed_at: Option<UnixMillis>,
     tolerance: Option<Duration>,
     replay_keys: Vec<[u8; 32]>,
+    /// Some of the keys are of a proof that never grows old.
+    ageless: bool,
     secrets_used: [Option<usize>; MAX_PROOFS + 3],
     claims: Option<jwt::Object>,
     event_id: Option<String>,
@@ -427,10 +430,14 @@ impl Verifier {
                     *used = findings.secret_used.map(|position| listed_before + position);
                     outcome.claims = outcome.claims.take().or(findings.claims);
                     outcome.visit = outcome.visit.or(findings.visit);
-                    if outcome.signed_at.is_none() {
+                    // The proofs of two deliveries can be put together: each must be remembered as long as it passes.
+                    let ends =
+                        |at: Option<UnixMillis>, wait: Option<Duration>| Some(at?.after(wait.unwrap_or_default()));
+                    if ends(findings.signed_at, findings.tolerance) > ends(outcome.signed_at, outcome.tolerance) {
                         outcome.signed_at = findings.signed_at;
                         outcome.tolerance = findings.tolerance;
                     }
+                    outcome.ageless |= findings.signed_at.is_none() && !findings.replay_keys.is_empty();
                     if outcome.replay_keys.is_empty() {
                         outcome.replay_keys = findings.replay_keys;
                     } else {
@@ -544,6 +551,11 @@ impl Verified {
     /// Of the signed time: `None` when there is none.
     pub(crate) fn tolerance(&self) -> Option<Duration> {
         self.outcome.tolerance
+    }
+
+    /// A part of what stands for the message was signed without a time, and passes at any age.
+    pub(crate) fn is_ageless_in_part(&self) -> bool {
+        self.outcome.ageless
     }
 
     /// What stands for the signed message, to be claimed together; empty where the signature does not stand for the

@@ -421,6 +421,8 @@ proptest! {
 #[derive(Clone, Copy)]
 enum Says {
     Yes,
+    /// Signed now, and good for so long; or signed without a time.
+    Signed(Option<Duration>),
     No(Refusal),
     Wants,
 }
@@ -433,6 +435,12 @@ impl Proof for Says {
     fn examine(&self, _question: &Question<'_>) -> Result<Findings, Failure> {
         match *self {
             Self::Yes => Ok(Findings { secret_used: Some(0), ..Findings::default() }),
+            Self::Signed(good_for) => Ok(Findings {
+                signed_at: good_for.map(|_| NOW),
+                tolerance: good_for,
+                replay_keys: vec![[7; 32]],
+                ..Findings::default()
+            }),
             Self::No(refusal) => Err(Fault { refusal, note: "no" }.into()),
             Self::Wants => Err(Failure::wanting(Wanted {
                 url: "https://keys.example.com/".into(),
@@ -465,6 +473,25 @@ impl Proof for Says {
     fn sign(&self, _draft: &mut Draft, _signing: &sign::Signing<'_>) -> Result<(), SignError> {
         Ok(())
     }
+}
+
+/// Whoever captured two deliveries can send the lasting proof of the one with the young proof of the other.
+#[test]
+fn of_several_proofs_the_one_that_passes_longest_says_how_long_a_delivery_is_remembered() {
+    let (short, long) = (Duration::from_secs(60), Duration::from_secs(3600));
+    let judged = |base: Settings, says: &[Option<Duration>]| {
+        let proofs = says.iter().map(|good_for| Arc::new(Says::Signed(*good_for)) as Arc<dyn Proof>).collect();
+        let settings = Settings { proofs, ..base };
+        let verified = judge(&settings, &signed(&settings, b"{}", NOW)).unwrap();
+        (verified.tolerance(), verified.is_ageless_in_part())
+    };
+    let five_minutes = Some(Duration::from_secs(300));
+    assert_eq!(judged(slack(&["s"]), &[]), (five_minutes, false));
+    assert_eq!(judged(slack(&["s"]), &[Some(short)]), (five_minutes, false));
+    assert_eq!(judged(slack(&["s"]), &[Some(short), Some(long)]), (Some(long), false));
+    assert_eq!(judged(slack(&["s"]), &[None]), (five_minutes, true));
+    assert_eq!(judged(github(&["s"]), &[Some(short)]), (Some(short), true));
+    assert_eq!(judged(github(&["s"]), &[]), (None, true));
 }
 
 #[test]
