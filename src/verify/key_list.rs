@@ -48,11 +48,13 @@ pub(super) fn named(question: &Question<'_>, url: &Arc<str>, id: &str) -> Result
         }
         Lookup::Unavailable => return Err(UNAVAILABLE.into()),
     };
-    let list = document.read_as(read).ok_or(UNREADABLE)?;
-    let named: Vec<_> = list.iter().filter(|listed| listed.id.as_deref() == Some(id)).cloned().collect();
+    let list = document.read_as(read);
+    let named = list.iter().flat_map(|list| list.iter()).filter(|listed| listed.id.as_deref() == Some(id));
+    let named: Vec<_> = named.cloned().collect();
     if !named.is_empty() {
         return Ok(named);
     }
+    // It may be a new key; or what was read is no list, but a server's apology with status 200.
     if question.now > document.fetched_at.after(OLD) {
         return Err(Failure::wanting(Wanted {
             url: url.clone(),
@@ -60,7 +62,7 @@ pub(super) fn named(question: &Question<'_>, url: &Arc<str>, id: &str) -> Result
             named_by: NamedBy::Configuration,
         }));
     }
-    Err(UNKNOWN.into())
+    Err(if list.is_some() { UNKNOWN } else { UNREADABLE }.into())
 }
 
 /// Keys that cannot be read are passed over.

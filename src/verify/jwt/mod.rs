@@ -356,6 +356,14 @@ impl Jwt {
             }
         };
         let Some(set) = document.read_as(keys::read_set) else {
+            // A server's apology with status 200 must not stand in for its keys until it runs out.
+            if question.now > document.fetched_at.after(SET_IS_FRESH) {
+                return Err(Failure::wanting(Wanted {
+                    url: url.clone(),
+                    newer_than: Some(document.fetched_at),
+                    named_by: NamedBy::Configuration,
+                }));
+            }
             return Err(fault(Refusal::KeyUnavailable, "what was fetched is not a key set").into());
         };
         match keys::judge_set(&set, presented) {

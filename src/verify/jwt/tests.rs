@@ -542,6 +542,9 @@ fn a_key_set_from_elsewhere_is_asked_for_once_a_token_could_be_right() {
     assert_eq!(judge(&forged, &shelf(&keys, NOW)), Err((Refusal::BadSignature, None)));
     assert_eq!(judge(&good, &shelf(&json!("no set"), NOW)), Err((Refusal::KeyUnavailable, None)));
 
+    let two_minutes_ago = UnixMillis::from_secs(NOW.as_secs() - 120);
+    assert_eq!(judge(&good, &shelf(&json!("no set"), two_minutes_ago)), wanted(Some(two_minutes_ago)));
+
     // However many keys without a name it holds, a stranger's token costs sixteen attempts.
     let unnamed = |signer: &Signer| {
         let mut jwk = signer.jwk();
