@@ -17,24 +17,29 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 pub(crate) struct AdminPort {
     door: Arc<Door>,
     token: ArcSwapOption<Secret>,
     workshop: OpenWorkshop,
     /// One explanation at a time: each may try thousands of ways.
-    explaining: Semaphore,
+    explaining: Arc<Semaphore>,
 }
 
 /// The configuration as it is now, for as long as something is tried with it.
 pub(crate) type OpenWorkshop = Box<dyn Fn() -> Box<dyn Workshop> + Send + Sync>;
 
+/// How long whoever asks for an explanation waits for the one before.
+const LONGEST_TURN: Duration = Duration::from_secs(10);
+
 type Reply = Response<Full<Bytes>>;
 
 impl AdminPort {
     pub(crate) fn new(door: Arc<Door>, token: Option<Secret>, workshop: OpenWorkshop) -> Self {
-        Self { door, token: ArcSwapOption::from_pointee(token), workshop, explaining: Semaphore::new(1) }
+        Self { door, token: ArcSwapOption::from_pointee(token), workshop, explaining: Arc::new(Semaphore::new(1)) }
     }
 
     /// The new one counts from now on, and the old one no longer.
@@ -124,8 +129,8 @@ impl AdminPort {
         let Some(source) = source else {
             return text(StatusCode::NOT_FOUND, "its source is no longer configured\n");
         };
-        let Ok(_turn) = self.explaining.acquire().await else {
-            return text(StatusCode::SERVICE_UNAVAILABLE, "no explanation can be made now\n");
+        let Ok(Ok(turn)) = timeout(LONGEST_TURN, self.explaining.clone().acquire_owned()).await else {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "another explanation is being made; ask again\n");
         };
         let explainer = self.clone();
         let explained = tokio::task::spawn_blocking(move || {
@@ -138,6 +143,8 @@ impl AdminPort {
                 workshop: &*workshop,
                 for_its_owner: false,
             });
+            // Not before: whoever asks and hangs up must not have two made at a time.
+            drop(turn);
             let mut object = about(&kept);
             if let (Some(object), serde_json::Value::Object(told)) = (object.as_object_mut(), explanation.to_json()) {
                 // What was refused then and what is said now may differ: the configuration may have been mended.
