@@ -27,9 +27,6 @@ const NOT_HONOURED: &[(&str, &str)] = &[
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors");
 
-/// The providers without a preset that agrees with all of their vectors. It only gets shorter.
-const NOT_BUILT: &str = include_str!("../../../tests/vectors/not-built.txt");
-
 #[test]
 fn every_preset_agrees_with_every_vector_of_its_provider() {
     let vectors = read(Path::new(FOLDER));
@@ -38,11 +35,8 @@ fn every_preset_agrees_with_every_vector_of_its_provider() {
 
     let report = run(&vectors, None);
     println!("{}", report.table());
-    let (failing, not_built) = (report.failing_providers(), NOT_BUILT.lines().collect::<Vec<_>>());
-    let unlisted: Vec<_> = failing.iter().filter(|provider| !not_built.contains(provider)).copied().collect();
-    assert!(unlisted.is_empty(), "{unlisted:?}\n{}", report.told(|provider| unlisted.contains(&provider)));
-    let built: Vec<_> = not_built.iter().filter(|provider| !failing.contains(provider)).collect();
-    assert!(built.is_empty(), "remove from tests/vectors/not-built.txt: {built:?}");
+    let failing = report.failing_providers();
+    assert!(failing.is_empty(), "{failing:?}\n{}", report.told(|_| true));
     let counted =
         report.rows.values().map(|row| row.accepted + row.refused + row.challenged + row.not_honoured + row.failed);
     assert_eq!(counted.sum::<usize>(), vectors.len());
@@ -99,8 +93,7 @@ fn every_preset_is_proven_by_two_genuine_and_four_spoiled_requests() {
     }
     let (mut proven, mut wrong) = (0, Vec::new());
     let (presets, _) = config::providers(None);
-    let is_unfinished = |preset: &str| NOT_BUILT.lines().any(|provider| provider.replace('_', "-") == preset);
-    for preset in presets.iter().map(|provider| provider.preset.as_str()).filter(|preset| !is_unfinished(preset)) {
+    for preset in presets.iter().map(|provider| provider.preset.as_str()) {
         match counted.get(preset) {
             Some((2.., 4..)) => proven += 1,
             // A handshake alone.
@@ -111,9 +104,7 @@ fn every_preset_is_proven_by_two_genuine_and_four_spoiled_requests() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:?}");
-    if NOT_BUILT.is_empty() {
-        assert!(proven >= 175, "{proven}");
-    }
+    assert!(proven >= 175, "{proven}");
 }
 
 #[test]
