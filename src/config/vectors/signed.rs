@@ -1,7 +1,8 @@
 //! What `sign` makes for a preset, the preset accepts; and of what its signature covers, no byte can be another.
-//!
-//! With HOOKWARD_SIGNED=FILE the signed requests are written there in the form of the HMAC vectors, so that a checker
-//! that shares no code with us can judge them.
+//! A checker that shares no code with us (tests/peers/reference) judges the signed requests too.
+
+use std::path::Path;
+use std::process::Command;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -9,7 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use serde_json::{Value, json};
 
-use super::{loaded, quoted};
+use super::{Folder, loaded, quoted};
 use crate::clock::UnixMillis;
 use crate::config::{Loaded, Severity};
 use crate::delivery::Delivery;
@@ -114,9 +115,24 @@ fn what_is_signed_for_a_preset_is_accepted_and_of_what_is_covered_no_byte_can_be
             }
         }
     }
-    if let Some(file) = std::env::var_os("HOOKWARD_SIGNED") {
-        std::fs::write(file, serde_json::to_vec(&written).unwrap()).unwrap();
-    }
+    agrees_with_the_reference(&written);
+}
+
+/// Reads the same table of schemes that the vectors were made from; Python's standard library alone.
+fn agrees_with_the_reference(signed: &[Value]) {
+    let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/reference");
+    let table = reference.join("hmac-providers.json");
+    let listed: Vec<Value> = serde_json::from_slice(&std::fs::read(&table).unwrap()).unwrap();
+    let known: Vec<_> =
+        signed.iter().filter(|vector| listed.iter().any(|provider| provider["id"] == vector["provider"])).collect();
+    assert_eq!(known.len(), listed.len(), "every scheme of the table has a preset that signs");
+    let folder = Folder::new();
+    let file = folder.0.join("signed.json");
+    std::fs::write(&file, serde_json::to_vec(&known).unwrap()).unwrap();
+    let checked = Command::new("python3").arg(reference.join("check_hmac.py")).arg(&table).arg(&file).output();
+    let checked = checked.expect("python3 is there");
+    let told = String::from_utf8_lossy(&checked.stdout);
+    assert!(checked.status.success() && told.contains(&format!("agree {}  disagree 0", known.len())), "{told}");
 }
 
 /// The headers that hold a signature, a time that is signed, or a credential.
