@@ -9,6 +9,7 @@ use crate::gateway::source::{
     UpstreamPath,
 };
 use crate::server::{DistinguishedName, roots_verifier};
+use crate::verify::Coverage;
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode};
 use ipnet::IpNet;
@@ -263,6 +264,29 @@ fn say_what_is_not_protected(
                 "",
             );
         }
+    }
+    match found.verifier.coverage() {
+        _ if !found.proves_something => {}
+        Coverage::Whole => {}
+        Coverage::Partly => table.remark(
+            "",
+            "the proof stands for parts of the body: whoever captures a delivery can send the rest changed",
+            "believe the signed parts alone, or ask the provider for what a delivery names",
+        ),
+        Coverage::Nothing => table.remark(
+            "",
+            "the proof stands for nothing of the body: whoever learns the credential, or captures a delivery, can send any",
+            "ask the provider for what a delivery names",
+        ),
+    }
+    if found.has_replay_key && !found.verifier.replay_is_signed() {
+        let what =
+            "names nothing that is signed: whoever captures a delivery can write another value, and send it again";
+        table.remark("replay", what, "a value that the signature stands for");
+    }
+    if !found.has_replay_key && found.proves_something && found.has_id && !found.verifier.id_is_signed() {
+        let what = "nothing signed tells one delivery from another, and the id is not signed: whoever captures a delivery, or learns the credential, can send it again under another id";
+        table.remark("", what, "");
     }
     if !found.has_replay_key && found.proves_something && !found.has_id {
         table.remark("", "nothing signed tells one delivery from another: whoever learns the credential, or captures a delivery, can send it again", "`id`, if the sender has one");

@@ -405,8 +405,23 @@ impl Verifier {
         (of_proofs + usize::from(self.replay.is_some())).max(1)
     }
 
+    /// Is what tells a replay signed, so that nobody can write another? Where a signed message tells it, it is.
+    pub(crate) fn replay_is_signed(&self) -> bool {
+        let public_url = self.public_url.as_deref();
+        let covers = |locator: &Locator| self.proofs.iter().any(|proof| proof.covers(locator, public_url));
+        let by_message = self.proofs.iter().any(|proof| proof.replay_keys_each() > 0);
+        let parts = self.replay.as_ref().map(Template::locators).unwrap_or_default();
+        by_message || !parts.is_empty() && parts.iter().all(covers)
+    }
+
+    /// Does an id that can be one of this source's stand for what was signed?
+    pub(crate) fn id_is_signed(&self) -> bool {
+        let public_url = self.public_url.as_deref();
+        let covers = |locator: &Locator| self.proofs.iter().any(|proof| proof.covers(locator, public_url));
+        !self.id.is_empty() && self.id.iter().all(covers)
+    }
+
     /// What of the body all the proofs together stand for.
-    #[cfg(test)]
     pub(crate) fn coverage(&self) -> Coverage {
         self.proofs.iter().map(|proof| proof.coverage()).max().unwrap_or(Coverage::Nothing)
     }

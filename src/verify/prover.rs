@@ -186,7 +186,12 @@ impl Proof for Prover {
         let is_of_body = self.scheme.more.for_each.is_none() || !matches!(locator, Locator::Json(_));
         let of_body = matches!(locator, Locator::Json(_) | Locator::Form(_)) && self.scheme.covers_body();
         let covered = |message| locator.is_covered_by(message, signs_url_as_sent);
-        is_of_body && (of_body || self.scheme.messages().all(covered))
+        let is_time = || match (locator, self.scheme.timestamp.as_ref().map(|timestamp| &timestamp.place)) {
+            (Locator::Json(pointer), Some(TimestampPlace::Json(place))) => pointer == place,
+            (Locator::Header(name), Some(TimestampPlace::Header(place))) => name == place,
+            _ => false,
+        };
+        is_of_body && (of_body || self.time_is_signed && is_time() || self.scheme.messages().all(covered))
     }
 
     fn sign(&self, draft: &mut Draft, signing: &Signing<'_>) -> Result<(), SignError> {

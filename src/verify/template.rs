@@ -17,6 +17,7 @@ use smallvec::SmallVec;
 use thiserror::Error;
 
 use super::fields::{self, Found, Json};
+use super::presented::Locator;
 use super::proof::Coverage;
 use super::{canonical, parts};
 use crate::delivery::Delivery;
@@ -345,6 +346,18 @@ impl Template {
             Token::Json(pointer) => Some(pointer.as_str()),
             _ => None,
         })
+    }
+
+    /// Where the values stand of which it is made.
+    pub(crate) fn locators(&self) -> Vec<Locator> {
+        let locators = self.tokens().filter_map(|token| match token {
+            Token::Header(name) => Some(Locator::Header(name.clone())),
+            Token::Json(pointer) => Some(Locator::Json(pointer.clone())),
+            Token::Query(name) => Some(Locator::Query(name.clone())),
+            Token::Form(name) => Some(Locator::Form(name.clone())),
+            _ => None,
+        });
+        locators.collect()
     }
 
     /// The headers without which no message is complete.

@@ -221,6 +221,34 @@ fn exit_codes_tell_a_wrong_command_line_from_an_unusable_configuration() {
 }
 
 #[test]
+fn check_says_what_a_source_does_not_protect_against() {
+    let folder = Folder::new();
+    let whole = "secrets = [{ value = \"0123456789abcdef0123456789abcdef\" }]\npublic_url = \"https://h.example/s\"\n";
+    let (parts, nothing) = ("stands for parts of the body", "stands for nothing of the body");
+    let (id, replay) = ("the id is not signed", "names nothing that is signed");
+    for (keys, says) in [
+        ("provider = \"stripe\"", &[] as &[_]),
+        ("provider = \"twilio\"", &[parts, id]),
+        ("provider = \"gitlab\"", &[nothing, id]),
+        ("provider = \"mailgun\"", &[parts]),
+        ("provider = \"mailgun\"\nreplay = \"{header:X-Nonce}\"", &[parts, replay]),
+        ("provider = \"telegram\"", &[nothing, id]),
+        ("provider = \"github\"\nreplay = \"{header:X-Nonce}\"", &[]),
+    ] {
+        let text = format!(
+            "[listeners.a]\naddress = \"127.0.0.1:0\"\n[upstreams.app]\nurls = [\"http://127.0.0.1:9\"]\n\
+             [sources.s]\npath = \"/s\"\nupstream = \"app\"\n{whole}{keys}\n"
+        );
+        folder.write("asked.toml", text);
+        let (code, _, said) = check(&folder, "asked", &[]);
+        assert_eq!(code, 0, "{keys}: {said}");
+        for what in [parts, nothing, id, replay] {
+            assert_eq!(said.contains(what), says.contains(&what), "{keys}, {what}: {said}");
+        }
+    }
+}
+
+#[test]
 fn check_opens_no_socket() {
     let (folder, _) = configurations("good", 5);
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
