@@ -29,6 +29,8 @@ pub(crate) enum Found<'a> {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pointers {
     root: Node,
+    /// A key that differs in case alone is a second one.
+    any_case: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -71,12 +73,19 @@ impl Pointers {
         Ok(())
     }
 
+    /// For a body that is not signed as a whole: there a key can be added that some parsers take for the signed one.
+    pub(crate) fn in_any_case(self) -> Self {
+        Self { any_case: true, ..self }
+    }
+
     /// One walk over the body. A body that is not JSON to us may be JSON to a laxer upstream, so it leaves every value
     /// ambiguous rather than absent. `serde_json` bounds the depth of what is walked to 128.
     pub(crate) fn read(&self, body: &[u8]) -> Json {
         let mut found = BTreeMap::new();
         let mut reader = serde_json::Deserializer::from_slice(body);
-        let walked = Walk { node: &self.root, found: &mut found }.deserialize(&mut reader).and_then(|()| reader.end());
+        let walked = Walk { node: &self.root, found: &mut found, any_case: self.any_case }
+            .deserialize(&mut reader)
+            .and_then(|()| reader.end());
         match walked {
             Ok(()) => Json { found, broken: false },
             Err(_) => Json::broken(),
@@ -171,6 +180,7 @@ impl Json {
 struct Walk<'n, 'f> {
     node: &'n Node,
     found: &'f mut BTreeMap<String, Scalar>,
+    any_case: bool,
 }
 
 impl Walk<'_, '_> {
@@ -251,7 +261,9 @@ impl<'de> Visitor<'de> for Walk<'_, '_> {
         for position in 0.. {
             let wanted = self.node.children.iter().find(|child| child.index == Some(position));
             let went_on = match wanted {
-                Some(child) => seq.next_element_seed(Walk { node: &child.node, found: self.found })?.is_some(),
+                Some(child) => seq
+                    .next_element_seed(Walk { node: &child.node, found: self.found, any_case: self.any_case })?
+                    .is_some(),
                 None => seq.next_element::<IgnoredAny>()?.is_some(),
             };
             if !went_on {
@@ -272,6 +284,12 @@ impl<'de> Visitor<'de> for Walk<'_, '_> {
             match wanted {
                 None => {
                     map.next_value::<IgnoredAny>()?;
+                    let mut similar = self.node.children.iter().zip(&mut seen);
+                    let similar = similar.find(|(child, _)| self.any_case && differs_in_case(&child.key, &key));
+                    if let Some((child, seen)) = similar {
+                        *seen = true;
+                        child.node.mark_doubled(self.found);
+                    }
                 }
                 Some((child, seen)) if *seen => {
                     map.next_value::<IgnoredAny>()?;
@@ -279,12 +297,22 @@ impl<'de> Visitor<'de> for Walk<'_, '_> {
                 }
                 Some((child, seen)) => {
                     *seen = true;
-                    map.next_value_seed(Walk { node: &child.node, found: self.found })?;
+                    map.next_value_seed(Walk { node: &child.node, found: self.found, any_case: self.any_case })?;
                 }
             }
         }
         Ok(())
     }
+}
+
+/// As Go's `encoding/json` compares keys, to which `ſ` and the sign for Kelvin are letters of ASCII.
+pub(super) fn differs_in_case(one: &str, other: &str) -> bool {
+    let folded = |character: char| match character {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        _ => character.to_ascii_lowercase(),
+    };
+    one != other && one.chars().map(folded).eq(other.chars().map(folded))
 }
 
 /// The value of one field of an `application/x-www-form-urlencoded` text: a form body or a query.

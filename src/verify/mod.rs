@@ -324,6 +324,7 @@ impl Verifier {
         for pointer in locators.chain(proving).chain(handshakes.iter().flat_map(Handshake::pointers)) {
             pointers.add(pointer).map_err(|_| BuildError::NotAPointer(pointer.to_owned()))?;
         }
+        let pointers = if signs_body { pointers } else { pointers.in_any_case() };
         let names = proofs.iter().map(|proof| proof.name());
         let checks = names.chain(credentials.names().map(Arc::from)).collect();
         let reads_json = proofs.iter().any(|proof| proof.reads_json()) || credentials.pointer().is_some();

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::fields::Found;
+use super::fields::{self, Found};
 
 /// The first item of a JSON array, as it came.
 pub(crate) fn first_item(body: &[u8]) -> Found<'_> {
@@ -65,7 +65,9 @@ impl<'de> Visitor<'de> for Descend<'_> {
         let mut found = None;
         let (wanted, rest) = self.path.split_first().ok_or_else(|| A::Error::custom("no path"))?;
         while let Some(key) = map.next_key::<String>()? {
-            if key != *wanted {
+            if fields::differs_in_case(&key, wanted) {
+                return Err(A::Error::custom("a key that some parsers take for the wanted one"));
+            } else if key != *wanted {
                 map.next_value::<IgnoredAny>()?;
             } else if found.is_some() {
                 return Err(A::Error::custom("the key stands there twice"));

@@ -91,6 +91,7 @@ impl Prover {
         for pointer in scheme.proof_pointers().filter(|_| of_items) {
             item_pointers.add(pointer).map_err(|_| BuildError::NotAPointer(pointer.to_owned()))?;
         }
+        let item_pointers = item_pointers.in_any_case();
         let needs_json = !of_items && scheme.proof_pointers().next().is_some();
         let time_is_signed = scheme
             .timestamp

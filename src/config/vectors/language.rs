@@ -367,3 +367,25 @@ fn what_unpacks_to_more_than_its_size_is_work_for_another_thread() {
     assert!(!preset("stream", "").verifier.inflates(&json("{}")));
     assert!(!preset("github", "").verifier.inflates(&draft("application/json", gzip)));
 }
+
+#[test]
+fn beside_a_signed_key_there_is_none_that_a_lax_parser_takes_for_it() {
+    let adyen = preset("adyen", "");
+    let item = r#"{"NotificationRequestItem":{"pspReference":"1","success":"false"}}"#;
+    let delivery = signed(&adyen, json(&format!(r#"{{"notificationItems":[{item}],"live":"false"}}"#)));
+    assert_eq!(refusal(&adyen, &delivery), None);
+    for (key, beside) in [
+        (r#""live":"#, r#""NotificationItems":[],"live":"#),
+        (r#""pspReference":"1""#, r#""pspReference":"1","PSPReference":"2""#),
+        (r#""pspReference":"1""#, r#""PSPReference":"2","pspReference":"1""#),
+        (r#""success":"false""#, r#""\u017fuccess":"true","success":"false""#),
+    ] {
+        let laxly = with_body(&delivery, text(&delivery).replace(key, beside));
+        assert_ne!(laxly.body, delivery.body);
+        assert_eq!(refusal(&adyen, &laxly), Some(Refusal::MalformedSignature), "{beside}");
+    }
+    // Where the whole body is signed, nobody adds a key.
+    let stripe = preset("stripe", "");
+    let both = signed(&stripe, json(r#"{"id":"evt_1","ID":"evt_2"}"#));
+    assert_eq!(judged(&stripe, &both).unwrap().event_id(), Some("evt_1"));
+}
