@@ -5,13 +5,14 @@
 
 use std::sync::Arc;
 
+use base64::Engine;
 use subtle::ConstantTimeEq;
 use thiserror::Error;
 
 use super::Flaw;
 use crate::secret::Secret;
 use crate::verify::hmac::{self, Keyed};
-use crate::verify::key::{Key, KeyError, KeyFormat};
+use crate::verify::key::{BASE64, Key, KeyError, KeyFormat};
 use crate::verify::public_key::{self, Curve, Form, Hash, PublicKey, SignatureAlgorithm, private};
 use crate::verify::sign::SignError;
 
@@ -202,10 +203,21 @@ impl SignerKey {
     }
 }
 
-/// A PEM of what everybody may know, whoever took it for a secret.
+/// A PEM, a JWK or bare base64 of what everybody may know, whoever took it for a secret.
 pub(crate) fn looks_public(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes);
-    text.contains("-----BEGIN") && (text.contains("PUBLIC KEY") || text.contains("CERTIFICATE"))
+    let is_pem = || text.contains("-----BEGIN") && (text.contains("PUBLIC KEY") || text.contains("CERTIFICATE"));
+    let is_jwk = || {
+        let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
+        let value = Some(text.trim()).filter(|text| text.starts_with('{')).and_then(read);
+        value.is_some_and(|value| value.get("keys").is_some() || value.get("kty").is_some_and(|kind| kind != "oct"))
+    };
+    // The inside of a PEM. Ed25519's 32 bytes alone look like any secret.
+    let is_bare = || {
+        let der = Some(text.trim()).filter(|text| text.starts_with('M')).and_then(|text| BASE64.decode(text).ok());
+        der.is_some_and(|der| PublicKey::from_spki_der(&der).is_ok())
+    };
+    is_pem() || is_jwk() || is_bare()
 }
 
 /// Those among `keys` that a signature can mean, with their positions: the ones of its key id, or else those without any

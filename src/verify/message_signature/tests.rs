@@ -267,6 +267,13 @@ fn the_algorithm_is_the_keys_own_whatever_the_message_says() {
     }
     let as_secret = SignerKey::read(&Secret::new(PEM.into()), None, MessageAlgorithm::HmacSha256, &UTF8, false);
     assert_eq!(as_secret.unwrap_err(), SignerKeyError::PublicKeyAsSecret);
+    let inside = PEM.lines().filter(|line| !line.starts_with('-')).collect::<String>();
+    for public in [inside.as_str(), r#"{"kty":"OKP","crv":"Ed25519","x":"A"}"#, r#"{"keys":[]}"#] {
+        assert!(keyring::looks_public(public.as_bytes()), "{public}");
+    }
+    for secret in [SECRET, "MFkwEwYHKoZIzj0CAQYI", r#"{"kty":"oct","k":"c2VjcmV0"}"#, "{}"] {
+        assert!(!keyring::looks_public(secret.as_bytes()), "{secret}");
+    }
     let as_rsa = SignerKey::read(&Secret::new(PEM.into()), None, MessageAlgorithm::RsaPssSha512, &UTF8, false);
     assert_eq!(as_rsa.unwrap_err(), SignerKeyError::OtherKind);
 }
