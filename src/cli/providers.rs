@@ -144,10 +144,32 @@ fn source(provider: &Provider) -> String {
     for need in &provider.needs {
         text.push_str(&match *need {
             "secrets" => {
-                format!("secrets = [{{ env = \"{}_SECRET\" }}]\n", preset.to_uppercase().replace('-', "_"))
+                let name = preset.to_uppercase().replace('-', "_");
+                let id = if provider.needs.contains(&"secrets.id") { ", id = \"…\"" } else { "" };
+                let algorithm =
+                    if provider.needs.contains(&"secrets.algorithm") { ", algorithm = \"ed25519\"" } else { "" };
+                format!("secrets = [{{ env = \"{name}_SECRET\"{id}{algorithm} }}]\n")
             }
+            "secrets.id" | "secrets.algorithm" => String::new(),
             "public_url" => format!("public_url = \"https://hooks.example.com/{preset}\"\n"),
             "handshake.token" => "handshake.token = { env = \"VERIFY_TOKEN\" }\n".to_owned(),
+            "platform.topics" => {
+                "platform.topics = [\"arn:aws:sns:us-east-1:123456789012:my-topic\"]\n".to_owned()
+            }
+            "platform.app_apple_id" => "platform.app_apple_id = 1234567890\n".to_owned(),
+            "jwt.issuer" => {
+                let tenant = "\"https://login.microsoftonline.com/TENANT/v2.0\", \"https://sts.windows.net/TENANT/\"";
+                format!("jwt.issuer = [{tenant}]\n")
+            }
+            "jwt.audience" => "jwt.audience = [\"the id of your application\"]\n".to_owned(),
+            "jwt.claims.email" => {
+                "jwt.claims.email = \"push@my-project.iam.gserviceaccount.com\"\n".to_owned()
+            }
+            "danger_accept_unverified" => {
+                "# It signs nothing. Choose a path that nobody guesses; better `token`, `basic` or `client_cert`, if it can.\n\
+                 danger_accept_unverified = true\n"
+                    .to_owned()
+            }
             list if list.ends_with('s') => format!("{list} = [\"…\"]\n"),
             word => format!("{word} = \"…\"\n"),
         });

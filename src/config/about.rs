@@ -180,14 +180,31 @@ fn needs(table: &BTreeMap<String, Node>) -> Vec<&'static str> {
     let has = |path: &[&str]| at(table, path).is_some();
     let fetches =
         ["jwks_url", "jku"].iter().any(|key| has(&["jwt", key])) && !has(&["verify"]) && !has(&["each_secret"]);
-    let proves = ["verify", "jwt", "http_signature", "each_secret", "token"].iter().any(|key| has(&[key]));
+    let logins = has(&["basic"]) && !has(&["basic", "username"]);
+    let proofs = ["verify", "jwt", "http_signature", "each_secret", "token", "cloudevents"];
+    let proves = logins || proofs.iter().any(|key| has(&[key]));
+    let token = table.get("jwt");
+    let by_entra =
+        token.is_some_and(|node| mentions(node, "microsoftonline.com")) || has(&["jwt", "claims_any", "appid"]);
+    let by_google = token.is_some_and(|node| mentions(node, "accounts.google.com"));
     let asks = |part: &str| table.get("handshakes").is_some_and(|node| mentions(node, part));
     let message = text(at(table, &["verify", "message"])).unwrap_or_default();
     let mut needs = Vec::new();
     if proves && !fetches {
         needs.push("secrets");
+        let by_name = text(at(table, &["verify", "signature", "layout"])) == Some("entries");
+        if by_name || has(&["verify", "key_id"]) {
+            needs.push("secrets.id");
+        }
+        let standard = text(at(table, &["http_signature", "version"])) != Some("websub");
+        if has(&["http_signature"]) && standard && !has(&["http_signature", "algorithm"]) {
+            needs.push("secrets.algorithm");
+        }
     }
-    if message.contains("{url") || table.values().any(|node| mentions(node, "{public_url}")) {
+    if has(&["jwt", "url_hash"])
+        || message.contains("{url")
+        || table.values().any(|node| mentions(node, "{public_url}"))
+    {
         needs.push("public_url");
     }
     for guard in listed(table.get("handshakes")).flat_map(|handshake| listed(at(handshake, &["guard"]))) {
@@ -208,10 +225,22 @@ fn needs(table: &BTreeMap<String, Node>) -> Vec<&'static str> {
     if asks("{answer}") {
         needs.push("handshake.answer");
     }
+    for (is_so, need, path) in [
+        (by_entra, "jwt.issuer", ["jwt", "issuer"].as_slice()),
+        (by_entra, "jwt.audience", &["jwt", "audience"]),
+        (by_google, "jwt.claims.email", &["jwt", "claims", "email"]),
+    ] {
+        if is_so && !has(path) {
+            needs.push(need);
+        }
+    }
+    if !proves && !has(&["platform"]) && !has(&["client_cert"]) && has(&["handshakes"]) {
+        needs.push("danger_accept_unverified");
+    }
     for (kind, needed) in [
         ("aws-sns", &["platform.topics"] as &[_]),
         ("paypal", &["platform.webhook_id"]),
-        ("apple-app-store", &["platform.bundle_id"]),
+        ("apple-app-store", &["platform.bundle_id", "platform.app_apple_id"]),
         ("alexa", &["platform.application_ids"]),
         ("adobe-io", &["platform.client_id"]),
     ] {
@@ -274,6 +303,7 @@ mod tests {
             described("body = \"not\"\nid = [{ header = \"X-Id\" }, { json = \"/id\" }]\n[token]\nheader = \"T\"\n");
         assert_eq!((token.name(), token.scheme.as_str()), ("acme", "token"));
         assert_eq!(token.replay_key, "its id alone (header X-Id, or json /id)");
+        assert_eq!(described("[[handshakes]]\nmatch = { json = \"/x\" }\n").needs, ["danger_accept_unverified"]);
         assert_eq!(described("[[handshakes]]\nmethods = [\"GET\"]\nsigned = false\n").handshake, "GET, unsigned");
     }
 

@@ -28,10 +28,19 @@ pub(super) fn read(source: &Table<'_>, mut lent: Vec<Named>, mut names: Vec<Stri
             table.finish();
             let logins: Vec<_> = lent.iter().filter_map(|named| login(source, named, &mut names)).collect();
             if logins.is_empty() {
-                source.error("secrets", "none is `username:password`", "");
+                source.error("secrets", "none is `username:password`", "LOGIN=hooks:$(openssl rand -hex 16)");
             }
             failed |= logins.is_empty();
             return (!logins.is_empty()).then_some(Basic { logins });
+        }
+        if lent.is_empty() && !table.has("username") && !table.has("password") {
+            table.finish();
+            if !source.has("secrets") {
+                let what = "`secrets` is missing: Basic credentials are one `username:password`";
+                source.error("", what, r#"secrets = [{ env = "LOGIN" }]"#);
+            }
+            failed = true;
+            return None;
         }
         let username =
             table.needed_text("username", r#"basic = { username = "hooks", password = { env = "PASSWORD" } }"#);

@@ -217,3 +217,61 @@ fn the_page_of_providers_is_what_the_program_prints() {
     let page = std::fs::read_to_string(page).unwrap_or_default();
     assert!(page == out, "hookward providers list --markdown > docs/providers.md");
 }
+
+/// Of which one is the kind that a preset takes: text, hexadecimal and base64 at once; a login; public keys of Ed25519,
+/// P-256, secp256k1 and RSA.
+const KEYS: [&str; 6] = [
+    "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+    "hooks:0123456789abcdef0123456789abcdef",
+    "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
+    "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE6etFTWNW3Y1hPblLvRnlnEbxOSlU0yxM35Vn0xyuDyr477kJALIzKqiiBBtLKa3W1pjzYdvBfgF5e8rMc0MYog==",
+    "MFYwEAYHKoZIzj0CAQYFK4EEAAoDQgAEhlwbPaLuajJ6lmu5bJRX7ymDTf3B9nEEjnQ/ZeL7Cq4c3NHVP8dD36RChubop38ZY3ZtgdtxjwljpDUC2AgYpw==",
+    "MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEAtJzHeOlwj0za6qXpbMFQWtuaaRiovLgxlx8NFrhBOG1Byvi6OrIQBONP \
+    m7I9H+LrvcVyHo6h69g3O2YGyLFgFwasvOJfnAj7cA4rrXfgrr+U/+TUgzuK+VK5BRPmJ0efd3+a3UXP1LmO+1C1xcvEUAAml/iv \
+    KVfwToZZdyqm8ShYfF7nnHW+5b7zjw1QPLPd4sJHFZ7SMDR+Ao+IBhdB05e6OF+eVOSz/LeJgswU7RLcpw4lus2Htv+mnAsYkHHp \
+    AJhH4LoFbxvvr6iP2Lwvzf7ngm6ZQFMR955qLKhqUSbhSb9Q0yx+F4rWdP3EMAa7f3BxBEAjFc5+FMl0+v8LeQIDAQAB",
+];
+
+#[test]
+fn the_source_that_providers_show_prints_loads_for_every_preset() {
+    let folder = Folder::new();
+    let (code, list, _) = hookward(&folder.0, &["providers", "list", "--json"]);
+    assert_eq!(code, 0);
+    let list: Value = serde_json::from_str(&list).expect("JSON");
+    let presets: Vec<&str> =
+        list.as_array().expect("an array").iter().filter_map(|one| one["preset"].as_str()).collect();
+    assert!(presets.len() > 150, "{}", presets.len());
+    let sources: Vec<String> = presets
+        .iter()
+        .map(|preset| {
+            let (_, shown, _) = hookward(&folder.0, &["providers", "show", preset]);
+            let from = shown.split("A source to begin with:\n").nth(1).expect("a source");
+            from.split("The preset; what").next().unwrap_or_default().to_owned()
+        })
+        .collect();
+    folder.write("gateway.toml", format!("{REST}{}", sources.concat()));
+    // Each preset gets the next kind of key until one fits; what else is wrong is wrong with every kind.
+    let mut kinds = vec![0; presets.len()];
+    loop {
+        let mut check = Command::new(BINARY);
+        check.current_dir(&folder.0).args(["check", "--config", "gateway.toml"]).env("VERIFY_TOKEN", KEYS[0]);
+        for (preset, kind) in presets.iter().zip(&kinds) {
+            check.env(format!("{}_SECRET", preset.to_uppercase().replace('-', "_")), KEYS[*kind]);
+        }
+        let done = check.output().expect("the binary runs");
+        let told = String::from_utf8_lossy(&done.stderr).into_owned();
+        let errors: Vec<&str> = lines(&told).into_iter().filter(|line| line.contains(": error: ")).collect();
+        if errors.is_empty() {
+            assert_eq!(done.status.code(), Some(0), "{told}");
+            return;
+        }
+        for (preset, kind) in presets.iter().zip(&mut kinds) {
+            if errors.iter().any(|error| error.contains(&format!(" sources.{preset}.secrets: "))) {
+                *kind += 1;
+                assert!(*kind < KEYS.len(), "{preset} takes no key: {told}");
+            }
+        }
+        let others: Vec<_> = errors.iter().filter(|error| !error.contains(".secrets: ")).collect();
+        assert!(others.is_empty(), "{others:#?}");
+    }
+}
