@@ -364,3 +364,56 @@ fn every_proof_of_the_configuration_page_is_in_the_readme() {
         assert!(said.contains(proof), "README.md does not name {proof}");
     }
 }
+
+#[test]
+fn what_the_cookbook_says_is_run_and_sent_to_from_its_first_recipe_to_its_last() {
+    let cookbook = page("docs/cookbook.md");
+    let blocks: String = cookbook.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    let upstream = Upstream::start();
+    let text = format!(
+        "[listeners.public]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"127.0.0.1:0\"\n{}\n{blocks}\n\
+         [log]\nformat = \"json\"\n",
+        upstream.table()
+    );
+    let secrets = |command: &mut Command| {
+        for name in named(&blocks, "env = \"") {
+            let value = match name.as_str() {
+                "DISCORD_PUBLIC_KEY" => PUBLIC_KEY.to_owned(),
+                name if name.starts_with("WHSEC_") => format!("whsec_{}", secret_of(name)),
+                name => secret_of(name),
+            };
+            command.env(name, value);
+        }
+    };
+    let folder = Arc::new(stage(&text));
+    let gateway = Gateway::start_with(folder.clone(), &text, |command| secrets(command));
+    let sources: Vec<&str> =
+        blocks.lines().filter_map(|line| line.strip_prefix("[sources.")?.strip_suffix(']')).collect();
+    assert!(sources.len() > 12, "{sources:?}");
+    let mut accepted = Vec::new();
+    for source in sources {
+        let body = match source {
+            "twilio" => "From=%2B15551234567&MessageSid=SM1",
+            _ => "{\"id\":\"evt_1\",\"type\":\"order.paid\",\"event\":\"order.paid\",\"entry\":[]}",
+        };
+        folder.write("body", body);
+        let mut send = Command::new(BINARY);
+        secrets(&mut send);
+        let to = format!("http://{}", gateway.public());
+        send.current_dir(&folder.0).args(["send", "--source", source, "--to", &to, "--body", "body"]);
+        let sent = send.output().expect("the binary runs");
+        let said = String::from_utf8_lossy(&sent.stderr).into_owned();
+        match source {
+            // The sender alone has the key.
+            "discord" => assert!(said.contains("a public key cannot sign"), "{said}"),
+            "sns" | "paypal" => assert!(said.contains("only the platform can sign this"), "{said}"),
+            _ => {
+                assert!(sent.status.success(), "{source}: {sent:?}");
+                accepted.push(source);
+            }
+        }
+    }
+    let received = upstream.wait_for(accepted.len());
+    let proven: Vec<_> = received.iter().filter_map(|request| request.header("x-hookward-verified")).collect();
+    assert_eq!(proven.len(), accepted.len(), "{proven:?}");
+}
