@@ -214,11 +214,12 @@ impl Template {
 
     /// Does the time stand directly before the body, or directly behind it?
     pub(crate) fn time_beside_body(&self) -> (bool, bool) {
-        let is = |part: &Part, token: &Token| matches!(part, Part::Value(value) if value.token == *token);
-        let meet = |first: &Token, second: &Token| {
-            self.parts.windows(2).any(|pair| matches!(pair, [one, other] if is(one, first) && is(other, second)))
+        let is_time = |part: &Part| matches!(part, Part::Value(Value { token: Token::Timestamp, .. }));
+        let is_body = |part: &Part| matches!(part, Part::Value(Value { token: Token::Body, .. }));
+        let meet = |one: &dyn Fn(&Part) -> bool, other: &dyn Fn(&Part) -> bool| {
+            self.parts.windows(2).any(|pair| matches!(pair, [first, second] if one(first) && other(second)))
         };
-        (meet(&Token::Timestamp, &Token::Body), meet(&Token::Body, &Token::Timestamp))
+        (meet(&is_time, &is_body), meet(&is_body, &is_time))
     }
 
     /// Does the signature stand for every byte of the body? A digest stands for it where nobody can find two bodies with
