@@ -6,7 +6,6 @@
 //! nothing stands for it: a token covers no body.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::HeaderName;
 use http::header::AUTHORIZATION;
@@ -14,8 +13,8 @@ use serde_json::Value;
 
 use super::fields::{self, Found, Pointers};
 use super::jwt::Object;
-use super::presented::{HeaderText, Locator, header_text};
-use super::proof::{Coverage, Failure, Proof, Question};
+use super::presented::{HeaderText, header_text};
+use super::proof::{Failure, Proof, Question};
 use super::sign::{Draft, SignError, Signing};
 use super::{Fault, Findings};
 use crate::delivery::Delivery;
@@ -118,24 +117,8 @@ impl Proof for CloudEvents {
         Ok(Findings { secret_used: Some(token), claims, ..Findings::default() })
     }
 
-    fn tolerance(&self) -> Option<Duration> {
-        None
-    }
-
-    fn replay_keys_each(&self) -> usize {
-        0
-    }
-
     fn secrets(&self) -> usize {
         self.tokens.len()
-    }
-
-    fn coverage(&self) -> Coverage {
-        Coverage::Nothing
-    }
-
-    fn covers(&self, _locator: &Locator, _public_url: Option<&str>) -> bool {
-        false
     }
 
     fn is_guessable(&self) -> bool {

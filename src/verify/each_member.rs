@@ -4,12 +4,10 @@
 //! the body: it proves who sent, and stands for nothing else.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::Value;
 
-use super::presented::Locator;
-use super::proof::{Coverage, Failure, Proof, Question};
+use super::proof::{Failure, Proof, Question};
 use super::sign::{Draft, SignError, Signing};
 use super::{Fault, Findings, jwt};
 use crate::refusal::Refusal;
@@ -77,24 +75,8 @@ impl Proof for EachMember {
         Ok(Findings { secret_used, ..Findings::default() })
     }
 
-    fn tolerance(&self) -> Option<Duration> {
-        None
-    }
-
-    fn replay_keys_each(&self) -> usize {
-        0
-    }
-
     fn secrets(&self) -> usize {
         self.secrets.len()
-    }
-
-    fn coverage(&self) -> Coverage {
-        Coverage::Nothing
-    }
-
-    fn covers(&self, _locator: &Locator, _public_url: Option<&str>) -> bool {
-        false
     }
 
     fn is_guessable(&self) -> bool {

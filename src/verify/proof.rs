@@ -19,7 +19,7 @@ use crate::delivery::Delivery;
 use crate::fetched::{Library, Wanted};
 use crate::refusal::Refusal;
 
-/// One proof that a source asks for, its keys read and its rules compiled.
+/// One proof that a source asks for, its keys read and its rules compiled. Of what it does not say it claims the least.
 pub(crate) trait Proof: Send + Sync {
     /// Among the checks that passed, as `X-Hookward-Verified` tells the upstream.
     fn name(&self) -> Arc<str>;
@@ -53,19 +53,29 @@ pub(crate) trait Proof: Send + Sync {
     }
 
     /// Of the signed time.
-    fn tolerance(&self) -> Option<Duration>;
+    fn tolerance(&self) -> Option<Duration> {
+        None
+    }
 
     /// How many keys of the replay memory one delivery claims; 0: this proof cannot tell a replay.
-    fn replay_keys_each(&self) -> usize;
+    fn replay_keys_each(&self) -> usize {
+        0
+    }
 
     /// How many of the source's listed secrets are this proof's own.
-    fn secrets(&self) -> usize;
+    fn secrets(&self) -> usize {
+        0
+    }
 
     /// What of the body this proof stands for.
-    fn coverage(&self) -> Coverage;
+    fn coverage(&self) -> Coverage {
+        Coverage::Nothing
+    }
 
     /// Does this proof stand for what is found there? `public_url`: as configured.
-    fn covers(&self, locator: &Locator, public_url: Option<&str>) -> bool;
+    fn covers(&self, _locator: &Locator, _public_url: Option<&str>) -> bool {
+        false
+    }
 
     /// Could a stranger find it by trying? Then failures are throttled before the proof is judged.
     fn is_guessable(&self) -> bool {
@@ -73,7 +83,9 @@ pub(crate) trait Proof: Send + Sync {
     }
 
     /// Puts the proof into a draft, as the sender would.
-    fn sign(&self, draft: &mut Draft, signing: &Signing<'_>) -> Result<(), SignError>;
+    fn sign(&self, _draft: &mut Draft, _signing: &Signing<'_>) -> Result<(), SignError> {
+        Err(SignError::OnlyThePlatform)
+    }
 }
 
 /// The name alone: proofs hold keys.
@@ -100,6 +112,12 @@ pub(crate) struct Question<'a> {
     pub(crate) public_url: Option<&'a str>,
     pub(crate) now: UnixMillis,
     pub(crate) library: &'a dyn Library,
+}
+
+/// Does a signature over the URL stand for the query as it came? One that was told to the provider with a query of its
+/// own replaces it.
+pub(crate) fn signs_query_as_sent(public_url: Option<&str>) -> bool {
+    !public_url.is_some_and(|url| url.contains('?'))
 }
 
 /// Not proven: for good, or for want of a document.

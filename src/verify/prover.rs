@@ -16,7 +16,7 @@ use super::freshness::{Future, Timestamp};
 use super::key_choice;
 use super::key_list;
 use super::presented::{HeaderText, Locator, Place, Presented, TimestampPlace, header_text};
-use super::proof::{Coverage, Failure, Proof, Question};
+use super::proof::{Coverage, Failure, Proof, Question, signs_query_as_sent};
 use super::public_key::SignatureAlgorithm;
 use super::scheme::{Algorithm, Scheme};
 use super::sign::{Draft, SignError, Signing};
@@ -182,7 +182,7 @@ impl Proof for Prover {
     }
 
     fn covers(&self, locator: &Locator, public_url: Option<&str>) -> bool {
-        let signs_url_as_sent = !public_url.is_some_and(|url| url.contains('?'));
+        let signs_url_as_sent = signs_query_as_sent(public_url);
         // The pointers of an item are not those of the body.
         let is_of_body = self.scheme.more.for_each.is_none() || !matches!(locator, Locator::Json(_));
         let of_body = matches!(locator, Locator::Json(_) | Locator::Form(_)) && self.scheme.covers_body();

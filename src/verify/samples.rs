@@ -20,24 +20,7 @@ fn keys(secrets: &[&str], encoding: KeyEncoding, prefix: Option<&str>) -> Vec<Ke
 }
 
 fn settings(label: &str, scheme: Scheme, id: Vec<Locator>, event: Vec<Locator>) -> Settings {
-    let (basic, bearer, token, public_url) = (None, None, None, None);
-    let (proofs, handshakes, only_json) = (Vec::new(), Vec::new(), false);
-    Settings {
-        label: label.into(),
-        scheme: Some(scheme),
-        awaits_key: false,
-        proofs,
-        handshakes,
-        only_json,
-        basic,
-        bearer,
-        token,
-        id,
-        event,
-        public_url,
-        document: Document::default(),
-        replay: None,
-    }
+    Settings { label: label.into(), scheme: Some(scheme), id, event, ..Settings::default() }
 }
 
 fn hmac_sha256(keys: Vec<Key>, headers: &[&'static str], layout: Layout, encoding: Encoding, message: &str) -> Scheme {

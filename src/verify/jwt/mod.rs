@@ -25,7 +25,7 @@ use sha2::{Digest, Sha256};
 
 use super::fields::{self, Found};
 use super::presented::{HeaderText, Locator, header_text};
-use super::proof::{Coverage, Failure, Proof, Question};
+use super::proof::{Coverage, Failure, Proof, Question, signs_query_as_sent};
 use super::sign::{Draft, SignError, Signing};
 use super::{Fault, Findings};
 use crate::delivery::Delivery;
@@ -206,7 +206,7 @@ impl Proof for Jwt {
     fn covers(&self, locator: &Locator, public_url: Option<&str>) -> bool {
         let signs_query = match &self.payload {
             Payload::Claims(claims) => {
-                let signs_url_as_sent = !public_url.is_some_and(|url| url.contains('?'));
+                let signs_url_as_sent = signs_query_as_sent(public_url);
                 claims.query_hash.is_some() || (claims.url_hash.is_some() && signs_url_as_sent)
             }
             Payload::Body | Payload::TrueLayer(_) => false,

@@ -21,7 +21,7 @@ use http::HeaderName;
 use sha2::{Digest, Sha256};
 
 use super::presented::Locator;
-use super::proof::{Coverage, Failure, Proof, Question};
+use super::proof::{Coverage, Failure, Proof, Question, signs_query_as_sent};
 use super::sign::{Draft, SignError, Signing};
 use super::{Fault, Findings};
 use crate::clock::UnixMillis;
@@ -283,7 +283,7 @@ impl Proof for HttpSignature {
             Locator::Header(name) => self.requires_any(&[name.as_str()]),
             Locator::Claim { .. } => false,
             Locator::Query(name) => {
-                let as_sent = !public_url.is_some_and(|url| url.contains('?'));
+                let as_sent = signs_query_as_sent(public_url);
                 let whole = ["@query", "@target-uri", "@request-target", "(request-target)"];
                 let alone = format!("\"@query-param\";name=\"{name}\"");
                 as_sent && (self.requires_any(&whole) || self.requires(|required| required.identifier == alone))

@@ -3,7 +3,6 @@
 //! Adobe signs everybody's events with the same keys: the client's id in the body tells ours.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -12,7 +11,6 @@ use super::super::Findings;
 use super::super::presented::Locator;
 use super::super::proof::{Coverage, Failure, Proof, Question};
 use super::super::public_key::{Hash, PublicKey, SignatureAlgorithm};
-use super::super::sign::{Draft, SignError, Signing};
 use super::super::url_rule::{HostRule, PathRule, UrlRule};
 use super::{BAD_SIGNATURE, URL_NOT_ALLOWED, base64, fault, header, json, look_up};
 use crate::refusal::Refusal;
@@ -57,16 +55,8 @@ impl Proof for Adobe {
         self.label.clone()
     }
 
-    fn tolerance(&self) -> Option<Duration> {
-        None
-    }
-
     fn replay_keys_each(&self) -> usize {
         1
-    }
-
-    fn secrets(&self) -> usize {
-        0
     }
 
     fn coverage(&self) -> Coverage {
@@ -75,10 +65,6 @@ impl Proof for Adobe {
 
     fn covers(&self, locator: &Locator, _public_url: Option<&str>) -> bool {
         matches!(locator, Locator::Json(_))
-    }
-
-    fn sign(&self, _draft: &mut Draft, _signing: &Signing<'_>) -> Result<(), SignError> {
-        Err(SignError::OnlyThePlatform)
     }
 
     fn examine(&self, question: &Question<'_>) -> Result<Findings, Failure> {

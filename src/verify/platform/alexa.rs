@@ -13,7 +13,6 @@ use super::super::freshness::Unit;
 use super::super::presented::Locator;
 use super::super::proof::{Coverage, Failure, Proof, Question};
 use super::super::public_key::{Hash, SignatureAlgorithm};
-use super::super::sign::{Draft, SignError, Signing};
 use super::super::url_rule::{HostRule, PathRule, UrlRule};
 use super::super::{Fault, Findings};
 use super::{BAD_SIGNATURE, URL_NOT_ALLOWED, base64, chain, fault, header, json};
@@ -106,20 +105,12 @@ impl Proof for Alexa {
         1
     }
 
-    fn secrets(&self) -> usize {
-        0
-    }
-
     fn coverage(&self) -> Coverage {
         Coverage::Whole
     }
 
     fn covers(&self, locator: &Locator, _public_url: Option<&str>) -> bool {
         matches!(locator, Locator::Json(_))
-    }
-
-    fn sign(&self, _draft: &mut Draft, _signing: &Signing<'_>) -> Result<(), SignError> {
-        Err(SignError::OnlyThePlatform)
     }
 
     fn examine(&self, question: &Question<'_>) -> Result<Findings, Failure> {

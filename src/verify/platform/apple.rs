@@ -18,7 +18,6 @@ use super::super::key::{BASE64, BASE64URL};
 use super::super::presented::Locator;
 use super::super::proof::{Coverage, Failure, Proof, Question};
 use super::super::public_key::{Curve, Form, Hash, SignatureAlgorithm};
-use super::super::sign::{Draft, SignError, Signing};
 use super::super::{Fault, Findings};
 use super::{BAD_SIGNATURE, fault, json};
 use crate::clock::UnixMillis;
@@ -129,10 +128,6 @@ impl Proof for Apple {
         1
     }
 
-    fn secrets(&self) -> usize {
-        0
-    }
-
     /// Anything could stand beside `signedPayload`.
     fn coverage(&self) -> Coverage {
         Coverage::Partly
@@ -141,10 +136,6 @@ impl Proof for Apple {
     fn covers(&self, locator: &Locator, _public_url: Option<&str>) -> bool {
         matches!(locator, Locator::Json(pointer) if pointer == "/signedPayload")
             || matches!(locator, Locator::Claim { .. })
-    }
-
-    fn sign(&self, _draft: &mut Draft, _signing: &Signing<'_>) -> Result<(), SignError> {
-        Err(SignError::OnlyThePlatform)
     }
 
     fn examine(&self, question: &Question<'_>) -> Result<Findings, Failure> {

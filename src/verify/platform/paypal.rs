@@ -14,7 +14,6 @@ use super::super::freshness::Unit;
 use super::super::presented::Locator;
 use super::super::proof::{Coverage, Failure, Proof, Question};
 use super::super::public_key::{Hash, SignatureAlgorithm};
-use super::super::sign::{Draft, SignError, Signing};
 use super::super::url_rule::{HostRule, PathRule, UrlRule};
 use super::{BAD_SIGNATURE, URL_NOT_ALLOWED, base64, chain, fault, header};
 use crate::refusal::Refusal;
@@ -56,10 +55,6 @@ impl Proof for PayPal {
         1
     }
 
-    fn secrets(&self) -> usize {
-        0
-    }
-
     fn coverage(&self) -> Coverage {
         Coverage::Partly
     }
@@ -67,10 +62,6 @@ impl Proof for PayPal {
     fn covers(&self, locator: &Locator, _public_url: Option<&str>) -> bool {
         const SIGNED: [&str; 2] = ["paypal-transmission-id", "paypal-transmission-time"];
         matches!(locator, Locator::Header(name) if SIGNED.contains(&name.as_str()))
-    }
-
-    fn sign(&self, _draft: &mut Draft, _signing: &Signing<'_>) -> Result<(), SignError> {
-        Err(SignError::OnlyThePlatform)
     }
 
     fn examine(&self, question: &Question<'_>) -> Result<Findings, Failure> {

@@ -16,7 +16,6 @@ use super::super::freshness::Unit;
 use super::super::presented::Locator;
 use super::super::proof::{Coverage, Failure, Proof, Question};
 use super::super::public_key::{Hash, SignatureAlgorithm};
-use super::super::sign::{Draft, SignError, Signing};
 use super::super::url_rule::{HostRule, PathRule, UrlRule};
 use super::super::{Fault, Findings};
 use super::{BAD_SIGNATURE, URL_NOT_ALLOWED, base64, chain, fault, json};
@@ -119,10 +118,6 @@ impl Proof for Sns {
         1
     }
 
-    fn secrets(&self) -> usize {
-        0
-    }
-
     fn coverage(&self) -> Coverage {
         Coverage::Partly
     }
@@ -130,10 +125,6 @@ impl Proof for Sns {
     fn covers(&self, locator: &Locator, _public_url: Option<&str>) -> bool {
         const SIGNED: [&str; 6] = ["/Message", "/MessageId", "/Subject", "/Timestamp", "/TopicArn", "/Type"];
         matches!(locator, Locator::Json(pointer) if SIGNED.contains(&pointer.as_str()))
-    }
-
-    fn sign(&self, _draft: &mut Draft, _signing: &Signing<'_>) -> Result<(), SignError> {
-        Err(SignError::OnlyThePlatform)
     }
 
     fn examine(&self, question: &Question<'_>) -> Result<Findings, Failure> {
