@@ -61,6 +61,9 @@ struct Reading<'t> {
 pub(super) fn read(source: &Table<'_>, label: Option<&str>) -> Option<Credentials> {
     let secrets = source.secrets("secrets");
     let secret_prints = secrets.iter().map(|named| Sha256::digest(named.secret.expose()).into()).collect();
+    if !source.has("http_signature") && secrets.iter().any(|named| named.algorithm.is_some()) {
+        source.error("secrets", "an `algorithm` beside a secret has no effect here", "it belongs to `http_signature`");
+    }
     let mut reading = Reading {
         source,
         label,
@@ -213,7 +216,6 @@ impl Reading<'_> {
         let secrets = std::mem::take(&mut self.secrets);
         let scheme = read_scheme(self.source, table, &secrets, self.public_url.as_deref());
         self.failed |= scheme.is_none();
-        self.misplaced_algorithms(&secrets);
         scheme
     }
 
@@ -246,13 +248,6 @@ impl Reading<'_> {
         }
     }
 
-    fn misplaced_algorithms(&self, secrets: &[Named]) {
-        if secrets.iter().any(|named| named.algorithm.is_some()) {
-            let what = "an `algorithm` beside a secret has no effect here";
-            self.source.error("secrets", what, "it belongs to `http_signature`");
-        }
-    }
-
     fn push(&mut self, proof: Option<Arc<dyn Proof>>) {
         self.failed |= proof.is_none();
         self.proofs.extend(proof);
@@ -261,7 +256,6 @@ impl Reading<'_> {
     fn each_secret(&mut self) {
         let Some(table) = self.source.table("each_secret") else { return };
         let secrets = std::mem::take(&mut self.secrets);
-        self.misplaced_algorithms(&secrets);
         let each = jwt::read_each(&table, &secrets, self.label);
         self.push(each.map(|each| Arc::new(each) as Arc<dyn Proof>));
         table.finish();
@@ -273,7 +267,6 @@ impl Reading<'_> {
         self.wants_bearer |=
             table.peek_text("prefix").is_some_and(|word| word.trim_end().eq_ignore_ascii_case("bearer"));
         let secrets = std::mem::take(&mut self.secrets);
-        self.misplaced_algorithms(&secrets);
         let read = jwt::read(self.source, &table, &secrets, self.public_url.as_deref(), self.label);
         let token = read.map(|(token, names)| {
             self.names.extend(names);
@@ -339,6 +332,33 @@ pub(super) fn quota(table: &Table<'_>) -> Option<Quota> {
         Err(error) => {
             table.error("rate", error.to_string(), r#""100/s", "30/m" or "5/h""#);
             None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::vectors::loaded;
+
+    #[test]
+    fn an_algorithm_beside_a_secret_is_an_error_wherever_nothing_reads_it() {
+        let said = |secret: &str, proof: &str| {
+            let text = format!(
+                "[listeners.a]\naddress = \"127.0.0.1:0\"\n[upstreams.u]\nurls = [\"http://127.0.0.1:9000\"]\n\
+                 [sources.s]\npath = \"/s\"\nupstream = \"u\"\nsecrets = [{{ value = \"0123456789abcdef\"{secret} }}]\n\
+                 {proof}\n"
+            );
+            let problems = loaded(&text).problems;
+            problems.iter().any(|problem| problem.what == "an `algorithm` beside a secret has no effect here")
+        };
+        for proof in [
+            "provider = \"github\"",
+            "token = { header = \"X-Token\" }",
+            "cloudevents = {}",
+            "jwt = { header = \"X-Token\", algorithms = [\"HS256\"] }",
+        ] {
+            assert!(said(", algorithm = \"hmac-sha256\"", proof), "{proof}");
+            assert!(!said("", proof), "{proof}");
         }
     }
 }
