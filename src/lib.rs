@@ -9,6 +9,7 @@
 //! | `config` | the TOML file made into what the rooms work with, or all that is wrong with it |
 //! | `gateway` | the way of a request, from its head to its record |
 //! | `deliver` | getting a parcel to where it goes |
+//! | `inbox` | durable until settled: what was acknowledged and is still to be delivered |
 //! | `parcel` | what leaves |
 //! | `telemetry` | one outcome in; counters, an audit line and the log out |
 //! | `fetch` | certificates and key sets from the network, guarded |
@@ -28,6 +29,8 @@ mod delivery;
 mod fetch;
 mod fetched;
 mod gateway;
+#[expect(dead_code, reason = "what is stored is delivered by what comes next")]
+mod inbox;
 mod parcel;
 mod refusal;
 mod secret;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method};
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Parcel {
     pub(crate) method: Method,
     /// Begins with `/`; the query included.
@@ -70,6 +70,44 @@ impl Parcel {
         parcel
     }
 
+    /// The first byte of an encoding.
+    const ENCODING: u8 = 1;
+
+    /// For the store: the encoding's version, then method, path and query, the number of headers, each one's name and
+    /// value, and the body to the end. Every part but the last begins with its length in four bytes, the least first.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let headers: usize = self.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 8).sum();
+        let mut text = Vec::with_capacity(64 + self.path_and_query.len() + headers + self.body.len());
+        text.push(Self::ENCODING);
+        put(&mut text, self.method.as_str().as_bytes());
+        put(&mut text, self.path_and_query.as_bytes());
+        text.extend(length(self.headers.len()));
+        for (name, value) in &self.headers {
+            put(&mut text, name.as_str().as_bytes());
+            put(&mut text, value.as_bytes());
+        }
+        text.extend_from_slice(&self.body);
+        text
+    }
+
+    pub(crate) fn decode(mut text: &[u8]) -> Result<Self, Undecodable> {
+        let text = &mut text;
+        match text.split_off_first() {
+            Some(&Self::ENCODING) => {}
+            Some(other) => return Err(Undecodable::Version(*other)),
+            None => return Err(Undecodable::Cut),
+        }
+        let method = Method::from_bytes(take(text)?).map_err(|_| Undecodable::Part("method"))?;
+        let path_and_query = String::from_utf8(take(text)?.to_vec()).map_err(|_| Undecodable::Part("path"))?;
+        let mut headers = HeaderMap::new();
+        for _ in 0..number(text)? {
+            let name = HeaderName::from_bytes(take(text)?).map_err(|_| Undecodable::Part("header name"))?;
+            let value = HeaderValue::from_bytes(take(text)?).map_err(|_| Undecodable::Part("header value"))?;
+            headers.try_append(name, value).map_err(|_| Undecodable::Part("header count"))?;
+        }
+        Ok(Self { method, path_and_query, headers, body: Bytes::copy_from_slice(text) })
+    }
+
     /// A header of the gateway's own; one that would be empty or that no header can hold is left out.
     fn say(&mut self, name: &'static str, value: &str) {
         if let Ok(value) = HeaderValue::from_str(value)
@@ -78,6 +116,40 @@ impl Parcel {
             self.headers.insert(HeaderName::from_static(name), value);
         }
     }
+}
+
+/// Why stored bytes are no parcel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Undecodable {
+    #[error("its encoding has version {0}, which this hookward does not know")]
+    Version(u8),
+    #[error("its encoding ends too early")]
+    Cut,
+    #[error("its {0} is none")]
+    Part(&'static str),
+}
+
+/// What is longer than four bytes can say is never held in memory: bodies are at most 1 GiB.
+fn length(of: usize) -> [u8; 4] {
+    u32::try_from(of).unwrap_or(u32::MAX).to_le_bytes()
+}
+
+fn put(text: &mut Vec<u8>, part: &[u8]) {
+    text.extend(length(part.len()));
+    text.extend_from_slice(part);
+}
+
+fn number(text: &mut &[u8]) -> Result<usize, Undecodable> {
+    let (length, rest) = text.split_first_chunk::<4>().ok_or(Undecodable::Cut)?;
+    *text = rest;
+    usize::try_from(u32::from_le_bytes(*length)).map_err(|_| Undecodable::Cut)
+}
+
+fn take<'a>(text: &mut &'a [u8]) -> Result<&'a [u8], Undecodable> {
+    let length = number(text)?;
+    let (part, rest) = text.split_at_checked(length).ok_or(Undecodable::Cut)?;
+    *text = rest;
+    Ok(part)
 }
 
 /// Hop-by-hop fields (RFC 9110 §7.6.1), framing and what names the host we were reached by.
@@ -155,6 +227,30 @@ mod tests {
             query: None,
             headers: map,
             body: Bytes::from_static(b"body"),
+        }
+    }
+
+    #[test]
+    fn what_was_encoded_is_decoded_to_the_same() {
+        let sent = delivery(&[("x-a", "1"), ("x-a", "2"), ("content-type", "application/json")]);
+        let parcel = Parcel::pack_unproven(sent, "/x?y=z".to_owned(), "stale", statement());
+        let text = parcel.encode();
+        assert_eq!(Parcel::decode(&text), Ok(parcel.clone()));
+        let head = text.len() - parcel.body.len();
+        for cut in 0..head {
+            assert!(Parcel::decode(&text[..cut]).is_err(), "cut at {cut}");
+        }
+        assert_eq!(Parcel::decode(&[9]), Err(Undecodable::Version(9)));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_a_parcel_or_are_not(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..64)) {
+            let mut bytes = bytes;
+            bytes.insert(0, 1);
+            if let Ok(parcel) = Parcel::decode(&bytes) {
+                proptest::prop_assert_eq!(Parcel::decode(&parcel.encode()), Ok(parcel));
+            }
         }
     }
 

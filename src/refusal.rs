@@ -50,6 +50,8 @@ pub(crate) enum Refusal {
     BufferFull,
     ClaimsFull,
     StateError,
+    InboxFull,
+    InboxError,
     // Behind us
     UpstreamBusy,
     UpstreamUnavailable,
@@ -61,7 +63,7 @@ pub(crate) enum Refusal {
 
 impl Refusal {
     /// All of them, in order: metrics are made once for each, when a source is loaded.
-    pub(crate) const ALL: [Self; 44] = [
+    pub(crate) const ALL: [Self; 46] = [
         Self::Malformed,
         Self::TransferCoding,
         Self::Misdirected,
@@ -100,6 +102,8 @@ impl Refusal {
         Self::BufferFull,
         Self::ClaimsFull,
         Self::StateError,
+        Self::InboxFull,
+        Self::InboxError,
         Self::UpstreamBusy,
         Self::UpstreamUnavailable,
         Self::UpstreamTimeout,
@@ -142,6 +146,8 @@ impl Refusal {
             | Self::BufferFull
             | Self::ClaimsFull
             | Self::StateError
+            | Self::InboxFull
+            | Self::InboxError
             | Self::UpstreamBusy
             | Self::UpstreamUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
@@ -191,6 +197,8 @@ impl Refusal {
             Self::BufferFull => "buffer_full",
             Self::ClaimsFull => "claims_full",
             Self::StateError => "state_error",
+            Self::InboxFull => "inbox_full",
+            Self::InboxError => "inbox_error",
             Self::UpstreamBusy => "upstream_busy",
             Self::UpstreamUnavailable => "upstream_unavailable",
             Self::UpstreamTimeout => "upstream_timeout",
@@ -247,6 +255,8 @@ impl Refusal {
             Self::BufferFull => "`max_buffered` bytes of bodies are held",
             Self::ClaimsFull => "the source's claim table is full (`max_claims`); nothing is forgotten to make room",
             Self::StateError => "the state store did not answer",
+            Self::InboxFull => "the inbox takes no more: `max_size`, `max_age` or the free disk is at its limit",
+            Self::InboxError => "the delivery could not be stored, and so was not acknowledged",
             Self::UpstreamBusy => "the upstream's `max_in_flight` is reached and nothing came free in `queue_timeout`",
             Self::UpstreamUnavailable => "no url of the upstream could be tried",
             Self::UpstreamTimeout => "the upstream did not answer within its `timeout`",
@@ -261,8 +271,9 @@ impl Refusal {
         match self.status() {
             StatusCode::TOO_MANY_REQUESTS => Some(1),
             StatusCode::SERVICE_UNAVAILABLE => Some(match self {
+                Self::InboxFull => 60,
                 Self::ClaimsFull => 30,
-                Self::InFlight | Self::UpstreamUnavailable => 5,
+                Self::InFlight | Self::InboxError | Self::UpstreamUnavailable => 5,
                 _ => 1,
             }),
             _ => None,

@@ -7,6 +7,7 @@ use crate::admin::{AdminPort, OpenWorkshop};
 use crate::clock::Clock;
 use crate::config::{Admin, Config, ListenerPlan, Log};
 use crate::gateway::Door;
+use crate::inbox::{self, Inbox};
 use crate::server::{self, Listener, Permits, Stop};
 use crate::state::{self, State};
 use crate::telemetry::{Audit, Metrics};
@@ -83,7 +84,12 @@ impl Running {
             Ok(Err(error)) => return Err(format!("[state]: {error}")),
             Err(_) => return Err("[state]: opening it failed".to_owned()),
         };
-        let door = Door::open(config.plan, clock, metrics.clone(), audit, state).map_err(|error| error.to_string())?;
+        let inbox = match config.inbox {
+            Some(settings) => Some(open_inbox(&settings, &clock, &metrics)?),
+            None => None,
+        };
+        let door =
+            Door::open(config.plan, clock, metrics.clone(), audit, state, inbox).map_err(|error| error.to_string())?;
         metrics.config_last_success.set(door.clock.now().as_secs() as f64);
 
         let listeners = bound.into_iter().map(|(listener, configured)| {
@@ -117,6 +123,16 @@ impl Running {
                 Some(serving) if serving.configured == plan.settings.address => kept.push(plan),
                 _ => fresh.push(bind(plan, None, &self.door.metrics, &self.permits)?),
             }
+        }
+        match (&*self.door.inbox.load(), config.inbox) {
+            (None, Some(settings)) => {
+                let inbox = open_inbox(&settings, &self.door.clock, &self.door.metrics)?;
+                self.door.inbox.store(Some(inbox));
+            }
+            (Some(inbox), Some(settings)) if !inbox.is_in(&settings.folder) => {
+                tracing::warn!("[inbox] path takes effect at the next start");
+            }
+            (Some(_), Some(_)) | (_, None) => {}
         }
         self.door.swap(config.plan).map_err(|error| error.to_string())?;
         self.door.metrics.config_last_success.set(self.door.clock.now().as_secs() as f64);
@@ -198,11 +214,28 @@ impl Running {
             serving.stop.send_replace(Stop::Abort);
         }
         // A disk that hangs must not keep the process.
+        if let Some(inbox) = self.door.inbox.load_full()
+            && tokio::time::timeout(STATE_CLOSES_WITHIN, inbox.close()).await.is_err()
+        {
+            tracing::error!("the inbox did not close in time; what was acknowledged is written");
+        }
         if tokio::time::timeout(STATE_CLOSES_WITHIN, self.door.state.close()).await.is_err() {
             tracing::error!("the state store did not close in time; what was committed is written");
         }
         self.door.audit.flush();
     }
+}
+
+/// The whole file may have to be read first: not a thing to do on a thread that others wait for.
+fn open_inbox(settings: &inbox::Settings, clock: &Clock, metrics: &Metrics) -> Result<Arc<Inbox>, String> {
+    let meters = inbox::Meters {
+        append: metrics.inbox_append_seconds.clone(),
+        commit: metrics.inbox_commit_seconds.clone(),
+        batch: metrics.inbox_batch_size.clone(),
+        errors: metrics.inbox_errors.clone(),
+    };
+    let opened = tokio::task::block_in_place(|| Inbox::open(settings, clock.now(), meters));
+    opened.map_err(|error| format!("[inbox]: {error}"))
 }
 
 /// An inherited socket belongs to the listener of its name (FileDescriptorName=), or to the one with its address.

@@ -29,7 +29,9 @@ mod verification;
 mod workbench;
 
 use crate::clock::Clock;
+use crate::gateway::source::Way;
 use crate::gateway::{Limits, ListenerView, Plan};
+use crate::inbox;
 use crate::state::{self, SyncMode};
 use crate::telemetry::{Format, Level, Target};
 use node::{Kind, Node};
@@ -58,6 +60,8 @@ pub(crate) struct Config {
     pub(crate) drain_delay: Duration,
     pub(crate) drain_timeout: Duration,
     pub(crate) state: state::Settings,
+    /// Where a source wants one.
+    pub(crate) inbox: Option<inbox::Settings>,
     pub(crate) log: Log,
     pub(crate) plan: Plan,
 }
@@ -204,6 +208,7 @@ fn read(root: &Node, presets: &Presets, ledger: &Ledger) -> Option<Config> {
 
     let fetch = fetch::read(&file.table_or_empty("fetch"));
     let (state, max_claims, state_is_memory) = read_state(&file.table_or_empty("state"));
+    let inbox = read_inbox(&file.table_or_empty("inbox"));
     let log = read_log(&file.table_or_empty("log"));
 
     let (listener_plans, listener_facts) = listeners::read(&file, &server_limits, Clock::default().now());
@@ -280,7 +285,20 @@ fn read(root: &Node, presets: &Presets, ledger: &Ledger) -> Option<Config> {
         sources: read_sources.into_iter().map(|source| source.settings).collect(),
         fetch: fetch?,
     };
-    Some(Config { listeners: listener_plans, admin, max_connections, drain_delay, drain_timeout, state, log, plan })
+    let stores = plan.sources.iter().any(|source| source.delivery == Way::Inbox);
+    // What an inbox holds is to be delivered though no source adds to it any more.
+    let inbox = (stores || inbox.folder.join("inbox.db").exists()).then_some(inbox);
+    Some(Config {
+        listeners: listener_plans,
+        admin,
+        max_connections,
+        drain_delay,
+        drain_timeout,
+        state,
+        inbox,
+        log,
+        plan,
+    })
 }
 
 /// A body must fit into what its client and its source may hold of all bodies in flight.
@@ -324,6 +342,15 @@ fn read_state(table: &Table<'_>) -> (state::Settings, u64, bool) {
     };
     table.check_unknown();
     (settings, max_claims, !on_disk)
+}
+
+fn read_inbox(table: &Table<'_>) -> inbox::Settings {
+    let path = table.text("path").unwrap_or_else(|| {
+        table.note_default("path", "\"inbox\"");
+        "inbox".to_owned()
+    });
+    table.check_unknown();
+    inbox::Settings { folder: table.base().join(path) }
 }
 
 fn read_log(table: &Table<'_>) -> Log {

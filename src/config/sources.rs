@@ -6,7 +6,7 @@ use super::units::header_value;
 use super::verification::{self, Credentials, Resends};
 use crate::gateway::source::{
     Acknowledge, AlternativeName, ClientCertRule, OnDuplicate, OnReplay, PathRule, Per, RateLimit, Roots, Settings,
-    UpstreamPath,
+    UpstreamPath, Way,
 };
 use crate::server::{DistinguishedName, roots_verifier};
 use crate::verify::Coverage;
@@ -84,7 +84,15 @@ pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &
             "another upstream without `sign`",
         );
     }
-    table.choice("delivery", Some("proxy"), &[("proxy", ())]);
+    let delivery =
+        table.choice("delivery", Some("proxy"), &[("proxy", Way::Proxy), ("inbox", Way::Inbox)]).unwrap_or(Way::Proxy);
+    if observe && delivery == Way::Inbox {
+        table.error(
+            "mode",
+            "observes, and the inbox would acknowledge and deliver what is not proven",
+            r#"delivery = "proxy" while it observes"#,
+        );
+    }
     let methods = methods(&table);
     let content_types = table.all_parsed("content_types", |text| {
         let lower = text.to_ascii_lowercase();
@@ -155,6 +163,7 @@ pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &
         secret_names: distinct(credentials.secret_names),
         max_body,
         max_claims: usize::try_from(max_claims).unwrap_or(usize::MAX),
+        delivery,
         upstream: upstream?,
         upstream_path,
         acknowledge: acknowledge?,

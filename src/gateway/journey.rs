@@ -6,17 +6,18 @@
 use super::Door;
 use super::budget::{Place, Share};
 use super::respond::{self, Reply};
-use super::source::{OnDuplicate, OnReplay, PathRule, Source, UpstreamPath};
+use super::source::{OnDuplicate, OnReplay, PathRule, Source, UpstreamPath, Way};
 use super::visit::Visit;
 use crate::client::ClientKey;
 use crate::clock::UnixMillis;
 use crate::deliver::{Answer, Fault, SendError};
 use crate::delivery::Delivery;
+use crate::inbox::{AppendError, Claims, Entry, NewTask};
 use crate::parcel::{Parcel, Statement};
 use crate::refusal::Refusal;
-use crate::state::{Ask, Claim, Committed, Reservation, StateError};
+use crate::state::{Ask, Claim, Committed, HandedOver, Record, Reservation, StateError};
 use crate::telemetry::Outcome;
-use crate::verify::Verified;
+use crate::verify::{SigningKey, Verified};
 use http::HeaderValue;
 use http::header::HeaderName;
 use sha2::{Digest, Sha256};
@@ -34,8 +35,14 @@ const LEASE_MARGIN: Duration = Duration::from_secs(10);
 /// A commit is a write to a local file; an answer waits this long for one, and no longer when the disk hangs.
 const COMMIT_WAIT: Duration = Duration::from_secs(5);
 
+/// A sender waits so long for its delivery to be stored: several times what a busy disk takes for a sync.
+const APPEND_WAIT: Duration = Duration::from_secs(10);
+
 /// How often a commit that failed after the upstream's 2xx is tried again, until its lease ends.
 const COMMIT_RETRY: Duration = Duration::from_millis(250);
+
+/// Receivers keep these ids in columns and keys.
+const LONGEST_ID: usize = 128;
 
 /// Judged: proven, or (in observe mode alone) known to be one that enforcing would refuse.
 pub(super) enum Judged {
@@ -89,7 +96,10 @@ impl Journey {
                 visit.would_refuse = Some(Refusal::RateLimited);
             }
         }
-        self.forward(judged, reservation, visit).await
+        match (self.source.settings.delivery, judged) {
+            (Way::Inbox, Judged::Proven(verified)) => self.store(verified, reservation, visit).await,
+            (Way::Proxy, judged) | (Way::Inbox, judged) => self.forward(judged, reservation, visit).await,
+        }
     }
 
     async fn claim(&self, verified: &Verified) -> Step {
@@ -163,7 +173,7 @@ impl Journey {
 
     /// Step 9: forward, relay the answer; commit on 2xx, release on everything else.
     async fn forward(self, judged: Judged, reservation: Option<Reservation>, mut visit: Visit) -> Reply {
-        let parcel = self.pack(judged, &visit);
+        let parcel = self.pack(judged, &visit, self.source.signs.as_deref());
         let begun = Instant::now();
         visit.forwarded = true;
         let sent = self.send(&parcel, reservation.as_ref()).await;
@@ -205,6 +215,62 @@ impl Journey {
         visit.refuse(refusal)
     }
 
+    /// Step 9, by the inbox: the delivery and its claim become durable together, and only then is it acknowledged.
+    async fn store(self, verified: Box<Verified>, reservation: Option<Reservation>, visit: Visit) -> Reply {
+        let Some(inbox) = self.door.inbox.load_full() else { return visit.refuse(Refusal::InboxError) };
+        let claim = match reservation.map(|reservation| reservation.hand_over(self.door.clock.now())) {
+            Some(None) => return visit.refuse(Refusal::InFlight),
+            claim => claim.flatten(),
+        };
+        let Ok(request_id) = visit.request_id.parse() else { return visit.refuse(Refusal::Internal) };
+        let (delivery_id, event_id) = (self.delivery_id(&verified, &visit), verified.event_id().map(str::to_owned));
+        let event_type = verified.event_type().map(str::to_owned);
+        let source = &self.source.settings;
+        let entry = Entry {
+            source: source.name.clone(),
+            received: visit.at,
+            request_id,
+            delivery_id,
+            event_id,
+            event_type,
+            parcel: Arc::new(self.pack(Judged::Proven(verified), &visit, None)),
+            claims: claim.as_ref().map(|claim| claims(claim.record())).unwrap_or_default(),
+            tasks: vec![NewTask { upstream: source.upstream.as_str().into(), path: None, lane: None }],
+        };
+        let work = self.door.detached.clone().try_acquire_owned();
+        let mut storing = Box::pin(async move {
+            let appended = inbox.append(entry).await;
+            if let Some(claim) = claim {
+                decide(claim, &appended);
+            }
+            drop(work);
+            appended
+        });
+        match timeout(APPEND_WAIT, &mut storing).await {
+            Ok(appended) => self.conclude_stored(appended, visit),
+            Err(_) => {
+                // It may yet be written: until that is known its claim is held, and copies are told to come again.
+                tokio::spawn(storing);
+                tracing::error!(
+                    source = &*self.source.settings.name,
+                    "the inbox takes long; the sender is told to try again"
+                );
+                visit.refuse(Refusal::InboxError)
+            }
+        }
+    }
+
+    fn conclude_stored(&self, appended: Result<(), AppendError>, mut visit: Visit) -> Reply {
+        match appended {
+            Ok(()) => {
+                let reply = respond::acknowledge(&self.source.settings.acknowledge, &visit.request_id);
+                visit.record(Outcome::Accepted, reply.status());
+                reply
+            }
+            Err(AppendError::Store(_)) => visit.refuse(Refusal::InboxError),
+        }
+    }
+
     /// Sends, and renews the lease while that takes its time: the lease is longer than any sending, but it is counted
     /// by the wall clock, and that may be set forward meanwhile.
     async fn send(&self, parcel: &Parcel, reservation: Option<&Reservation>) -> Result<Answer, SendError> {
@@ -225,13 +291,13 @@ impl Journey {
         self.source.destination.longest() + LEASE_MARGIN
     }
 
-    fn pack(&self, judged: Judged, visit: &Visit) -> Parcel {
+    fn pack(&self, judged: Judged, visit: &Visit, signs: Option<&SigningKey>) -> Parcel {
         let delivery = match &judged {
             Judged::Proven(verified) => verified.delivery(),
             Judged::Unproven(delivery, _) => delivery,
         };
         let path_and_query = self.upstream_path(delivery);
-        let added = match (&judged, &self.source.signs) {
+        let added = match (&judged, signs) {
             (Judged::Proven(verified), Some(key)) => {
                 key.sign(&self.delivery_id(verified, visit), self.door.clock.now(), &delivery.body)
             }
@@ -277,8 +343,9 @@ impl Journey {
     /// what was signed, else this request's own.
     fn delivery_id(&self, verified: &Verified, visit: &Visit) -> String {
         match (verified.event_id(), verified.replay_keys()) {
-            (Some(id), _) if verified.event_id_is_signed() && id.len() <= 128 => id.to_owned(),
-            (_, [key, ..]) => hex::encode(key),
+            (Some(id), _) if verified.event_id_is_signed() && id.len() <= LONGEST_ID => id.to_owned(),
+            (Some(id), _) if verified.event_id_is_signed() => hex::encode(Sha256::digest(id)),
+            (_, [key, ..]) => hex::encode(Sha256::digest(key)),
             _ => visit.request_id.clone(),
         }
     }
@@ -329,6 +396,19 @@ impl Door {
             self.metrics.commit_failures.inc();
             tracing::warn!(source, "the claim's lease ended before the upstream answered; a copy may have passed");
         }
+    }
+}
+
+/// A claim in the inbox's words.
+fn claims(record: &Record) -> Claims {
+    let Record { prints, keep_until, event, event_keep_until } = record.clone();
+    Claims { prints, keep_until, event, event_keep_until }
+}
+
+fn decide(claim: HandedOver, appended: &Result<(), AppendError>) {
+    match appended {
+        Ok(()) => claim.written(),
+        Err(_) => claim.not_written(),
     }
 }
 

@@ -19,15 +19,16 @@ mod visit;
 use crate::clock::Clock;
 use crate::deliver::{self, Destination};
 use crate::fetch::{self, Fetcher};
+use crate::inbox::Inbox;
 use crate::state::{Quota, State};
 use crate::telemetry::{Audit, Metrics};
 use crate::verify::SigningKey;
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use body::Pace;
 use budget::{Buffer, InFlight};
 use ipnet::IpNet;
 use refused::Refusals;
-use source::{Budgets, Source, Sources};
+use source::{Budgets, Source, Sources, Way};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -76,6 +77,9 @@ pub(crate) struct Gateway {
     pace: Pace,
     listeners: HashMap<Arc<str>, ListenerView>,
     pub(crate) upstreams: BTreeMap<String, Arc<Destination>>,
+    /// What signs for an upstream that asks for it.
+    #[expect(dead_code, reason = "what is stored is signed when it is sent, by what comes next")]
+    pub(crate) signing: HashMap<String, Arc<SigningKey>>,
     pub(crate) sources: Sources,
 }
 
@@ -86,6 +90,8 @@ pub(crate) struct Door {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) audit: Audit,
     pub(crate) state: Arc<State>,
+    /// Once there is one it stays, whatever a reload says: what it holds is still to be delivered.
+    pub(crate) inbox: ArcSwapOption<Inbox>,
     /// What was fetched for proofs so far.
     pub(crate) fetcher: Arc<Fetcher>,
     buffer: Arc<Buffer>,
@@ -112,6 +118,7 @@ impl Door {
         metrics: Arc<Metrics>,
         audit: Audit,
         state: Arc<State>,
+        inbox: Option<Arc<Inbox>>,
     ) -> Result<Arc<Self>, deliver::BuildError> {
         let buffer = Buffer::new(plan.limits.max_buffered, metrics.buffered_bytes.clone());
         let in_flight = InFlight::new(plan.limits.max_requests_per_client);
@@ -122,13 +129,14 @@ impl Door {
         );
         let fetcher = Fetcher::new(plan.fetch.clone(), clock.clone(), meters);
         let refusals = Refusals::new(plan.limits.keep_refused);
-        let gateway = Gateway::build(plan, None, &metrics, &state)?;
+        let gateway = Gateway::build(plan, None, &metrics, &state, inbox.as_deref())?;
         Ok(Arc::new(Self {
             current: ArcSwap::from_pointee(gateway),
             clock,
             metrics,
             audit,
             state,
+            inbox: ArcSwapOption::new(inbox),
             fetcher,
             buffer,
             in_flight,
@@ -148,7 +156,7 @@ impl Door {
     pub(crate) fn swap(&self, plan: Plan) -> Result<(), deliver::BuildError> {
         let (limits, fetch) = (plan.limits.clone(), plan.fetch.clone());
         let old = self.current.load_full();
-        let new = Gateway::build(plan, Some(&old), &self.metrics, &self.state)?;
+        let new = Gateway::build(plan, Some(&old), &self.metrics, &self.state, self.inbox.load().as_deref())?;
         self.fetcher.configure(fetch);
         self.buffer.resize(limits.max_buffered);
         self.in_flight.resize(limits.max_requests_per_client);
@@ -169,7 +177,12 @@ impl Door {
             Some("draining")
         } else if !self.state.is_healthy() {
             Some("the state store does not work")
-        } else if !gateway.upstreams.is_empty() && !gateway.upstreams.values().any(|upstream| upstream.can_forward()) {
+        } else if self.inbox.load().as_ref().is_some_and(|inbox| !inbox.is_healthy()) {
+            Some("the inbox cannot be written")
+        } else if gateway.sources.all().iter().all(|source| source.settings.delivery == Way::Proxy)
+            && !gateway.upstreams.is_empty()
+            && !gateway.upstreams.values().any(|upstream| upstream.can_forward())
+        {
             Some("no upstream can be reached")
         } else {
             None
@@ -229,6 +242,7 @@ impl Gateway {
         previous: Option<&Self>,
         metrics: &Metrics,
         state: &State,
+        inbox: Option<&Inbox>,
     ) -> Result<Self, deliver::BuildError> {
         let mut upstreams = BTreeMap::new();
         let mut signing = HashMap::new();
@@ -243,7 +257,7 @@ impl Gateway {
                     Destination::start(upstream.settings, meters)?
                 }
             };
-            signing.insert(name.clone(), upstream.signs);
+            signing.extend(upstream.signs.map(|key| (name.clone(), key)));
             upstreams.insert(name, destination);
         }
         let mut sources = Vec::new();
@@ -270,10 +284,18 @@ impl Gateway {
                     );
                 }
             }
+            let ledger = state.ledger(&settings.name, settings.max_claims);
+            if let Some(inbox) = inbox {
+                ledger.seed_once(|remember| {
+                    inbox
+                        .seeds(&settings.name, |seed| remember(seed.print, seed.is_event, seed.until))
+                        .inspect_err(|why| tell_unread(&settings.name, why))
+                });
+            }
             sources.push(Arc::new(Source {
-                ledger: state.ledger(&settings.name, settings.max_claims),
+                ledger,
                 meters: metrics.source(&settings.name, &settings.secret_names, settings.observe),
-                signs: signing.get(&settings.upstream).cloned().flatten(),
+                signs: signing.get(&settings.upstream).cloned(),
                 destination,
                 budgets,
                 settings,
@@ -283,6 +305,7 @@ impl Gateway {
             pace: Pace { min_rate: plan.limits.min_body_rate, longest: plan.limits.body_timeout },
             listeners: plan.listeners.into_iter().map(|view| (view.name.clone(), view)).collect(),
             upstreams,
+            signing,
             sources: Sources::new(sources),
         })
     }
@@ -316,6 +339,10 @@ impl Gateway {
     fn trusted(&self, listener: &str) -> &[IpNet] {
         self.listeners.get(listener).map_or(&[], |view| &view.trusted_proxies)
     }
+}
+
+fn tell_unread(source: &str, why: &str) {
+    tracing::error!(source, why, "what the inbox accepted could not be read, so the source accepts nothing");
 }
 
 fn upstream_meters(metrics: &Metrics, settings: &deliver::Settings) -> deliver::Meters {

@@ -8,7 +8,7 @@ use super::budget::{Place, Share};
 use super::journey::{Journey, Judged};
 use super::refused::Circumstances;
 use super::respond::{self, Details, Reply};
-use super::source::Source;
+use super::source::{Source, Way};
 use super::visit::Visit;
 use super::{Door, Gateway, admit, body, forwarded};
 use crate::client::ClientKey;
@@ -167,7 +167,7 @@ impl Door {
         let with_certificate = admit::certificate(source, visit.certificate.as_deref(), self.clock.now())?;
         admit::not_guessing(source, key)?;
         let place = self.in_flight.enter(key).ok_or(Refusal::ClientBusy)?;
-        if source.destination.is_saturated() {
+        if source.settings.delivery == Way::Proxy && source.destination.is_saturated() {
             return Err(Refusal::UpstreamBusy);
         }
         Ok((place, with_certificate))

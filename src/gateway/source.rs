@@ -36,6 +36,7 @@ pub(crate) struct Settings {
     pub(crate) secret_names: Vec<String>,
     pub(crate) max_body: u64,
     pub(crate) max_claims: usize,
+    pub(crate) delivery: Way,
     pub(crate) upstream: String,
     pub(crate) upstream_path: Option<UpstreamPath>,
     pub(crate) acknowledge: Acknowledge,
@@ -53,6 +54,15 @@ pub(crate) struct Settings {
     pub(crate) awaits: Option<String>,
     /// The operator is shown that secret, to paste it at the provider's.
     pub(crate) shows_captured: bool,
+}
+
+/// What is waited for before the sender is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// The upstream's answer.
+    Proxy,
+    /// That it is stored; it is delivered later.
+    Inbox,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -22,6 +22,8 @@ pub(crate) struct Ledger {
     /// Why what the store has for this source could not be read. While it is set nothing is reserved: an empty memory
     /// would take every replay for new.
     unread: Mutex<Option<String>>,
+    /// The same for what an inbox has for it, where there is one. Some: it was read, and how.
+    seeded: Mutex<Option<Result<(), String>>>,
 }
 
 #[derive(Clone)]
@@ -33,13 +35,14 @@ enum Store {
 impl Ledger {
     pub(super) fn in_memory(max_claims: usize) -> Self {
         let table = Arc::new(Mutex::new(Table::new(max_claims)));
-        Self { table, store: Store::Memory, unread: Mutex::new(None) }
+        Self { table, store: Store::Memory, unread: Mutex::new(None), seeded: Mutex::default() }
     }
 
     pub(super) fn on_disk(source: &str, max_claims: usize, disk: Arc<Disk>) -> Self {
         let table = Arc::new(Mutex::new(Table::new(max_claims)));
         let store = Store::Disk { disk, source: source.into() };
-        let ledger = Self { table, store, unread: Mutex::new(Some("it was not read yet".into())) };
+        let ledger =
+            Self { table, store, unread: Mutex::new(Some("it was not read yet".into())), seeded: Mutex::default() };
         ledger.read_store();
         ledger
     }
@@ -52,6 +55,9 @@ impl Ledger {
 
     pub(crate) async fn reserve(&self, ask: Ask, now: UnixMillis) -> Result<Claim, StateError> {
         if let Some(why) = &*self.unread.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Err(StateError::Store(why.clone()));
+        }
+        if let Some(Err(why)) = &*self.seeded.lock().unwrap_or_else(PoisonError::into_inner) {
             return Err(StateError::Store(why.clone()));
         }
         if let Store::Disk { disk, .. } = &self.store {
@@ -75,6 +81,20 @@ impl Ledger {
             Ok(Judgement::Replay) => Ok(Claim::Replay),
             Err(Full) => Err(StateError::Full),
         }
+    }
+
+    /// Takes in what another store remembers, once; after a failure the next call tries again, and until then nothing
+    /// is reserved.
+    pub(crate) fn seed_once(&self, read: impl FnOnce(&mut dyn FnMut(Print, bool, UnixMillis)) -> Result<(), String>) {
+        let mut seeded = self.seeded.lock().unwrap_or_else(PoisonError::into_inner);
+        if *seeded == Some(Ok(())) {
+            return;
+        }
+        let mut table = lock(&self.table);
+        *seeded = Some(read(&mut |print, is_event, until| match is_event {
+            true => table.restore_event(print, until),
+            false => table.restore_replay(print, until),
+        }));
     }
 
     /// Replay keys reserved and remembered, against `capacity`.
@@ -193,6 +213,15 @@ impl Reservation {
         kept
     }
 
+    /// For somebody else to write down, together with what it is a claim to. None: the lease is over, and somebody else
+    /// may hold these keys.
+    pub(crate) fn hand_over(mut self, now: UnixMillis) -> Option<HandedOver> {
+        let record = lock(&self.table).begin_commit(self.token, now)?;
+        // From here on the other one decides.
+        self.settled = Some(Committed::Yes);
+        Some(HandedOver { table: Arc::clone(&self.table), token: self.token, record, decided: false })
+    }
+
     /// Frees the keys at once: the next copy is first.
     pub(crate) fn release(self) {
         drop(self);
@@ -201,6 +230,43 @@ impl Reservation {
     /// The lease lasts until `now + lease` from here. False: it had run out, and renewing cannot bring it back.
     pub(crate) fn renew(&self, now: UnixMillis, lease: Duration) -> bool {
         lock(&self.table).renew(self.token, now, now.after(lease))
+    }
+}
+
+/// A claim that is being written down elsewhere. It holds whatever its lease says; dropped undecided it goes on under its
+/// lease, for nobody knows then whether it was written.
+#[must_use = "nobody knows otherwise whether it was written"]
+pub(crate) struct HandedOver {
+    table: SharedTable,
+    token: Token,
+    record: Record,
+    decided: bool,
+}
+
+impl HandedOver {
+    pub(crate) fn record(&self) -> &Record {
+        &self.record
+    }
+
+    pub(crate) fn written(mut self) {
+        self.decided = true;
+        lock(&self.table).finish_commit(self.token);
+    }
+
+    /// It surely was not: the next copy is first.
+    pub(crate) fn not_written(mut self) {
+        self.decided = true;
+        let mut table = lock(&self.table);
+        table.fail_commit(self.token);
+        table.release(self.token);
+    }
+}
+
+impl Drop for HandedOver {
+    fn drop(&mut self) {
+        if !self.decided {
+            lock(&self.table).fail_commit(self.token);
+        }
     }
 }
 

@@ -34,8 +34,9 @@ use crate::clock::UnixMillis;
 use crate::secret::Secret;
 
 pub(crate) use disk::{OpenError, Settings as DiskSettings, SyncMode};
-pub(crate) use ledger::{Committed, Ledger, Reservation};
+pub(crate) use ledger::{Committed, HandedOver, Ledger, Reservation};
 pub(crate) use rate::{KeyedRate, Quota, Rate};
+pub(crate) use table::Record;
 
 /// A MAC or a SHA-256 digest, padded with zeros where it is shorter.
 pub(crate) type Key = [u8; 32];

@@ -16,7 +16,7 @@ use crate::clock::UnixMillis;
 /// The first half of the SHA-256 of a key (made in `ledger.rs`). Half is enough: to have a message refused that is not
 /// a replay, a forger needs a second preimage (2^128); the collision that costs 2^64 only buys a sender two messages of
 /// its own of which we take one. Nobody can get a replay *accepted* by a collision.
-pub(super) type Print = [u8; 16];
+pub(crate) type Print = [u8; 16];
 
 const NONE: u32 = u32::MAX;
 

@@ -48,11 +48,11 @@ struct Open {
 
 /// What a commit makes known.
 #[derive(Clone, Debug)]
-pub(super) struct Record {
-    pub(super) prints: Vec<Print>,
-    pub(super) keep_until: UnixMillis,
-    pub(super) event: Option<Print>,
-    pub(super) event_keep_until: UnixMillis,
+pub(crate) struct Record {
+    pub(crate) prints: Vec<Print>,
+    pub(crate) keep_until: UnixMillis,
+    pub(crate) event: Option<Print>,
+    pub(crate) event_keep_until: UnixMillis,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,6 +18,12 @@ const WHOLE_REQUEST_BUCKETS: [f64; 14] =
 /// From 1 µs (an HMAC over 1 KiB) to 50 ms (25 MiB).
 const VERIFY_BUCKETS: [f64; 9] = [0.000_001, 0.000_002_5, 0.000_005, 0.000_01, 0.000_05, 0.000_25, 0.001, 0.01, 0.05];
 
+/// From 50 µs (a sync of a fast disk) to 10 s (one that is about to fail).
+const DISK_BUCKETS: [f64; 12] =
+    [0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25, 1.0, 10.0];
+
+const BATCH_BUCKETS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 1024.0];
+
 pub(crate) struct Metrics {
     registry: Registry,
     deliveries: IntCounterVec,
@@ -45,6 +51,10 @@ pub(crate) struct Metrics {
     pub(crate) unrouted: IntCounterVec,
     pub(crate) buffered_bytes: IntGauge,
     pub(crate) state_errors: IntCounter,
+    pub(crate) inbox_append_seconds: Histogram,
+    pub(crate) inbox_commit_seconds: Histogram,
+    pub(crate) inbox_batch_size: Histogram,
+    pub(crate) inbox_errors: IntCounter,
     pub(crate) commit_failures: IntCounter,
     pub(crate) audit_dropped: IntCounter,
     pub(crate) clock_behind: Gauge,
@@ -223,6 +233,28 @@ impl Metrics {
             state_errors: register(
                 &registry,
                 IntCounter::with_opts(opts("state_errors_total", "Failed reads or writes of the state store.")),
+            ),
+            inbox_append_seconds: histogram(
+                &registry,
+                "inbox_append_duration_seconds",
+                "From handing a delivery to the inbox to its commit.",
+                &DISK_BUCKETS,
+            ),
+            inbox_commit_seconds: histogram(
+                &registry,
+                "inbox_commit_duration_seconds",
+                "Commits of the inbox, their syncs included.",
+                &DISK_BUCKETS,
+            ),
+            inbox_batch_size: histogram(
+                &registry,
+                "inbox_batch_size",
+                "Deliveries that shared one commit of the inbox.",
+                &BATCH_BUCKETS,
+            ),
+            inbox_errors: register(
+                &registry,
+                IntCounter::with_opts(opts("inbox_errors_total", "Failed reads or writes of the inbox.")),
             ),
             commit_failures: register(
                 &registry,
@@ -406,6 +438,10 @@ fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGa
 fn histograms(registry: &Registry, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
     let opts = HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec());
     register(registry, HistogramVec::new(opts, labels))
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+    register(registry, Histogram::with_opts(HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec())))
 }
 
 /// The names are constants of this file: a name that is invalid or there twice fails every test, not a user.

@@ -15,6 +15,7 @@ const FLOORS: &[(&str, &[&str])] = &[
             "config",
             "gateway",
             "deliver",
+            "inbox",
             "parcel",
             "telemetry",
             "verify",
@@ -29,13 +30,14 @@ const FLOORS: &[(&str, &[&str])] = &[
             "clock",
         ],
     ),
-    ("admin", &["gateway", "telemetry", "verify", "secret"]),
+    ("admin", &["gateway", "inbox", "telemetry", "verify", "secret"]),
     // Its vectors make deliveries and name refusals.
     (
         "config",
         &[
             "gateway",
             "deliver",
+            "inbox",
             "verify",
             "fetch",
             "state",
@@ -52,6 +54,7 @@ const FLOORS: &[(&str, &[&str])] = &[
         "gateway",
         &[
             "deliver",
+            "inbox",
             "parcel",
             "telemetry",
             "verify",
@@ -67,6 +70,7 @@ const FLOORS: &[(&str, &[&str])] = &[
         ],
     ),
     ("deliver", &["parcel", "secret", "clock", "client"]),
+    ("inbox", &["parcel", "secret", "clock"]),
     ("parcel", &["verify", "delivery"]),
     ("telemetry", &["refusal", "clock"]),
     ("verify", &["delivery", "refusal", "fetched", "secret", "clock"]),

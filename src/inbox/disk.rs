@@ -1,0 +1,241 @@
+//! The store's files: the only file that knows their names, their format and when they are safe.
+//!
+//! # Files, in the folder `[inbox] path`, mode 0700
+//!
+//! `inbox.db`   an SQLite database, mode 0600; `application_id` [`APPLICATION_ID`], `user_version` [`FORMAT`]:
+//!
+//! | table        | a row is                                                                                   |
+//! |--------------|--------------------------------------------------------------------------------------------|
+//! | `names`      | a number for the name of a source (kind 0) or an upstream (kind 1); never deleted          |
+//! | `meta`       | a fact about the store itself                                                              |
+//! | `deliveries` | an accepted delivery, without its bytes; `seq` is the order of acceptance, never reused    |
+//! | `contents`   | the bytes of that delivery: an encoded parcel (`parcel.rs`)                                |
+//! | `tasks`      | one delivery to one upstream: its state, its attempts, when it is due                      |
+//! | `claims`     | what was accepted, so that it is not accepted again; as in `state/disk.rs`                 |
+//! | `counts`     | how many tasks there are by source, upstream and state                                     |
+//!
+//! Every table and index that an append touches grows at its end (`seq`, the request id of version 7, due times, expiry),
+//! so appending costs the same in an empty store as in one of millions of rows. That is why claims are not looked up
+//! here: an index over random prints would touch a page of its own for each. `state`'s ledger in memory, filled from
+//! here before the first request, judges; the row is written in the transaction that stores the delivery, so the two
+//! can never disagree after a crash.
+//!
+//! `inbox.db-wal`, `inbox.db-shm`   SQLite's write-ahead log and its index. The log belongs to the database: without it,
+//!              deliveries are missing. A copy of the store is a copy of both.
+//! `lock`       empty; locked by the one process that has the store open. The kernel lets go of it when the process ends
+//!              in whatever way.
+//! `inbox.db.new`  a database being made, never one in use.
+//!
+//! # What survives
+//!
+//! - The journal is a write-ahead log with `synchronous = FULL`: a commit has been synced to the disk before anybody hears
+//!   of it. Deliveries that wait together share one commit, and so one sync.
+//! - A transaction torn by power loss fails its checksum in the log and is dropped whole, with all after it: none of it
+//!   was acknowledged.
+//! - Attempts under way are not in the file. After a crash their tasks are waiting as they were, and are sent again:
+//!   at least once, with the same `X-Request-Id` and `Idempotency-Key`.
+//! - An unreadable or foreign file is refused at start and never replaced. A new database gets its name only when it is
+//!   whole and synced.
+//!
+//! Nothing here may open and close `inbox.db` by itself while SQLite has it open: closing any descriptor of a file drops
+//! all POSIX locks the process holds on it.
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
+
+use super::Settings;
+use super::tally::Counts;
+use crate::clock::UnixMillis;
+
+/// "hkwi".
+const APPLICATION_ID: i32 = 0x686b_7769;
+const FORMAT: i32 = 1;
+
+const SCHEMA: &str = "
+    CREATE TABLE names (id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, name TEXT NOT NULL, UNIQUE (kind, name)) STRICT;
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TABLE deliveries (
+        seq INTEGER PRIMARY KEY, source INTEGER NOT NULL, received INTEGER NOT NULL, request_id BLOB NOT NULL,
+        delivery_id TEXT NOT NULL, event_id TEXT, event_type TEXT, length INTEGER NOT NULL
+    ) STRICT;
+    CREATE UNIQUE INDEX by_request ON deliveries (request_id);
+    CREATE TABLE contents (seq INTEGER PRIMARY KEY, key BLOB, packing INTEGER NOT NULL, content BLOB NOT NULL) STRICT;
+    CREATE TABLE tasks (
+        seq INTEGER NOT NULL, upstream INTEGER NOT NULL, source INTEGER NOT NULL, state INTEGER NOT NULL,
+        attempts INTEGER NOT NULL DEFAULT 0, generation INTEGER NOT NULL DEFAULT 0, due INTEGER NOT NULL,
+        finished INTEGER, status INTEGER, note TEXT, lane INTEGER, path TEXT, PRIMARY KEY (seq, upstream)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX tasks_due ON tasks (upstream, due, seq) WHERE state = 0;
+    CREATE INDEX tasks_waiting ON tasks (upstream, source, seq) WHERE state < 2;
+    CREATE INDEX tasks_lanes ON tasks (upstream, lane, seq) WHERE state < 2 AND lane IS NOT NULL;
+    CREATE TABLE claims (
+        source INTEGER NOT NULL, expires INTEGER NOT NULL, kind INTEGER NOT NULL, print BLOB NOT NULL,
+        PRIMARY KEY (source, expires, kind, print)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE counts (
+        source INTEGER NOT NULL, upstream INTEGER NOT NULL, state INTEGER NOT NULL, n INTEGER NOT NULL,
+        PRIMARY KEY (source, upstream, state)
+    ) STRICT, WITHOUT ROWID;
+";
+
+/// `claims.kind`.
+pub(super) const CLAIM_OF_A_MESSAGE: i64 = 0;
+pub(super) const CLAIM_OF_AN_EVENT: i64 = 1;
+
+/// Several deliveries of a kilobyte fit on a page, and large ones need few.
+const PAGE_BYTES: u32 = 8192;
+
+/// An operator looking into the file with `sqlite3` may hold its lock for a moment.
+pub(super) const BUSY_WAIT: Duration = Duration::from_secs(5);
+
+/// The log is cut back to this after a checkpoint, should a burst have made it longer.
+const LOG_BYTES: i64 = 64 << 20;
+
+/// The writer's pages in memory, in KiB.
+const CACHE_KIB: i32 = 16 << 10;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error("{path}: another process has this inbox open; stop it, or give this one its own `path`")]
+    InUse { path: PathBuf },
+    #[error(
+        "{path}: the inbox is damaged ({detail}). It was left as it is. `hookward inbox salvage` copies what is readable \
+         of it; or restore the whole folder from a copy"
+    )]
+    Damaged { path: PathBuf, detail: String },
+    #[error("{path}: this is not an inbox of hookward; give `path` a folder of its own")]
+    Foreign { path: PathBuf },
+    #[error("{path}: written by a newer hookward (format {found}, this one knows {FORMAT}); run that version")]
+    Newer { path: PathBuf, found: i32 },
+    #[error(
+        "{path}: the inbox's database is missing, but its log is there. Restore the database; or move the log away"
+    )]
+    LogWithoutFile { path: PathBuf },
+    #[error("{path}: {detail}; check that the folder exists, is writable and is on a local disk")]
+    Unusable { path: PathBuf, detail: String },
+}
+
+pub(super) struct Opened {
+    pub(super) connection: Connection,
+    pub(super) lock: File,
+    pub(super) folder: PathBuf,
+    pub(super) path: PathBuf,
+    pub(super) counts: Counts,
+    /// The latest time that the store has seen.
+    pub(super) last_time: UnixMillis,
+}
+
+pub(super) fn open(settings: &Settings, _now: UnixMillis) -> Result<Opened, OpenError> {
+    let unusable = |error: io::Error| OpenError::Unusable { path: settings.folder.clone(), detail: error.to_string() };
+    DirBuilder::new().recursive(true).mode(0o700).create(&settings.folder).map_err(unusable)?;
+    // Whatever name leads to it, the lock lies beside the same file.
+    let folder = std::fs::canonicalize(&settings.folder).map_err(unusable)?;
+    let lock = lock(&folder)?;
+    let path = folder.join("inbox.db");
+    if !path.try_exists().map_err(unusable)? {
+        create(&path)?;
+    }
+    let failed = |error: rusqlite::Error| match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+            OpenError::Damaged { path: path.clone(), detail: error.to_string() }
+        }
+        _ => OpenError::Unusable { path: path.clone(), detail: error.to_string() },
+    };
+    let connection = connect(&path, &failed)?;
+    // The log's own name must survive power loss too.
+    File::open(&folder).and_then(|folder| folder.sync_all()).map_err(unusable)?;
+    let counts = Counts::read(&connection).map_err(failed)?;
+    let last_time = connection
+        .query_row("SELECT value FROM meta WHERE key = 'last_time'", [], |row| row.get::<_, i64>(0))
+        .optional()
+        .map_err(failed)?;
+    let last_time = UnixMillis(u64::try_from(last_time.unwrap_or(0)).unwrap_or(0));
+    Ok(Opened { connection, lock, folder, path, counts, last_time })
+}
+
+fn lock(folder: &Path) -> Result<File, OpenError> {
+    let path = folder.join("lock");
+    let unusable = |detail| OpenError::Unusable { path: path.clone(), detail };
+    let options = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let held = options.map_err(|error| unusable(error.to_string()))?;
+    match held.try_lock() {
+        Ok(()) => Ok(held),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: folder.into() }),
+        Err(TryLockError::Error(error)) => Err(unusable(format!("it cannot be locked: {error}"))),
+    }
+}
+
+/// Makes an empty database beside its final name, whole and synced, and only then names it.
+fn create(path: &Path) -> Result<(), OpenError> {
+    if path.with_extension("db-wal").exists() {
+        return Err(OpenError::LogWithoutFile { path: path.into() });
+    }
+    let unfinished = path.with_extension("db.new");
+    let make = || -> Result<(), Box<dyn std::error::Error>> {
+        for left in [unfinished.clone(), path.with_extension("db.new-journal")] {
+            match std::fs::remove_file(left) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
+        }
+        OpenOptions::new().create_new(true).write(true).mode(0o600).open(&unfinished)?;
+        let connection = Connection::open_with_flags(&unfinished, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        connection.execute_batch(&format!(
+            "PRAGMA page_size = {PAGE_BYTES}; PRAGMA auto_vacuum = INCREMENTAL; PRAGMA synchronous = FULL; BEGIN;
+             PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; {SCHEMA} COMMIT;"
+        ))?;
+        connection.close().map_err(|(_, error)| error)?;
+        std::fs::rename(&unfinished, path)?;
+        if let Some(folder) = path.parent() {
+            File::open(folder)?.sync_all()?;
+        }
+        Ok(())
+    };
+    make().map_err(|error| OpenError::Unusable { path: path.into(), detail: error.to_string() })
+}
+
+fn connect(path: &Path, failed: &dyn Fn(rusqlite::Error) -> OpenError) -> Result<Connection, OpenError> {
+    let damaged = |detail: String| OpenError::Damaged { path: path.into(), detail };
+    if path.metadata().is_ok_and(|file| file.len() == 0) {
+        return Err(damaged("it is empty".into()));
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+    connection.busy_timeout(BUSY_WAIT).map_err(failed)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    let number = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0)).map_err(failed);
+    if number("application_id")? != APPLICATION_ID {
+        return Err(OpenError::Foreign { path: path.into() });
+    }
+    let found = number("user_version")?;
+    if found > FORMAT {
+        return Err(OpenError::Newer { path: path.into(), found });
+    }
+    let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(failed)?;
+    if verdict != "ok" {
+        return Err(damaged(verdict.replace('\n', " ")));
+    }
+    let mode: String =
+        connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0)).map_err(failed)?;
+    if mode != "wal" {
+        let detail = format!("its file system does not carry a write-ahead log (journal mode stays {mode})");
+        return Err(OpenError::Unusable { path: path.into(), detail });
+    }
+    connection
+        .execute_batch(&format!(
+            "PRAGMA synchronous = FULL; PRAGMA journal_size_limit = {LOG_BYTES}; PRAGMA cache_size = -{CACHE_KIB};
+             PRAGMA temp_store = MEMORY;"
+        ))
+        .map_err(failed)?;
+    Ok(connection)
+}
+
+/// SQLite's integers are signed; a time past the year 292,278,994 is for ever.
+pub(super) fn stored(time: UnixMillis) -> i64 {
+    i64::try_from(time.0).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,144 @@
+//! Reading beside the writer: what is due, what it says, what was claimed.
+//!
+//! Invariant: a read transaction is short, for the log cannot be written back past it; and what is read may be a moment
+//! old, so whoever leases by it must know what was settled meanwhile (`feed.rs`).
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use uuid::Uuid;
+
+use super::disk::{self, BUSY_WAIT};
+use super::tally::{self, Kind};
+use super::{Print, Seed, State, Task, TaskKey};
+use crate::clock::UnixMillis;
+use crate::parcel::Parcel;
+
+/// Kept open between reads; more are opened when more read at once.
+const MOST_IDLE: usize = 4;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Due {
+    pub(crate) seq: i64,
+    /// By the inbox's clock.
+    pub(crate) due: UnixMillis,
+}
+
+pub(crate) enum Loaded {
+    Task(Box<Task>),
+    /// It is there, and cannot be sent as it is: what its content holds cannot be read.
+    Unreadable {
+        key: TaskKey,
+        why: String,
+    },
+}
+
+pub(super) struct Readers {
+    path: PathBuf,
+    // Guards the list alone; a connection that reads is not in it.
+    idle: Mutex<Vec<Connection>>,
+}
+
+impl Readers {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path, idle: Mutex::default() }
+    }
+
+    pub(super) fn read<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, String> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let connection = idle.map_or_else(|| self.connect(), Ok).map_err(|error| error.to_string())?;
+        let done = work(&connection).map_err(|error| error.to_string())?;
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < MOST_IDLE {
+            idle.push(connection);
+        }
+        Ok(done)
+    }
+
+    fn connect(&self) -> rusqlite::Result<Connection> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(&self.path, flags)?;
+        connection.busy_timeout(BUSY_WAIT)?;
+        Ok(connection)
+    }
+
+    pub(super) fn due(&self, upstream: &str, limit: usize) -> Result<Vec<Due>, String> {
+        self.read(|connection| {
+            let Some(upstream) = tally::known(connection, Kind::Upstream, upstream)? else { return Ok(Vec::new()) };
+            let mut select = connection.prepare_cached(
+                "SELECT seq, due FROM tasks WHERE upstream = ?1 AND state = 0 ORDER BY due, seq LIMIT ?2",
+            )?;
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            let rows = select
+                .query_map(params![upstream, limit], |row| Ok(Due { seq: row.get(0)?, due: time(row.get(1)?) }))?;
+            rows.collect()
+        })
+    }
+
+    pub(super) fn load(&self, upstream: &Arc<str>, seqs: &[i64]) -> Result<Vec<Loaded>, String> {
+        self.read(|connection| {
+            let Some(id) = tally::known(connection, Kind::Upstream, upstream)? else { return Ok(Vec::new()) };
+            let mut select = connection.prepare_cached(
+                "SELECT t.attempts, t.generation, t.lane IS NOT NULL, t.path, n.name, d.received, d.request_id,
+                        d.delivery_id, c.content
+                 FROM tasks t LEFT JOIN deliveries d ON d.seq = t.seq LEFT JOIN contents c ON c.seq = t.seq
+                 LEFT JOIN names n ON n.id = t.source
+                 WHERE t.seq = ?1 AND t.upstream = ?2 AND t.state = ?3",
+            )?;
+            let mut loaded = Vec::with_capacity(seqs.len());
+            for seq in seqs {
+                let found = select
+                    .query_row(params![seq, id, State::Waiting as i64], |row| read_task(row, *seq, upstream))
+                    .optional()?;
+                loaded.extend(found);
+            }
+            Ok(loaded)
+        })
+    }
+
+    pub(super) fn seeds(&self, source: &str, mut each: impl FnMut(Seed)) -> Result<(), String> {
+        self.read(|connection| {
+            let Some(source) = tally::known(connection, Kind::Source, source)? else { return Ok(()) };
+            let mut select = connection.prepare("SELECT kind, print, expires FROM claims WHERE source = ?1")?;
+            let mut rows = select.query([source])?;
+            while let Some(row) = rows.next()? {
+                let (kind, print, until): (i64, Print, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+                each(Seed { print, is_event: kind == disk::CLAIM_OF_AN_EVENT, until: time(until) });
+            }
+            Ok(())
+        })
+    }
+}
+
+fn read_task(row: &rusqlite::Row<'_>, seq: i64, upstream: &Arc<str>) -> rusqlite::Result<Loaded> {
+    let key = TaskKey { seq, upstream: upstream.clone(), generation: row.get(1)? };
+    let unreadable = |why: &str| Ok(Loaded::Unreadable { key: key.clone(), why: why.to_owned() });
+    let (Some(source), Some(received)) = (row.get::<_, Option<String>>(4)?, row.get::<_, Option<i64>>(5)?) else {
+        return unreadable("its delivery is missing");
+    };
+    let Some(content) = row.get_ref(8)?.as_blob_or_null()? else {
+        return unreadable("its content is missing");
+    };
+    let mut parcel = match Parcel::decode(content) {
+        Ok(parcel) => parcel,
+        Err(why) => return unreadable(&why.to_string()),
+    };
+    if let Some(path) = row.get(3)? {
+        parcel.path_and_query = path;
+    }
+    Ok(Loaded::Task(Box::new(Task {
+        source: source.into(),
+        received: time(received),
+        request_id: Uuid::from_bytes(row.get(6)?),
+        delivery_id: row.get(7)?,
+        attempts: row.get(0)?,
+        is_in_lane: row.get(2)?,
+        parcel: Arc::new(parcel),
+        key,
+    })))
+}
+
+fn time(stored: i64) -> UnixMillis {
+    UnixMillis(u64::try_from(stored).unwrap_or(0))
+}

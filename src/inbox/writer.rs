@@ -1,0 +1,569 @@
+//! The one writer: everything that waits, in one transaction and one sync.
+//!
+//! Invariant: whoever waits hears `Ok` only after the commit that holds what was asked for. One failure does not take
+//! others with it: a batch that cannot be committed is tried again one by one. A settlement is never given up: it is
+//! kept until it can be written, and its task stays leased so long.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use tokio::sync::{mpsc, oneshot};
+
+use super::disk::{self, CLAIM_OF_A_MESSAGE, CLAIM_OF_AN_EVENT};
+use super::feed::Feeds;
+use super::tally::{Counts, Kind, State, Tally};
+use super::{Attempt, Claims, End, Entry, Meters, Steady, Task, TaskKey};
+use crate::clock::UnixMillis;
+
+/// Waiting for the writer. Beyond it callers wait for room: they hold a request each, which is bounded above.
+const QUEUE: usize = 4096;
+
+/// In one transaction: enough to share a sync among all that queued up during the one before.
+const MAX_BATCH: usize = 1024;
+
+/// Bytes of deliveries in one transaction: a batch of large ones must not make all of them wait for minutes of writing.
+const MAX_BATCH_BYTES: usize = 16 << 20;
+
+const TICK: Duration = Duration::from_secs(1);
+
+/// For a person to read.
+const LONGEST_NOTE: usize = 200;
+
+type Answer<T> = oneshot::Sender<Result<T, String>>;
+
+/// What is to be told once the commit has succeeded, or failed.
+type Conclusion = Box<dyn FnOnce(Result<(), String>) + Send>;
+
+/// None: it failed, and its asker has heard.
+type Work = Box<dyn FnOnce(&Connection, &mut Tally) -> Option<Conclusion> + Send>;
+
+enum Message {
+    Append(Box<Append>),
+    Settle(Box<Settling>),
+    Work(Work),
+    Tick,
+    Close(oneshot::Sender<()>),
+}
+
+struct Append {
+    entry: Entry,
+    content: Vec<u8>,
+    since: Instant,
+    answer: Answer<()>,
+}
+
+struct Settling {
+    key: TaskKey,
+    attempt: Attempt,
+    answer: Answer<()>,
+}
+
+pub(super) struct Handle {
+    to_writer: mpsc::Sender<Message>,
+    vitals: Arc<Vitals>,
+}
+
+/// What the writer and the callers tell each other without waiting.
+struct Vitals {
+    runs: AtomicBool,
+    writes: AtomicBool,
+}
+
+const STOPPED: &str = "the writer has stopped";
+
+pub(super) fn start(
+    connection: Connection,
+    lock: File,
+    clock: Steady,
+    meters: Meters,
+    feeds: Arc<Feeds>,
+    counts: Arc<Counts>,
+) -> io::Result<Handle> {
+    let vitals = Arc::new(Vitals { runs: AtomicBool::new(true), writes: AtomicBool::new(true) });
+    let (to_writer, inbox) = mpsc::channel(QUEUE);
+    let next_seq = connection.query_row("SELECT ifnull(max(seq), 0) + 1 FROM deliveries", [], |row| row.get(0));
+    let writer = Writer {
+        connection,
+        inbox,
+        clock,
+        meters,
+        feeds,
+        counts,
+        tally: Tally::default(),
+        next_seq: next_seq.map_err(io::Error::other)?,
+        last_time: UnixMillis::default(),
+        unwritten: Vec::new(),
+        closing: None,
+        runs: Running(vitals.clone()),
+        _lock: lock,
+    };
+    let ticking = to_writer.downgrade();
+    thread::Builder::new().name("inbox-writer".into()).spawn(move || writer.run())?;
+    thread::Builder::new().name("inbox-ticker".into()).spawn(move || {
+        loop {
+            thread::sleep(TICK);
+            // A full queue means that the writer is awake; it will hear the next one.
+            match ticking.upgrade().map(|to_writer| to_writer.try_send(Message::Tick)) {
+                None | Some(Err(mpsc::error::TrySendError::Closed(_))) => break,
+                Some(Ok(()) | Err(mpsc::error::TrySendError::Full(_))) => {}
+            }
+        }
+    })?;
+    Ok(Handle { to_writer, vitals })
+}
+
+impl Handle {
+    pub(super) async fn append(&self, entry: Entry) -> Result<(), String> {
+        let content = entry.parcel.encode();
+        let (answer, answered) = oneshot::channel();
+        self.send(Message::Append(Box::new(Append { entry, content, since: Instant::now(), answer }))).await?;
+        answered.await.map_err(|_| STOPPED.to_owned())?
+    }
+
+    pub(super) async fn settle(&self, key: TaskKey, attempt: Attempt) -> Result<(), String> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Message::Settle(Box::new(Settling { key, attempt, answer }))).await?;
+        answered.await.map_err(|_| STOPPED.to_owned())?
+    }
+
+    pub(super) async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection, &mut Tally) -> rusqlite::Result<T> + Send + 'static,
+        answer: Answer<T>,
+    ) -> Result<(), String> {
+        let work: Work = Box::new(move |connection, tally| match work(connection, tally) {
+            Ok(done) => Some(Box::new(move |committed| {
+                // Whoever asked may be gone; what was done is done.
+                let _ = answer.send(committed.map(|()| done));
+            })),
+            Err(error) => {
+                let _ = answer.send(Err(error.to_string()));
+                None
+            }
+        });
+        self.send(Message::Work(work)).await
+    }
+
+    async fn send(&self, message: Message) -> Result<(), String> {
+        self.to_writer.send(message).await.map_err(|_| STOPPED.to_owned())
+    }
+
+    pub(super) fn is_healthy(&self) -> bool {
+        self.vitals.runs.load(Ordering::Relaxed) && self.vitals.writes.load(Ordering::Relaxed)
+    }
+
+    pub(super) async fn close(&self) {
+        let (done, closed) = oneshot::channel();
+        if self.to_writer.send(Message::Close(done)).await.is_ok() {
+            // An error means that the writer ended without answering: then too it is closed.
+            let _ = closed.await;
+        }
+    }
+}
+
+struct Writer {
+    connection: Connection,
+    inbox: mpsc::Receiver<Message>,
+    clock: Steady,
+    meters: Meters,
+    feeds: Arc<Feeds>,
+    counts: Arc<Counts>,
+    tally: Tally,
+    next_seq: i64,
+    /// When the present time was last written down.
+    last_time: UnixMillis,
+    /// Settlements that could not be written yet.
+    unwritten: Vec<Box<Settling>>,
+    closing: Option<oneshot::Sender<()>>,
+    runs: Running,
+    _lock: File,
+}
+
+/// However the writer ends, it is known.
+struct Running(Arc<Vitals>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.runs.store(false, Ordering::Relaxed);
+    }
+}
+
+/// What one transaction is made of.
+#[derive(Default)]
+struct Batch {
+    appends: Vec<Box<Append>>,
+    settlings: Vec<Box<Settling>>,
+    works: Vec<Work>,
+    bytes: usize,
+}
+
+impl Batch {
+    fn len(&self) -> usize {
+        self.appends.len() + self.settlings.len() + self.works.len()
+    }
+}
+
+/// What a commit stored of an append: its `seq`, and which of its tasks are waiting (the others are behind).
+struct Stored {
+    seq: i64,
+    waiting: Vec<bool>,
+}
+
+impl Writer {
+    fn run(mut self) {
+        while let Some(first) = self.inbox.blocking_recv() {
+            let (batch, ticked) = self.gather(first);
+            self.write(batch);
+            if ticked {
+                self.probe();
+            }
+        }
+        self.finish();
+    }
+
+    /// All that waits, up to the bounds of a batch; and whether a tick was among it.
+    fn gather(&mut self, first: Message) -> (Batch, bool) {
+        let mut batch = Batch { settlings: std::mem::take(&mut self.unwritten), ..Batch::default() };
+        let mut ticked = false;
+        let mut next = Some(first);
+        while let Some(message) = next {
+            match message {
+                Message::Append(append) => {
+                    batch.bytes += append.content.len();
+                    batch.appends.push(append);
+                }
+                Message::Settle(settling) => batch.settlings.push(settling),
+                Message::Work(work) => batch.works.push(work),
+                Message::Tick => ticked = true,
+                Message::Close(done) => {
+                    // What was handed over before is still received, and nothing after.
+                    self.inbox.close();
+                    self.closing = Some(done);
+                }
+            }
+            let is_full = batch.len() >= MAX_BATCH || batch.bytes >= MAX_BATCH_BYTES;
+            next = if is_full { None } else { self.inbox.try_recv().ok() };
+        }
+        (batch, ticked)
+    }
+
+    fn write(&mut self, batch: Batch) {
+        let Batch { appends, settlings, works, .. } = batch;
+        let together = appends.len() + settlings.len() + works.len();
+        if together == 0 {
+            return;
+        }
+        let begun = Instant::now();
+        let (conclusions, tried) = self.commit(&appends, &settlings, works);
+        self.note(&tried);
+        let told = tried.as_ref().map(|_| ()).map_err(ToString::to_string);
+        for conclusion in conclusions {
+            conclusion(told.clone());
+        }
+        match tried {
+            Ok(stored) => {
+                self.meters.commit.observe(begun.elapsed().as_secs_f64());
+                if !appends.is_empty() {
+                    self.meters.batch.observe(appends.len() as f64);
+                }
+                for upstream in self.tally.publish(&self.counts) {
+                    self.feeds.of(&upstream).look_again();
+                }
+                for (append, stored) in appends.into_iter().zip(stored) {
+                    self.acknowledge(*append, &stored);
+                }
+                for settling in settlings {
+                    // Whoever asked may be gone; settled is settled.
+                    let _ = settling.answer.send(Ok(()));
+                }
+            }
+            Err(error) if together > 1 && !is_of_the_disk(&error) => {
+                // One of them may be what fails, and the others must not fail with it.
+                for append in appends {
+                    self.write(Batch { appends: vec![append], ..Batch::default() });
+                }
+                for settling in settlings {
+                    self.write(Batch { settlings: vec![settling], ..Batch::default() });
+                }
+            }
+            Err(error) => {
+                for append in appends {
+                    let _ = append.answer.send(Err(error.to_string()));
+                }
+                self.unwritten.extend(settlings);
+            }
+        }
+    }
+
+    fn commit(
+        &mut self,
+        appends: &[Box<Append>],
+        settlings: &[Box<Settling>],
+        works: Vec<Work>,
+    ) -> (Vec<Conclusion>, rusqlite::Result<Vec<Stored>>) {
+        let mut conclusions = Vec::new();
+        let tally = &mut self.tally;
+        let (now, mut seq) = (self.clock.now(), self.next_seq);
+        let dates = now >= self.last_time.after(TICK);
+        let connection = &mut self.connection;
+        let write = || {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let mut stored = Vec::with_capacity(appends.len());
+            for append in appends {
+                stored.push(insert(&transaction, tally, append, seq, now)?);
+                seq += 1;
+            }
+            for settling in settlings {
+                settle(&transaction, tally, settling, now)?;
+            }
+            for work in works {
+                let before = tally.clone();
+                transaction.execute_batch("SAVEPOINT work")?;
+                match work(&transaction, tally) {
+                    Some(conclusion) => conclusions.push(conclusion),
+                    None => {
+                        transaction.execute_batch("ROLLBACK TO work")?;
+                        *tally = before;
+                    }
+                }
+                transaction.execute_batch("RELEASE work")?;
+            }
+            tally.write(&transaction)?;
+            if dates {
+                write_time(&transaction, now)?;
+            }
+            transaction.commit()?;
+            Ok(stored)
+        };
+        let tried = write();
+        match &tried {
+            Ok(_) => {
+                self.next_seq = seq;
+                self.last_time = if dates { now } else { self.last_time };
+            }
+            Err(_) => self.tally.forget(),
+        }
+        (conclusions, tried)
+    }
+
+    fn acknowledge(&self, append: Append, stored: &Stored) {
+        let Append { entry, since, answer, .. } = append;
+        self.meters.append.observe(since.elapsed().as_secs_f64());
+        let _ = answer.send(Ok(()));
+        for (task, _) in entry.tasks.into_iter().zip(&stored.waiting).filter(|(_, waiting)| **waiting) {
+            let mut parcel = entry.parcel.clone();
+            if let Some(path) = task.path {
+                let mut own = (*parcel).clone();
+                own.path_and_query = path;
+                parcel = Arc::new(own);
+            }
+            self.feeds.of(&task.upstream).offer(Task {
+                key: TaskKey { seq: stored.seq, upstream: task.upstream, generation: 0 },
+                source: entry.source.clone(),
+                received: entry.received,
+                request_id: entry.request_id,
+                delivery_id: entry.delivery_id.clone(),
+                attempts: 0,
+                is_in_lane: task.lane.is_some(),
+                parcel,
+            });
+        }
+    }
+
+    fn note<T>(&self, tried: &rusqlite::Result<T>) {
+        let wrote = self.runs.0.writes.swap(tried.is_ok(), Ordering::Relaxed);
+        match tried {
+            Ok(_) if !wrote => tracing::warn!("the inbox can be written again"),
+            Ok(_) => {}
+            Err(error) => {
+                self.meters.errors.inc();
+                // Once for each outage: the counter counts the rest.
+                if wrote {
+                    tracing::error!(%error, "the inbox cannot be written: deliveries are refused with 503");
+                }
+            }
+        }
+    }
+
+    /// After a failure, tries whether writing works again, so that health does not depend on traffic which an unhealthy
+    /// gateway may not get.
+    fn probe(&mut self) {
+        if self.runs.0.writes.load(Ordering::Relaxed) {
+            return;
+        }
+        let (now, connection) = (self.clock.now(), &self.connection);
+        let tried = write_time(connection, now);
+        self.note(&tried);
+    }
+
+    fn finish(mut self) {
+        let batch = Batch { settlings: std::mem::take(&mut self.unwritten), ..Batch::default() };
+        self.write(batch);
+        // Harmless when it fails: what is due is so by a clock that is some seconds behind.
+        let _ = write_time(&self.connection, self.clock.now());
+        let closed = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        if let Err(error) = closed {
+            // Harmless: the log stays as long as it is, and nothing in it is lost.
+            tracing::debug!(%error, "the inbox's log was not written back");
+        }
+        let closing = self.closing.take();
+        // The file and its lock are let go before anybody hears that they are.
+        drop(self);
+        if let Some(done) = closing {
+            // Nobody listens when the caller of close gave up.
+            let _ = done.send(());
+        }
+    }
+}
+
+fn write_time(connection: &Connection, now: UnixMillis) -> rusqlite::Result<()> {
+    connection.prepare_cached("REPLACE INTO meta VALUES ('last_time', ?1)")?.execute([disk::stored(now)]).map(drop)
+}
+
+/// Failures that every write meets alike.
+fn is_of_the_disk(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{
+        CannotOpen, DatabaseBusy, DatabaseCorrupt, DatabaseLocked, DiskFull, NotADatabase, ReadOnly, SystemIoFailure,
+    };
+    error.sqlite_error_code().is_some_and(|code| {
+        matches!(
+            code,
+            CannotOpen
+                | DatabaseBusy
+                | DatabaseCorrupt
+                | DatabaseLocked
+                | DiskFull
+                | NotADatabase
+                | ReadOnly
+                | SystemIoFailure
+        )
+    })
+}
+
+fn insert(
+    transaction: &Connection,
+    tally: &mut Tally,
+    append: &Append,
+    seq: i64,
+    now: UnixMillis,
+) -> rusqlite::Result<Stored> {
+    let Append { entry, content, .. } = append;
+    let source = tally.id(transaction, Kind::Source, &entry.source)?;
+    transaction.prepare_cached("INSERT INTO deliveries VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?.execute(params![
+        seq,
+        source,
+        disk::stored(entry.received),
+        entry.request_id.as_bytes(),
+        entry.delivery_id,
+        entry.event_id,
+        entry.event_type,
+        i64::try_from(entry.parcel.body.len()).unwrap_or(i64::MAX),
+    ])?;
+    transaction.prepare_cached("INSERT INTO contents VALUES (?1, NULL, 0, ?2)")?.execute(params![seq, content])?;
+    let mut waiting = Vec::with_capacity(entry.tasks.len());
+    for task in &entry.tasks {
+        let upstream = tally.id(transaction, Kind::Upstream, &task.upstream)?;
+        let state = match task.lane {
+            Some(lane) if has_unended(transaction, upstream, lane)? => State::Behind,
+            Some(_) | None => State::Waiting,
+        };
+        transaction
+            .prepare_cached(
+                "INSERT INTO tasks (seq, upstream, source, state, due, lane, path) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            )?
+            .execute(params![seq, upstream, source, state as i64, disk::stored(now), task.lane, task.path])?;
+        tally.add(source, upstream, state, 1);
+        waiting.push(state == State::Waiting);
+    }
+    remember(transaction, source, &entry.claims)?;
+    Ok(Stored { seq, waiting })
+}
+
+fn remember(transaction: &Connection, source: i64, claims: &Claims) -> rusqlite::Result<()> {
+    let mut insert = transaction.prepare_cached("INSERT OR IGNORE INTO claims VALUES (?1, ?2, ?3, ?4)")?;
+    for print in &claims.prints {
+        insert.execute(params![source, disk::stored(claims.keep_until), CLAIM_OF_A_MESSAGE, print])?;
+    }
+    if let Some(event) = &claims.event {
+        insert.execute(params![source, disk::stored(claims.event_keep_until), CLAIM_OF_AN_EVENT, event])?;
+    }
+    Ok(())
+}
+
+fn has_unended(transaction: &Connection, upstream: i64, lane: i64) -> rusqlite::Result<bool> {
+    transaction
+        .prepare_cached("SELECT 1 FROM tasks WHERE upstream = ?1 AND lane = ?2 AND state < 2 LIMIT 1")?
+        .exists(params![upstream, lane])
+}
+
+/// Does nothing where the task is no longer as it was handed out: an operator was quicker.
+fn settle(transaction: &Connection, tally: &mut Tally, settling: &Settling, now: UnixMillis) -> rusqlite::Result<()> {
+    let Settling { key, attempt, .. } = settling;
+    let upstream = tally.id(transaction, Kind::Upstream, &key.upstream)?;
+    let (state, due, finished) = match attempt.end {
+        End::Delivered => (State::Delivered, now, Some(now)),
+        End::Dead => (State::Dead, now, Some(now)),
+        End::Retry { after } => (State::Waiting, now.after(after), None),
+    };
+    let note: String = attempt.note.chars().take(LONGEST_NOTE).collect();
+    let settled = transaction
+        .prepare_cached(
+            "UPDATE tasks SET state = ?1, due = ?2, finished = ?3, attempts = attempts + ?4, status = ?5, note = ?6
+             WHERE seq = ?7 AND upstream = ?8 AND state = 0 AND generation = ?9 RETURNING source, lane",
+        )?
+        .query_row(
+            params![
+                state as i64,
+                disk::stored(due),
+                finished.map(disk::stored),
+                attempt.counted,
+                attempt.status,
+                note,
+                key.seq,
+                upstream,
+                key.generation
+            ],
+            |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?)),
+        )
+        .optional()?;
+    let Some((source, lane)) = settled else { return Ok(()) };
+    if state != State::Waiting {
+        tally.add(source, upstream, State::Waiting, -1);
+        tally.add(source, upstream, state, 1);
+        if let Some(lane) = lane {
+            promote(transaction, tally, upstream, lane, now)?;
+        }
+    }
+    Ok(())
+}
+
+/// What was first in its lane has ended: the next one's turn, unless another is waiting already.
+pub(super) fn promote(
+    transaction: &Connection,
+    tally: &mut Tally,
+    upstream: i64,
+    lane: i64,
+    now: UnixMillis,
+) -> rusqlite::Result<()> {
+    let promoted = transaction
+        .prepare_cached(
+            "UPDATE tasks SET state = 0, due = ?3 WHERE upstream = ?1 AND seq = (
+                 SELECT min(seq) FROM tasks WHERE upstream = ?1 AND lane = ?2 AND state < 2
+             ) AND state = 1 AND NOT EXISTS (
+                 SELECT 1 FROM tasks WHERE upstream = ?1 AND lane = ?2 AND state < 2 AND state = 0
+             ) RETURNING source",
+        )?
+        .query_row(params![upstream, lane, disk::stored(now)], |row| row.get::<_, i64>(0))
+        .optional()?;
+    if let Some(source) = promoted {
+        tally.add(source, upstream, State::Behind, -1);
+        tally.add(source, upstream, State::Waiting, 1);
+        tally.touch(upstream);
+    }
+    Ok(())
+}
