@@ -8,6 +8,7 @@
 mod disk;
 mod feed;
 mod reader;
+mod rows;
 mod tally;
 #[cfg(test)]
 mod tests;

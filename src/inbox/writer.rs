@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
-use super::disk::{self, CLAIM_OF_A_MESSAGE, CLAIM_OF_AN_EVENT};
 use super::feed::Feeds;
-use super::tally::{Counts, Kind, State, Tally};
-use super::{Attempt, Claims, End, Entry, Meters, Steady, Task, TaskKey};
+use super::rows::{self, Stored};
+use super::tally::{Counts, Tally};
+use super::{Attempt, Entry, Meters, Steady, Task, TaskKey};
 use crate::clock::UnixMillis;
 
 /// Waiting for the writer. Beyond it callers wait for room: they hold a request each, which is bounded above.
@@ -30,9 +30,6 @@ const MAX_BATCH: usize = 1024;
 const MAX_BATCH_BYTES: usize = 16 << 20;
 
 const TICK: Duration = Duration::from_secs(1);
-
-/// For a person to read.
-const LONGEST_NOTE: usize = 200;
 
 type Answer<T> = oneshot::Sender<Result<T, String>>;
 
@@ -50,16 +47,16 @@ enum Message {
     Close(oneshot::Sender<()>),
 }
 
-struct Append {
-    entry: Entry,
-    content: Vec<u8>,
+pub(super) struct Append {
+    pub(super) entry: Entry,
+    pub(super) content: Vec<u8>,
     since: Instant,
     answer: Answer<()>,
 }
 
-struct Settling {
-    key: TaskKey,
-    attempt: Attempt,
+pub(super) struct Settling {
+    pub(super) key: TaskKey,
+    pub(super) attempt: Attempt,
     answer: Answer<()>,
 }
 
@@ -208,12 +205,6 @@ impl Batch {
     }
 }
 
-/// What a commit stored of an append: its `seq`, and which of its tasks are waiting (the others are behind).
-struct Stored {
-    seq: i64,
-    waiting: Vec<bool>,
-}
-
 impl Writer {
     fn run(mut self) {
         while let Some(first) = self.inbox.blocking_recv() {
@@ -315,11 +306,11 @@ impl Writer {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let mut stored = Vec::with_capacity(appends.len());
             for append in appends {
-                stored.push(insert(&transaction, tally, append, seq, now)?);
+                stored.push(rows::insert(&transaction, tally, append, seq, now)?);
                 seq += 1;
             }
             for settling in settlings {
-                settle(&transaction, tally, settling, now)?;
+                rows::settle(&transaction, tally, settling, now)?;
             }
             for work in works {
                 let before = tally.clone();
@@ -335,7 +326,7 @@ impl Writer {
             }
             tally.write(&transaction)?;
             if dates {
-                write_time(&transaction, now)?;
+                rows::write_time(&transaction, now)?;
             }
             transaction.commit()?;
             Ok(stored)
@@ -397,7 +388,7 @@ impl Writer {
             return;
         }
         let (now, connection) = (self.clock.now(), &self.connection);
-        let tried = write_time(connection, now);
+        let tried = rows::write_time(connection, now);
         self.note(&tried);
     }
 
@@ -405,7 +396,7 @@ impl Writer {
         let batch = Batch { settlings: std::mem::take(&mut self.unwritten), ..Batch::default() };
         self.write(batch);
         // Harmless when it fails: what is due is so by a clock that is some seconds behind.
-        let _ = write_time(&self.connection, self.clock.now());
+        let _ = rows::write_time(&self.connection, self.clock.now());
         let closed = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         if let Err(error) = closed {
             // Harmless: the log stays as long as it is, and nothing in it is lost.
@@ -419,10 +410,6 @@ impl Writer {
             let _ = done.send(());
         }
     }
-}
-
-fn write_time(connection: &Connection, now: UnixMillis) -> rusqlite::Result<()> {
-    connection.prepare_cached("REPLACE INTO meta VALUES ('last_time', ?1)")?.execute([disk::stored(now)]).map(drop)
 }
 
 /// Failures that every write meets alike.
@@ -443,127 +430,4 @@ fn is_of_the_disk(error: &rusqlite::Error) -> bool {
                 | SystemIoFailure
         )
     })
-}
-
-fn insert(
-    transaction: &Connection,
-    tally: &mut Tally,
-    append: &Append,
-    seq: i64,
-    now: UnixMillis,
-) -> rusqlite::Result<Stored> {
-    let Append { entry, content, .. } = append;
-    let source = tally.id(transaction, Kind::Source, &entry.source)?;
-    transaction.prepare_cached("INSERT INTO deliveries VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?.execute(params![
-        seq,
-        source,
-        disk::stored(entry.received),
-        entry.request_id.as_bytes(),
-        entry.delivery_id,
-        entry.event_id,
-        entry.event_type,
-        i64::try_from(entry.parcel.body.len()).unwrap_or(i64::MAX),
-    ])?;
-    transaction.prepare_cached("INSERT INTO contents VALUES (?1, NULL, 0, ?2)")?.execute(params![seq, content])?;
-    let mut waiting = Vec::with_capacity(entry.tasks.len());
-    for task in &entry.tasks {
-        let upstream = tally.id(transaction, Kind::Upstream, &task.upstream)?;
-        let state = match task.lane {
-            Some(lane) if has_unended(transaction, upstream, lane)? => State::Behind,
-            Some(_) | None => State::Waiting,
-        };
-        transaction
-            .prepare_cached(
-                "INSERT INTO tasks (seq, upstream, source, state, due, lane, path) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-            )?
-            .execute(params![seq, upstream, source, state as i64, disk::stored(now), task.lane, task.path])?;
-        tally.add(source, upstream, state, 1);
-        waiting.push(state == State::Waiting);
-    }
-    remember(transaction, source, &entry.claims)?;
-    Ok(Stored { seq, waiting })
-}
-
-fn remember(transaction: &Connection, source: i64, claims: &Claims) -> rusqlite::Result<()> {
-    let mut insert = transaction.prepare_cached("INSERT OR IGNORE INTO claims VALUES (?1, ?2, ?3, ?4)")?;
-    for print in &claims.prints {
-        insert.execute(params![source, disk::stored(claims.keep_until), CLAIM_OF_A_MESSAGE, print])?;
-    }
-    if let Some(event) = &claims.event {
-        insert.execute(params![source, disk::stored(claims.event_keep_until), CLAIM_OF_AN_EVENT, event])?;
-    }
-    Ok(())
-}
-
-fn has_unended(transaction: &Connection, upstream: i64, lane: i64) -> rusqlite::Result<bool> {
-    transaction
-        .prepare_cached("SELECT 1 FROM tasks WHERE upstream = ?1 AND lane = ?2 AND state < 2 LIMIT 1")?
-        .exists(params![upstream, lane])
-}
-
-/// Does nothing where the task is no longer as it was handed out: an operator was quicker.
-fn settle(transaction: &Connection, tally: &mut Tally, settling: &Settling, now: UnixMillis) -> rusqlite::Result<()> {
-    let Settling { key, attempt, .. } = settling;
-    let upstream = tally.id(transaction, Kind::Upstream, &key.upstream)?;
-    let (state, due, finished) = match attempt.end {
-        End::Delivered => (State::Delivered, now, Some(now)),
-        End::Dead => (State::Dead, now, Some(now)),
-        End::Retry { after } => (State::Waiting, now.after(after), None),
-    };
-    let note: String = attempt.note.chars().take(LONGEST_NOTE).collect();
-    let settled = transaction
-        .prepare_cached(
-            "UPDATE tasks SET state = ?1, due = ?2, finished = ?3, attempts = attempts + ?4, status = ?5, note = ?6
-             WHERE seq = ?7 AND upstream = ?8 AND state = 0 AND generation = ?9 RETURNING source, lane",
-        )?
-        .query_row(
-            params![
-                state as i64,
-                disk::stored(due),
-                finished.map(disk::stored),
-                attempt.counted,
-                attempt.status,
-                note,
-                key.seq,
-                upstream,
-                key.generation
-            ],
-            |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?)),
-        )
-        .optional()?;
-    let Some((source, lane)) = settled else { return Ok(()) };
-    if state != State::Waiting {
-        tally.add(source, upstream, State::Waiting, -1);
-        tally.add(source, upstream, state, 1);
-        if let Some(lane) = lane {
-            promote(transaction, tally, upstream, lane, now)?;
-        }
-    }
-    Ok(())
-}
-
-/// What was first in its lane has ended: the next one's turn, unless another is waiting already.
-pub(super) fn promote(
-    transaction: &Connection,
-    tally: &mut Tally,
-    upstream: i64,
-    lane: i64,
-    now: UnixMillis,
-) -> rusqlite::Result<()> {
-    let promoted = transaction
-        .prepare_cached(
-            "UPDATE tasks SET state = 0, due = ?3 WHERE upstream = ?1 AND seq = (
-                 SELECT min(seq) FROM tasks WHERE upstream = ?1 AND lane = ?2 AND state < 2
-             ) AND state = 1 AND NOT EXISTS (
-                 SELECT 1 FROM tasks WHERE upstream = ?1 AND lane = ?2 AND state < 2 AND state = 0
-             ) RETURNING source",
-        )?
-        .query_row(params![upstream, lane, disk::stored(now)], |row| row.get::<_, i64>(0))
-        .optional()?;
-    if let Some(source) = promoted {
-        tally.add(source, upstream, State::Behind, -1);
-        tally.add(source, upstream, State::Waiting, 1);
-        tally.touch(upstream);
-    }
-    Ok(())
 }

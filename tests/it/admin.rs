@@ -13,7 +13,7 @@ use std::sync::Arc;
 const NO_REFUSALS: [&str; 3] = ["accepted", "challenge", "upstream_refused"];
 
 /// Every reason to say no. Dashboards depend on these words.
-const REFUSALS: [&str; 44] = [
+const REFUSALS: [&str; 46] = [
     "confirmation_failed",
     "malformed",
     "unsupported_transfer_coding",
@@ -45,6 +45,8 @@ const REFUSALS: [&str; 44] = [
     "buffer_full",
     "claims_full",
     "state_error",
+    "inbox_full",
+    "inbox_error",
     "upstream_busy",
     "upstream_unavailable",
     "upstream_timeout",
@@ -61,7 +63,7 @@ const REFUSALS: [&str; 44] = [
 ];
 
 /// Each with the labels that dashboards may rely on.
-const METRICS: [(&str, &str, &[&str]); 28] = [
+const METRICS: [(&str, &str, &[&str]); 32] = [
     ("hookward_deliveries_total", "counter", &["source", "outcome"]),
     ("hookward_delivery_duration_seconds", "histogram", &["source"]),
     ("hookward_verify_duration_seconds", "histogram", &["source"]),
@@ -74,6 +76,10 @@ const METRICS: [(&str, &str, &[&str]); 28] = [
     ("hookward_buffered_bytes", "gauge", &[]),
     ("hookward_claims", "gauge", &["source"]),
     ("hookward_state_errors_total", "counter", &[]),
+    ("hookward_inbox_append_duration_seconds", "histogram", &[]),
+    ("hookward_inbox_commit_duration_seconds", "histogram", &[]),
+    ("hookward_inbox_batch_size", "histogram", &[]),
+    ("hookward_inbox_errors_total", "counter", &[]),
     ("hookward_config_reloads_total", "counter", &["result"]),
     ("hookward_build_info", "gauge", &["version"]),
     ("process_cpu_seconds_total", "counter", &[]),
