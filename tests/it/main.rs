@@ -15,6 +15,7 @@ mod fetches;
 mod forwards;
 mod handshakes;
 mod house;
+mod inbox;
 mod limits;
 mod message_signatures;
 mod presets;

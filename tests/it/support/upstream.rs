@@ -162,6 +162,18 @@ impl Upstream {
         eventually(&format!("the upstream has {count} requests"), || (self.count() >= count).then(|| self.received()))
     }
 
+    /// Waits until every connection that was made before this call is closed, and all that came on it is on record.
+    pub(crate) fn wait_until_left(&self) {
+        let ours = TcpStream::connect(self.address).expect("the upstream listens");
+        let name = ours.local_addr().expect("an address");
+        // Connections are accepted in the order in which they were made: those before ours are known when ours is.
+        let open = || self.open.lock().expect("the connections");
+        let is_ours = |stream: &TcpStream| stream.peer_addr().is_ok_and(|peer| peer == name);
+        eventually("the upstream accepts", || open().values().any(is_ours).then_some(()));
+        drop(ours);
+        eventually("the upstream is left by all", || open().is_empty().then_some(()));
+    }
+
     /// Closes every connection that is open now.
     pub(crate) fn hang_up(&self) {
         for stream in self.open.lock().expect("the connections").values() {

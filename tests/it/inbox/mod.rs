@@ -1,0 +1,5 @@
+//! `delivery = "inbox"`: what was acknowledged is stored, and what is stored reaches its upstream, whatever happens to
+//! the process, the upstream, the disk, the file or the clock.
+
+#[allow(dead_code, reason = "each chapter uses a part of it")]
+mod stage;
