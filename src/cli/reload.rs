@@ -92,6 +92,8 @@ impl Running {
             Door::open(config.plan, clock, metrics.clone(), audit, state, inbox).map_err(|error| error.to_string())?;
         metrics.config_last_success.set(door.clock.now().as_secs() as f64);
 
+        door.start_dispatching();
+
         let listeners = bound.into_iter().map(|(listener, configured)| {
             let serving = serve(listener, configured, &door);
             (serving.listener.settings().name.clone(), serving)
@@ -191,8 +193,10 @@ impl Running {
         self.door.audit.reopen(&self.log.audit);
     }
 
-    /// Listeners take what is in their backlog, close, and tell their connections to finish.
+    /// Listeners take what is in their backlog, close, and tell their connections to finish. No attempt at a delivery
+    /// from the inbox begins any more.
     pub(super) fn stop_accepting(&self) {
+        self.door.stop_dispatching();
         for serving in self.listeners.values() {
             serving.stop.send_replace(Stop::StopAccepting);
         }

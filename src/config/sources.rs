@@ -4,6 +4,7 @@ use super::problem::{At, Severity};
 use super::reader::Table;
 use super::units::header_value;
 use super::verification::{self, Credentials, Resends};
+use crate::deliver::Schedule;
 use crate::gateway::source::{
     Acknowledge, AlternativeName, ClientCertRule, OnDuplicate, OnReplay, PathRule, Per, RateLimit, Roots, Settings,
     UpstreamPath, Way,
@@ -164,6 +165,7 @@ pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &
         max_body,
         max_claims: usize::try_from(max_claims).unwrap_or(usize::MAX),
         delivery,
+        retry: Schedule::default(),
         upstream: upstream?,
         upstream_path,
         acknowledge: acknowledge?,

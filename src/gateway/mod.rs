@@ -6,6 +6,7 @@
 mod admit;
 mod body;
 mod budget;
+mod dispatch;
 pub(crate) mod explain;
 mod forwarded;
 mod handshake;
@@ -78,7 +79,6 @@ pub(crate) struct Gateway {
     listeners: HashMap<Arc<str>, ListenerView>,
     pub(crate) upstreams: BTreeMap<String, Arc<Destination>>,
     /// What signs for an upstream that asks for it.
-    #[expect(dead_code, reason = "what is stored is signed when it is sent, by what comes next")]
     pub(crate) signing: HashMap<String, Arc<SigningKey>>,
     pub(crate) sources: Sources,
 }
@@ -100,6 +100,8 @@ pub(crate) struct Door {
     throttled: Semaphore,
     /// Turns at judging large bodies: as many as there are processors.
     large_bodies: Arc<Semaphore>,
+    /// Tells those who deliver from the inbox.
+    dispatch: dispatch::Dispatch,
     draining: AtomicBool,
     /// One permit per detached piece of work, so that a drain can wait for them.
     detached: Arc<Semaphore>,
@@ -143,6 +145,7 @@ impl Door {
             refusals,
             throttled: Semaphore::new(THROTTLED_VERIFICATIONS),
             large_bodies: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from))),
+            dispatch: dispatch::Dispatch::new(),
             draining: AtomicBool::new(false),
             detached: Arc::new(Semaphore::new(MOST_DETACHED as usize)),
         }))
@@ -163,6 +166,7 @@ impl Door {
         self.refusals.resize(limits.keep_refused);
         new.forget_what_is_gone(&old, &self.metrics);
         self.current.store(Arc::new(new));
+        self.dispatch.reloaded();
         Ok(())
     }
 
@@ -332,6 +336,7 @@ impl Gateway {
             }
             if kept.is_none() {
                 metrics.forget_upstream(name, &deliver::Ending::ALL.map(deliver::Ending::label));
+                dispatch::forget(name, &old.sources, metrics);
             }
         }
     }

@@ -4,7 +4,7 @@
 //! or body can lead a request to another source.
 
 use crate::client::ClientKey;
-use crate::deliver::Destination;
+use crate::deliver::{Destination, Schedule};
 use crate::server::DistinguishedName;
 use crate::state::{KeyedRate, Ledger, Quota, Rate};
 use crate::telemetry::SourceMeters;
@@ -37,6 +37,8 @@ pub(crate) struct Settings {
     pub(crate) max_body: u64,
     pub(crate) max_claims: usize,
     pub(crate) delivery: Way,
+    /// Of what the inbox delivers.
+    pub(crate) retry: Schedule,
     pub(crate) upstream: String,
     pub(crate) upstream_path: Option<UpstreamPath>,
     pub(crate) acknowledge: Acknowledge,

@@ -27,7 +27,7 @@ use crate::clock::UnixMillis;
 use crate::parcel::Parcel;
 
 pub(crate) use disk::OpenError;
-pub(crate) use feed::Feed;
+pub(crate) use feed::{Feed, Lease};
 pub(crate) use reader::{Due, Loaded};
 pub(crate) use tally::{Count, State, Tally};
 
@@ -216,6 +216,11 @@ impl Inbox {
     /// In the order asked for; those that ended meanwhile are left out. Blocking.
     pub(crate) fn load(&self, upstream: &Arc<str>, seqs: &[i64]) -> Result<Vec<Loaded>, String> {
         self.readers.load(upstream, seqs)
+    }
+
+    /// Is it waiting still, as it was handed out? Blocking.
+    pub(crate) fn waits(&self, key: &TaskKey) -> Result<bool, String> {
+        self.readers.waits(key)
     }
 
     /// Where freshly committed tasks of this upstream are offered. Made by the first who asks.

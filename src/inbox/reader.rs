@@ -97,6 +97,17 @@ impl Readers {
         })
     }
 
+    pub(super) fn waits(&self, key: &TaskKey) -> Result<bool, String> {
+        self.read(|connection| {
+            let Some(upstream) = tally::known(connection, Kind::Upstream, &key.upstream)? else { return Ok(false) };
+            connection
+                .prepare_cached(
+                    "SELECT 1 FROM tasks WHERE seq = ?1 AND upstream = ?2 AND state = ?3 AND generation = ?4",
+                )?
+                .exists(params![key.seq, upstream, State::Waiting as i64, key.generation])
+        })
+    }
+
     pub(super) fn seeds(&self, source: &str, mut each: impl FnMut(Seed)) -> Result<(), String> {
         self.read(|connection| {
             let Some(source) = tally::known(connection, Kind::Source, source)? else { return Ok(()) };

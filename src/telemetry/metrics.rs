@@ -22,6 +22,10 @@ const VERIFY_BUCKETS: [f64; 9] = [0.000_001, 0.000_002_5, 0.000_005, 0.000_01, 0
 const DISK_BUCKETS: [f64; 12] =
     [0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25, 1.0, 10.0];
 
+/// From 1 ms to the days that an upstream may be away.
+const PATIENT_BUCKETS: [f64; 14] =
+    [0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 300.0, 3_600.0, 21_600.0, 86_400.0];
+
 const BATCH_BUCKETS: [f64; 10] = [1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 1024.0];
 
 pub(crate) struct Metrics {
@@ -55,6 +59,10 @@ pub(crate) struct Metrics {
     pub(crate) inbox_commit_seconds: Histogram,
     pub(crate) inbox_batch_size: Histogram,
     pub(crate) inbox_errors: IntCounter,
+    inbox_attempts: IntCounterVec,
+    inbox_delivery_seconds: HistogramVec,
+    inbox_dead: IntCounterVec,
+    inbox_breaker_state: IntGaugeVec,
     pub(crate) commit_failures: IntCounter,
     pub(crate) audit_dropped: IntCounter,
     pub(crate) clock_behind: Gauge,
@@ -252,6 +260,31 @@ impl Metrics {
                 "Deliveries that shared one commit of the inbox.",
                 &BATCH_BUCKETS,
             ),
+            inbox_attempts: counters(
+                &registry,
+                "inbox_attempts_total",
+                "Attempts at delivering from the inbox, by upstream and what became of them.",
+                &["upstream", "result"],
+            ),
+            inbox_delivery_seconds: histograms(
+                &registry,
+                "inbox_delivery_duration_seconds",
+                "From the acceptance of a delivery to its delivery by the inbox.",
+                &["upstream"],
+                &PATIENT_BUCKETS,
+            ),
+            inbox_dead: counters(
+                &registry,
+                "inbox_dead_total",
+                "Deliveries that the inbox gave up: dead letters.",
+                &["source", "upstream"],
+            ),
+            inbox_breaker_state: gauges(
+                &registry,
+                "inbox_breaker_state",
+                "0: the inbox delivers to the upstream; 1: one delivery asks whether it works again; 2: it is left alone.",
+                &["upstream"],
+            ),
             inbox_errors: register(
                 &registry,
                 IntCounter::with_opts(opts("inbox_errors_total", "Failed reads or writes of the inbox.")),
@@ -355,6 +388,22 @@ impl Metrics {
         let _ = self.upstream_repeats.remove_label_values(&[name]);
     }
 
+    pub(crate) fn forget_deliveries_to<'a>(
+        &self,
+        upstream: &str,
+        results: &[&str],
+        sources: impl Iterator<Item = &'a str>,
+    ) {
+        for result in results {
+            let _ = self.inbox_attempts.remove_label_values(&[upstream, result]);
+        }
+        for source in sources {
+            let _ = self.inbox_dead.remove_label_values(&[source, upstream]);
+        }
+        let _ = self.inbox_delivery_seconds.remove_label_values(&[upstream]);
+        let _ = self.inbox_breaker_state.remove_label_values(&[upstream]);
+    }
+
     pub(crate) fn forget_url(&self, upstream: &str, url: &str) {
         let _ = self.upstream_healthy.remove_label_values(&[upstream, url]);
     }
@@ -391,6 +440,22 @@ impl Metrics {
 
     pub(crate) fn upstream_repeats(&self, upstream: &str) -> IntCounter {
         self.upstream_repeats.with_label_values(&[upstream])
+    }
+
+    pub(crate) fn inbox_attempts(&self, upstream: &str, result: &str) -> IntCounter {
+        self.inbox_attempts.with_label_values(&[upstream, result])
+    }
+
+    pub(crate) fn inbox_delivery_seconds(&self, upstream: &str) -> Histogram {
+        self.inbox_delivery_seconds.with_label_values(&[upstream])
+    }
+
+    pub(crate) fn inbox_dead(&self, source: &str, upstream: &str) -> IntCounter {
+        self.inbox_dead.with_label_values(&[source, upstream])
+    }
+
+    pub(crate) fn inbox_breaker_state(&self, upstream: &str) -> IntGauge {
+        self.inbox_breaker_state.with_label_values(&[upstream])
     }
 
     pub(crate) fn handshakes(&self, listener: &str, result: &str) -> IntCounter {
