@@ -7,6 +7,7 @@ mod certs;
 mod check;
 mod demo;
 mod explain;
+mod inbox;
 mod providers;
 mod reload;
 mod run;
@@ -50,6 +51,8 @@ enum Command {
     Explain(explain::Arguments),
     /// Send a correctly signed webhook, as a source's sender would.
     Send(send::Arguments),
+    /// Look into the durable inbox, and mend what lies in it: of a gateway that runs, or of one that stands still.
+    Inbox(inbox::Arguments),
     /// List the providers that are known, show one, or search for one.
     Providers(providers::Arguments),
     /// Make a development CA with server and client certificates.
@@ -75,6 +78,7 @@ pub fn main() -> ExitCode {
         Command::Sign(of) => sign::sign(config, &of),
         Command::Explain(of) => explain::explain(config, &of),
         Command::Send(of) => send::send(config, &of),
+        Command::Inbox(of) => inbox::inbox(config, &of),
         Command::Providers(of) => providers::providers(config, &of),
         Command::Certs(of) => certs::certs(&of),
     }

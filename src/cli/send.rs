@@ -94,6 +94,7 @@ pub(super) struct Sender {
     host: String,
     port: u16,
     tls: Option<(TlsConnector, ServerName<'static>)>,
+    longest_answer: usize,
 }
 
 impl Sender {
@@ -116,7 +117,13 @@ impl Sender {
             }
             false => None,
         };
-        Ok(Self { host, port: to.port_u16().unwrap_or(default_port), tls })
+        Ok(Self { host, port: to.port_u16().unwrap_or(default_port), tls, longest_answer: LONGEST_ANSWER })
+    }
+
+    /// Answers up to so many bytes.
+    pub(super) fn taking(mut self, bytes: usize) -> Self {
+        self.longest_answer = bytes;
+        self
     }
 
     pub(super) async fn send(
@@ -144,15 +151,15 @@ impl Sender {
             Some((connector, name)) => {
                 let stream =
                     connector.connect(name.clone(), stream).await.map_err(|error| format!("{to}: TLS: {error}"))?;
-                exchange(TokioIo::new(stream), request).await
+                exchange(TokioIo::new(stream), request, self.longest_answer).await
             }
-            None => exchange(TokioIo::new(stream), request).await,
+            None => exchange(TokioIo::new(stream), request, self.longest_answer).await,
         }
         .map_err(|error| format!("{to}: {error}"))
     }
 }
 
-async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Result<Answer, String>
+async fn exchange<S>(stream: S, request: Request<Full<Bytes>>, longest: usize) -> Result<Answer, String>
 where
     S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {
@@ -160,7 +167,7 @@ where
     let connection = tokio::spawn(connection);
     let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
     let (parts, body) = response.into_parts();
-    let body = Limited::new(body, LONGEST_ANSWER).collect().await.map_err(|error| error.to_string())?.to_bytes();
+    let body = Limited::new(body, longest).collect().await.map_err(|error| error.to_string())?.to_bytes();
     connection.abort();
     Ok(Answer { status: parts.status, headers: parts.headers, body })
 }

@@ -96,6 +96,23 @@ pub(crate) fn load(path: &Path, environment: Environment<'_>) -> Loaded {
     load_node(root, base_of(path), problems, environment)
 }
 
+/// What an operator's command needs of the file, whatever is wrong with the rest of it: the secrets of sources are seldom
+/// in an operator's shell.
+pub(crate) struct Office {
+    pub(crate) admin: Option<Admin>,
+    /// Of these tables alone.
+    pub(crate) problems: Vec<Problem>,
+}
+
+pub(crate) fn office(path: &Path, environment: Environment<'_>) -> Office {
+    let mut problems = Vec::new();
+    let Some(root) = node::read(path, &mut problems) else { return Office { admin: None, problems } };
+    let ledger = Ledger::new(base_of(path), problems, environment);
+    let file = Table::root(&root, &ledger);
+    let admin = file.table("admin").and_then(|table| listeners::read_admin(table, &[]));
+    Office { admin, problems: ledger.into_parts().0 }
+}
+
 /// A text that is in no file; its relative paths lead nowhere.
 #[cfg(any(fuzzing, feature = "measure"))]
 pub(crate) fn load_text(text: &str, environment: Environment<'_>) -> Loaded {
