@@ -5,6 +5,8 @@
 //! brought and wants to have pasted back (Notion): these are shown to whoever has the token. No signature that was expected
 //! is shown either: whoever has the token may read, not forge.
 
+pub(crate) mod inbox;
+
 use crate::gateway::Door;
 use crate::gateway::explain::{Question, explain};
 use crate::gateway::refused::Kept;
@@ -27,7 +29,12 @@ pub(crate) struct AdminPort {
     workshop: OpenWorkshop,
     /// One explanation at a time: each may try thousands of ways.
     explaining: Arc<Semaphore>,
+    /// Walks through the inbox: the disk belongs to the deliveries first.
+    searching: Semaphore,
 }
+
+/// More than this would only make each other slow.
+const SEARCHES: usize = 2;
 
 /// The configuration as it is now, for as long as something is tried with it.
 pub(crate) type OpenWorkshop = Box<dyn Fn() -> Box<dyn Workshop> + Send + Sync>;
@@ -39,7 +46,13 @@ type Reply = Response<Full<Bytes>>;
 
 impl AdminPort {
     pub(crate) fn new(door: Arc<Door>, token: Option<Secret>, workshop: OpenWorkshop) -> Self {
-        Self { door, token: ArcSwapOption::from_pointee(token), workshop, explaining: Arc::new(Semaphore::new(1)) }
+        Self {
+            door,
+            token: ArcSwapOption::from_pointee(token),
+            workshop,
+            explaining: Arc::new(Semaphore::new(1)),
+            searching: Semaphore::new(SEARCHES),
+        }
     }
 
     /// The new one counts from now on, and the old one no longer.
@@ -54,6 +67,9 @@ impl AdminPort {
             let mut reply = text(StatusCode::UNAUTHORIZED, "the admin token, as a bearer token; see [admin] token\n");
             reply.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             return reply;
+        }
+        if let Some(rest) = path.strip_prefix("/inbox/") {
+            return self.inbox(request.method(), rest, request.uri().query().unwrap_or_default()).await;
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD\n");
@@ -77,10 +93,27 @@ impl AdminPort {
                 Some(id) => self.clone().explained(id.to_owned()).await,
                 None => text(
                     StatusCode::NOT_FOUND,
-                    "here are /metrics, /healthz, /readyz and, with the token, /sources, /captured and /refusals\n",
+                    "here are /metrics, /healthz, /readyz and, with the token, /sources, /captured, /refusals and /inbox/…\n",
                 ),
             },
         }
+    }
+
+    /// `path` is what stands behind `/inbox/`.
+    async fn inbox(&self, method: &Method, path: &str, query: &str) -> Reply {
+        let Some(inbox) = self.door.inbox.load_full() else {
+            return text(StatusCode::NOT_FOUND, "there is no inbox: no source has delivery = \"inbox\"\n");
+        };
+        let Ok(Ok(_turn)) = timeout(LONGEST_TURN, self.searching.acquire()).await else {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "the inbox is being searched by others; ask again\n");
+        };
+        let answer = inbox::answer(&inbox, method, path, query, self.door.clock.now()).await;
+        let kind = if answer.status.is_success() { "application/json" } else { "text/plain; charset=utf-8" };
+        let mut reply = typed(answer.status, answer.body, kind);
+        if let Some(allow) = answer.allow {
+            reply.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+        }
+        reply
     }
 
     fn is_operator(&self, request: &Request<Incoming>) -> bool {

@@ -100,17 +100,19 @@ pub(crate) fn load(path: &Path, environment: Environment<'_>) -> Loaded {
 /// in an operator's shell.
 pub(crate) struct Office {
     pub(crate) admin: Option<Admin>,
+    pub(crate) inbox: Option<inbox::Settings>,
     /// Of these tables alone.
     pub(crate) problems: Vec<Problem>,
 }
 
 pub(crate) fn office(path: &Path, environment: Environment<'_>) -> Office {
     let mut problems = Vec::new();
-    let Some(root) = node::read(path, &mut problems) else { return Office { admin: None, problems } };
+    let Some(root) = node::read(path, &mut problems) else { return Office { admin: None, inbox: None, problems } };
     let ledger = Ledger::new(base_of(path), problems, environment);
     let file = Table::root(&root, &ledger);
     let admin = file.table("admin").and_then(|table| listeners::read_admin(table, &[]));
-    Office { admin, problems: ledger.into_parts().0 }
+    let inbox = read_inbox(&file.table_or_empty("inbox"));
+    Office { admin, inbox: Some(inbox), problems: ledger.into_parts().0 }
 }
 
 /// A text that is in no file; its relative paths lead nowhere.

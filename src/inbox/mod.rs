@@ -9,6 +9,7 @@ mod disk;
 mod feed;
 mod reader;
 mod rows;
+pub(crate) mod search;
 mod tally;
 #[cfg(test)]
 mod tests;
@@ -221,6 +222,11 @@ impl Inbox {
     /// Is it waiting still, as it was handed out? Blocking.
     pub(crate) fn waits(&self, key: &TaskKey) -> Result<bool, String> {
         self.readers.waits(key)
+    }
+
+    /// What was stored of a delivery, whatever became of it. Blocking.
+    pub(crate) fn content(&self, seq: i64) -> Result<Parcel, String> {
+        self.readers.content(seq)
     }
 
     /// Where freshly committed tasks of this upstream are offered. Made by the first who asks.

@@ -108,6 +108,15 @@ impl Readers {
         })
     }
 
+    pub(super) fn content(&self, seq: i64) -> Result<Parcel, String> {
+        let content = self.read(|connection| {
+            let mut select = connection.prepare_cached("SELECT content FROM contents WHERE seq = ?1")?;
+            select.query_row([seq], |row| row.get::<_, Vec<u8>>(0)).optional()
+        })?;
+        let content = content.ok_or_else(|| "it is missing".to_owned())?;
+        Parcel::decode(&content).map_err(|why| why.to_string())
+    }
+
     pub(super) fn seeds(&self, source: &str, mut each: impl FnMut(Seed)) -> Result<(), String> {
         self.read(|connection| {
             let Some(source) = tally::known(connection, Kind::Source, source)? else { return Ok(()) };

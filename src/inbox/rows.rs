@@ -70,7 +70,7 @@ fn remember(transaction: &Connection, source: i64, claims: &Claims) -> rusqlite:
     Ok(())
 }
 
-fn has_unended(transaction: &Connection, upstream: i64, lane: i64) -> rusqlite::Result<bool> {
+pub(super) fn has_unended(transaction: &Connection, upstream: i64, lane: i64) -> rusqlite::Result<bool> {
     transaction
         .prepare_cached("SELECT 1 FROM tasks WHERE upstream = ?1 AND lane = ?2 AND state < 2 LIMIT 1")?
         .exists(params![upstream, lane])

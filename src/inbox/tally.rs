@@ -35,6 +35,10 @@ impl State {
         }
     }
 
+    pub(crate) fn parse(label: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.label() == label)
+    }
+
     pub(crate) fn of(number: i64) -> Option<Self> {
         Self::ALL.into_iter().find(|state| *state as i64 == number)
     }

@@ -30,7 +30,7 @@ const FLOORS: &[(&str, &[&str])] = &[
             "clock",
         ],
     ),
-    ("admin", &["gateway", "inbox", "telemetry", "verify", "secret"]),
+    ("admin", &["gateway", "inbox", "telemetry", "verify", "secret", "clock"]),
     // Its vectors make deliveries and name refusals.
     (
         "config",

@@ -183,19 +183,26 @@ impl Failure {
 
 type Done = Result<ExitCode, Failure>;
 
+/// Ids of one question: the operator's port takes heads of 16 KiB.
+const LONGEST_IDS: usize = 8 << 10;
+
 /// Parameters of a question, in the words of the operator's port.
 type Query = Vec<(&'static str, String)>;
 
 pub(super) fn inbox(config: &Path, arguments: &Arguments) -> ExitCode {
-    let done = Place::find(config, arguments.admin.as_ref()).and_then(|place| match &arguments.what {
-        What::List(listing) => list(&place, listing),
-        What::Show(showing) => show(&place, showing),
-        What::Retry(Retrying { choice, rate }) => {
-            act(&place, "retry", choice, rate.iter().map(|rate| ("rate", rate.clone())).collect())
-        }
-        What::Discard(Discarding { choice }) => act(&place, "discard", choice, Vec::new()),
-        What::Export(exporting) => export(&place, exporting),
-        What::Stats { json } => stats(&place, *json),
+    let done = Place::find(config, arguments.admin.as_ref()).and_then(|place| {
+        let done = match &arguments.what {
+            What::List(listing) => list(&place, listing),
+            What::Show(showing) => show(&place, showing),
+            What::Retry(Retrying { choice, rate }) => {
+                act(&place, "retry", choice, rate.iter().map(|rate| ("rate", rate.clone())).collect())
+            }
+            What::Discard(Discarding { choice }) => act(&place, "discard", choice, Vec::new()),
+            What::Export(exporting) => export(&place, exporting),
+            What::Stats { json } => stats(&place, *json),
+        };
+        place.leave();
+        done
     });
     done.unwrap_or_else(|Failure { code, why }| {
         complain(&why);
@@ -219,26 +226,58 @@ impl Filter {
 }
 
 /// Asks page after page, until there is none or `take` has enough. A page may be empty and not the last: each looks
-/// through a bounded part of the store.
+/// through a bounded part of the store. More ids than one question can carry become several questions.
 fn each_page(
     place: &Place,
     (method, path): (&Method, &str),
-    mut query: Query,
+    query: Query,
     mut take: impl FnMut(&Page) -> Result<Enough, Failure>,
 ) -> Result<Option<String>, Failure> {
+    let (ids, mut query): (Query, Query) = query.into_iter().partition(|(name, _)| *name == "id");
+    let mut groups = in_groups(ids)?.into_iter();
+    let mut group = groups.next().unwrap_or_default();
     loop {
-        let answer = place.ask(method, path, &encoded(&query))?;
-        let page: Page = serde_json::from_slice(&answer)
-            .map_err(|error| Failure::new(NO, format!("the answer is not understood: {error}")))?;
-        let more = match take(&page)? {
+        let whole: Query = group.iter().chain(&query).cloned().collect();
+        let answer = place.ask(method, path, &encoded(&whole))?;
+        let page: Page = serde_json::from_slice(&answer).map_err(|error| strange(&error))?;
+        let left = match take(&page)? {
             Enough::No(left) => left,
             Enough::Yes => return Ok(page.next),
         };
-        let Some(next) = page.next else { return Ok(None) };
-        query.retain(|(name, _)| !matches!(*name, "after" | "limit"));
-        query.push(("after", next));
-        query.extend(more.map(|left| ("limit", left.to_string())));
+        query.retain(|(name, _)| !matches!(*name, "after" | "limit" | "due_from"));
+        query.extend(left.map(|left| ("limit", left.to_string())));
+        query.extend(page.due_from.map(|from| ("due_from", from.to_string())));
+        match page.next {
+            Some(next) => query.push(("after", next)),
+            None => match groups.next() {
+                Some(following) => group = following,
+                None => return Ok(None),
+            },
+        }
     }
+}
+
+/// Each short enough for one question.
+fn in_groups(ids: Query) -> Result<Vec<Query>, Failure> {
+    let mut groups: Vec<(usize, Query)> = Vec::new();
+    for id in ids {
+        let length = encoded(&vec![id.clone()]).len() + 1;
+        if length > LONGEST_IDS {
+            return Err(Failure::new(USAGE, "an id is longer than any that there is"));
+        }
+        match groups.last_mut() {
+            Some((total, group)) if *total + length <= LONGEST_IDS => {
+                *total += length;
+                group.push(id);
+            }
+            _ => groups.push((length, vec![id])),
+        }
+    }
+    Ok(groups.into_iter().map(|(_, group)| group).collect())
+}
+
+fn strange(error: &serde_json::Error) -> Failure {
+    Failure::new(NO, format!("the answer is not understood: {error}"))
 }
 
 enum Enough {
@@ -258,6 +297,9 @@ struct Page {
     changed: u64,
     #[serde(default)]
     behind: u64,
+    /// When the next one would be due.
+    #[serde(default)]
+    due_from: Option<u64>,
     #[serde(default)]
     next: Option<String>,
 }
@@ -299,7 +341,7 @@ fn list(place: &Place, listing: &Listing) -> Done {
 }
 
 fn understood(raw: &RawValue) -> Result<Value, Failure> {
-    serde_json::from_str(raw.get()).map_err(|error| Failure::new(NO, format!("the answer is not understood: {error}")))
+    serde_json::from_str(raw.get()).map_err(|error| strange(&error))
 }
 
 fn show(place: &Place, showing: &Showing) -> Done {
@@ -308,8 +350,7 @@ fn show(place: &Place, showing: &Showing) -> Done {
     let path = format!("/inbox/deliveries/{}", id.replace('+', "%20"));
     let query = if showing.reveal { vec![("reveal", "1".to_owned())] } else { Query::new() };
     let answer = place.ask(&Method::GET, &path, &encoded(&query))?;
-    let delivery: Value = serde_json::from_slice(&answer)
-        .map_err(|error| Failure::new(NO, format!("the answer is not understood: {error}")))?;
+    let delivery: Value = serde_json::from_slice(&answer).map_err(|error| strange(&error))?;
     if showing.json {
         say(&print::json(&delivery.to_string()));
     } else if showing.body {
@@ -423,8 +464,7 @@ fn export(place: &Place, exporting: &Exporting) -> Done {
 
 fn stats(place: &Place, as_json: bool) -> Done {
     let answer = place.ask(&Method::GET, "/inbox/stats", "")?;
-    let stats: Value = serde_json::from_slice(&answer)
-        .map_err(|error| Failure::new(NO, format!("the answer is not understood: {error}")))?;
+    let stats: Value = serde_json::from_slice(&answer).map_err(|error| strange(&error))?;
     match as_json {
         true => say(&print::json(&stats.to_string())),
         false => print::stats(&stats),

@@ -1,16 +1,23 @@
-//! Where the answers come from: the operator's port of the gateway that serves from the inbox.
+//! Where the answers come from: the store itself, or the operator's port of the gateway that has it open.
 //!
-//! Invariant: of the configuration only what names the place is needed, so that a question can be asked in a shell that
-//! does not have the sources' secrets.
+//! Invariant: whoever works on the store holds its lock and has made the checks of a start; where another process holds
+//! it, that one is asked and the file is left alone. Of the configuration only what names the place is needed, so that a
+//! question can be asked in a shell that does not have the sources' secrets.
 
 use super::{Failure, NO, UNUSABLE_CONFIGURATION, USAGE, complain};
+use crate::admin;
 use crate::cli::send::{Answer, Sender};
-use crate::config::{self, Office, Severity};
+use crate::clock::Clock;
+use crate::config::{self, Admin, Office, Severity};
+use crate::inbox::{self, Inbox, OpenError};
 use crate::secret::Secret;
+use crate::telemetry::Metrics;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 
@@ -23,7 +30,12 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(super) struct Place {
     runtime: Runtime,
-    port: Port,
+    kind: Kind,
+}
+
+enum Kind {
+    Store(Arc<Inbox>, Clock),
+    Port(Port),
 }
 
 struct Port {
@@ -36,77 +48,142 @@ struct Port {
 impl Place {
     pub(super) fn find(config: &Path, named: Option<&Uri>) -> Result<Self, Failure> {
         let unusable = |why: String| Failure::new(UNUSABLE_CONFIGURATION, why);
-        let Office { admin, problems } = config::office(config, &config::process_environment);
-        let errors: Vec<_> = problems.iter().filter(|problem| problem.severity == Severity::Error).collect();
-        if !errors.is_empty() {
-            errors.iter().for_each(|problem| complain(&problem.to_string()));
-            return Err(unusable(format!("{}: not usable", config.display())));
-        }
+        let Office { admin, inbox, problems } = config::office(config, &config::process_environment);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| unusable(format!("the runtime cannot start: {error}")))?;
-        let Some(admin) = admin else {
-            let why = "a running gateway is asked through its operator's port, and there is none; write [admin] with \
-                       `address` and `token`, and start it again (or stop it, and ask once more)";
-            return Err(unusable(format!("{}: {why}", config.display())));
+        let mut errors = problems.iter().filter(|problem| problem.severity == Severity::Error).peekable();
+        let Some(settings) = inbox.filter(|_| errors.peek().is_none()) else {
+            errors.for_each(|problem| complain(&problem.to_string()));
+            return Err(unusable(format!("{}: unusable: see above", config.display())));
         };
-        let Some(token) = &admin.token else {
-            let why =
-                "the operator's port wants a token for this, and none is configured; write [admin] token, and reload";
-            return Err(unusable(format!("{}: {why}", config.display())));
+        if let Some(named) = named {
+            return Ok(Self { runtime, kind: Kind::Port(Port::of(config, admin.as_ref(), Some(named))?) });
+        }
+        let kind = match open(&settings)? {
+            Some(store) => Kind::Store(store, Clock::default()),
+            None => Kind::Port(Port::of(config, admin.as_ref(), None)?),
         };
-        let address = match named {
-            Some(named) => named.clone(),
-            None => reachable(admin.settings.address)?,
-        };
-        Ok(Self { runtime, port: Port::new(&address, token)? })
+        Ok(Self { runtime, kind })
     }
 
     /// The body of a good answer.
     pub(super) fn ask(&self, method: &Method, path: &str, query: &str) -> Result<Bytes, Failure> {
-        let target = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
-        let Port { named, sender, headers } = &self.port;
-        let asking = sender.send(method, None, &target, headers, Bytes::new());
-        let answer = self.runtime.block_on(async { tokio::time::timeout(PATIENCE, asking).await });
-        let silent = |why: String| {
-            let hint = "is the gateway running with this configuration, and is [admin] address its address? --admin URL names another";
-            Failure::new(NO, format!("the operator's port does not answer: {why}; {hint}"))
+        let (status, body, named) = match &self.kind {
+            Kind::Store(inbox, clock) => {
+                let rest = path.strip_prefix("/inbox/").unwrap_or(path);
+                let answer = self.runtime.block_on(admin::inbox::answer(inbox, method, rest, query, clock.now()));
+                (answer.status, answer.body, "the inbox")
+            }
+            Kind::Port(port) => {
+                let Answer { status, body, .. } = self.runtime.block_on(port.ask(method, path, query))?;
+                (status, body, &*port.named)
+            }
         };
-        let answer = answer.map_err(|_| silent(format!("{named}: nothing within {} s", PATIENCE.as_secs())))?;
-        judge(answer.map_err(silent)?, named)
+        let says = super::print::plain(String::from_utf8_lossy(&body).trim_end());
+        match status {
+            status if status.is_success() => Ok(body),
+            StatusCode::BAD_REQUEST => Err(Failure::new(USAGE, says)),
+            StatusCode::UNAUTHORIZED => Err(Failure::new(
+                UNUSABLE_CONFIGURATION,
+                format!(
+                    "{named}: the operator's port does not take the [admin] token of this configuration; was it changed without a reload?"
+                ),
+            )),
+            StatusCode::NOT_FOUND => Err(Failure::new(NO, says)),
+            status => Err(Failure::new(NO, format!("{named}: {status}: {says}"))),
+        }
     }
+
+    /// What was written is in the file, and its log is folded into it.
+    pub(super) fn leave(self) {
+        if let Kind::Store(inbox, _) = &self.kind {
+            self.runtime.block_on(inbox.close());
+        }
+    }
+}
+
+/// `None`: a gateway has it open.
+fn open(settings: &inbox::Settings) -> Result<Option<Arc<Inbox>>, Failure> {
+    let database = settings.folder.join("inbox.db");
+    let owner = match database.metadata() {
+        Ok(found) => found.uid(),
+        Err(error)
+            if error.kind() == std::io::ErrorKind::NotFound && !settings.folder.join("inbox.db-wal").exists() =>
+        {
+            let why =
+                "there is no inbox here: is this the gateway's configuration, and has a source delivery = \"inbox\"?";
+            return Err(Failure::new(NO, format!("{}: {why}", settings.folder.display())));
+        }
+        Err(error) => return Err(Failure::new(UNUSABLE_CONFIGURATION, format!("{}: {error}", database.display()))),
+    };
+    // Files that were made beside it would be root's, and the gateway could not open them at its next start.
+    if rustix::process::geteuid().is_root() && owner != 0 && !is_held(settings) {
+        let why =
+            format!("the inbox belongs to user {owner}; do this as that user: sudo -u '#{owner}' hookward inbox …");
+        return Err(Failure::new(NO, format!("{}: {why}", database.display())));
+    }
+    let metrics = Metrics::new();
+    let meters = inbox::Meters {
+        append: metrics.inbox_append_seconds.clone(),
+        commit: metrics.inbox_commit_seconds.clone(),
+        batch: metrics.inbox_batch_size.clone(),
+        errors: metrics.inbox_errors.clone(),
+    };
+    match Inbox::open(settings, Clock::default().now(), meters) {
+        Ok(inbox) => Ok(Some(inbox)),
+        Err(OpenError::InUse { .. }) => Ok(None),
+        Err(error) => Err(Failure::new(UNUSABLE_CONFIGURATION, format!("[inbox]: {error}"))),
+    }
+}
+
+/// By another process, as far as can be seen without making anything.
+fn is_held(settings: &inbox::Settings) -> bool {
+    let lock = std::fs::File::open(settings.folder.join("lock"));
+    lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(std::fs::TryLockError::WouldBlock)))
 }
 
 impl Port {
-    fn new(address: &Uri, token: &Secret) -> Result<Self, Failure> {
-        let sender = Sender::new(address, None, None).map_err(|why| Failure::new(USAGE, why))?.taking(LONGEST_ANSWER);
-        let mut bearer = HeaderValue::from_bytes(&[b"Bearer ", token.expose()].concat()).map_err(|_| {
-            Failure::new(
-                UNUSABLE_CONFIGURATION,
-                "[admin] token has bytes that no header can carry; openssl rand -hex 32",
-            )
-        })?;
-        bearer.set_sensitive(true);
-        let headers = HeaderMap::from_iter([(header::AUTHORIZATION, bearer)]);
-        Ok(Self { named: address.to_string(), sender, headers })
+    fn of(config: &Path, admin: Option<&Admin>, named: Option<&Uri>) -> Result<Self, Failure> {
+        let unusable = |why: &str| Failure::new(UNUSABLE_CONFIGURATION, format!("{}: {why}", config.display()));
+        let Some(admin) = admin else {
+            return Err(unusable(
+                "a gateway has the inbox open, and can only be asked through its operator's port: write [admin] with \
+                 `address` and `token` and start it again, or stop it and ask once more",
+            ));
+        };
+        let Some(token) = &admin.token else {
+            return Err(unusable(
+                "the operator's port wants a token for this, and none is configured: write [admin] token and reload, or \
+                 stop the gateway and ask once more",
+            ));
+        };
+        let address = named.map_or_else(|| reachable(admin.settings.address), |named| Ok(named.clone()))?;
+        let sender = Sender::new(&address, None, None).map_err(|why| Failure::new(USAGE, why))?.taking(LONGEST_ANSWER);
+        Ok(Self { named: address.to_string(), sender, headers: HeaderMap::from_iter([bearer(token)?]) })
+    }
+
+    async fn ask(&self, method: &Method, path: &str, query: &str) -> Result<Answer, Failure> {
+        let target = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
+        let asking = self.sender.send(method, None, &target, &self.headers, Bytes::new());
+        let silent = |why: String| {
+            let hint = "does the gateway run with this configuration, and is this its [admin] address? --admin URL names another";
+            Failure::new(NO, format!("the operator's port does not answer: {why}; {hint}"))
+        };
+        match tokio::time::timeout(PATIENCE, asking).await {
+            Ok(answer) => answer.map_err(silent),
+            Err(_) => Err(silent(format!("{}: nothing within {} s", self.named, PATIENCE.as_secs()))),
+        }
     }
 }
 
-fn judge(answer: Answer, named: &str) -> Result<Bytes, Failure> {
-    let says = super::print::plain(String::from_utf8_lossy(&answer.body).trim_end());
-    match answer.status {
-        status if status.is_success() => Ok(answer.body),
-        StatusCode::BAD_REQUEST => Err(Failure::new(USAGE, says)),
-        StatusCode::UNAUTHORIZED => Err(Failure::new(
-            UNUSABLE_CONFIGURATION,
-            format!(
-                "{named}: the operator's port does not take this configuration's [admin] token; was it changed without a reload?"
-            ),
-        )),
-        StatusCode::NOT_FOUND => Err(Failure::new(NO, says)),
-        status => Err(Failure::new(NO, format!("{named}: {status}: {says}"))),
-    }
+fn bearer(token: &Secret) -> Result<(header::HeaderName, HeaderValue), Failure> {
+    let mut value = HeaderValue::from_bytes(&[b"Bearer ", token.expose()].concat()).map_err(|_| {
+        Failure::new(UNUSABLE_CONFIGURATION, "[admin] token has bytes that no header can carry; openssl rand -hex 32")
+    })?;
+    value.set_sensitive(true);
+    Ok((header::AUTHORIZATION, value))
 }
 
 /// Where a port that listens on every interface is reached from here.
