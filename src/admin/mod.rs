@@ -83,8 +83,15 @@ impl AdminPort {
                 Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, &format!("not ready: {why}\n")),
             },
             "/metrics" => {
-                self.door.refresh_gauges();
-                typed(StatusCode::OK, self.door.metrics.text().into(), "text/plain; version=0.0.4; charset=utf-8")
+                let door = self.door.clone();
+                let written = tokio::task::spawn_blocking(move || {
+                    door.refresh_gauges();
+                    door.metrics.text()
+                });
+                match written.await {
+                    Ok(text) => typed(StatusCode::OK, text.into(), "text/plain; version=0.0.4; charset=utf-8"),
+                    Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be written\n"),
+                }
             }
             "/sources" => typed(StatusCode::OK, self.sources().into(), "application/json"),
             "/captured" => typed(StatusCode::OK, self.captured().into(), "application/json"),

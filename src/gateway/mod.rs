@@ -30,7 +30,7 @@ use budget::{Buffer, InFlight};
 use ipnet::IpNet;
 use refused::Refusals;
 use source::{Budgets, Source, Sources, Way};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -199,11 +199,39 @@ impl Door {
         let _ = self.detached.acquire_many(MOST_DETACHED).await;
     }
 
-    /// Gauges that are read, not kept: called before the metrics are written out.
+    /// Gauges that are read, not kept: called before the metrics are written out. Blocking: it looks into the inbox.
     pub(crate) fn refresh_gauges(&self) {
+        if let Some(inbox) = &*self.inbox.load() {
+            self.refresh_inbox(inbox);
+        }
         for source in self.current.load().sources.all() {
             source.meters.claims.set(i64::try_from(source.ledger.len()).unwrap_or(i64::MAX));
             source.meters.claims_limit.set(i64::try_from(source.ledger.capacity()).unwrap_or(i64::MAX));
+        }
+    }
+
+    fn refresh_inbox(&self, inbox: &Inbox) {
+        let metrics = &self.metrics;
+        metrics.inbox_size.set(i64::try_from(inbox.size()).unwrap_or(i64::MAX));
+        let counts = inbox.counts();
+        for count in &counts {
+            metrics.inbox_depth(&count.source, &count.upstream, count.state.label()).set(count.tasks);
+            metrics.inbox_oldest_age(&count.source, &count.upstream);
+        }
+        let now = self.clock.now();
+        match inbox.oldest(&counts) {
+            Ok(waiting) => {
+                let mut idle: HashSet<_> = counts.iter().map(|count| (&*count.source, &*count.upstream)).collect();
+                for oldest in &waiting {
+                    idle.remove(&(&*oldest.source, &*oldest.upstream));
+                    let age = Duration::from_millis(now.0.saturating_sub(oldest.received.0));
+                    metrics.inbox_oldest_age(&oldest.source, &oldest.upstream).set(age.as_secs_f64());
+                }
+                for (source, upstream) in idle {
+                    metrics.inbox_oldest_age(source, upstream).set(0.0);
+                }
+            }
+            Err(error) => tracing::error!(error, "the inbox cannot be read"),
         }
     }
 

@@ -29,7 +29,7 @@ use crate::parcel::Parcel;
 
 pub(crate) use disk::OpenError;
 pub(crate) use feed::{Feed, Lease};
-pub(crate) use reader::{Due, Loaded};
+pub(crate) use reader::{Due, Loaded, Oldest};
 pub(crate) use tally::{Count, State, Tally};
 
 use feed::Feeds;
@@ -237,6 +237,17 @@ impl Inbox {
     /// Tasks by source, upstream and state, as committed last.
     pub(crate) fn counts(&self) -> Vec<Count> {
         self.counts.all()
+    }
+
+    /// When the oldest delivery that still waits was received, by source and upstream. Blocking.
+    pub(crate) fn oldest(&self, counts: &[Count]) -> Result<Vec<Oldest>, String> {
+        self.readers.oldest(counts)
+    }
+
+    /// Bytes of the file and its log.
+    pub(crate) fn size(&self) -> u64 {
+        let length = |name: &str| self.folder.join(name).metadata().map_or(0, |file| file.len());
+        length("inbox.db") + length("inbox.db-wal")
     }
 
     /// What is remembered of a source's accepted deliveries, the expired that are still there included: it is the wall

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::disk::{self, BUSY_WAIT};
 use super::tally::{self, Kind};
-use super::{Print, Seed, State, Task, TaskKey};
+use super::{Count, Print, Seed, State, Task, TaskKey};
 use crate::clock::UnixMillis;
 use crate::parcel::Parcel;
 
@@ -32,6 +32,13 @@ pub(crate) enum Loaded {
         key: TaskKey,
         why: String,
     },
+}
+
+/// Where something waits, since when.
+pub(crate) struct Oldest {
+    pub(crate) source: Arc<str>,
+    pub(crate) upstream: Arc<str>,
+    pub(crate) received: UnixMillis,
 }
 
 pub(super) struct Readers {
@@ -115,6 +122,25 @@ impl Readers {
         })?;
         let content = content.ok_or_else(|| "it is missing".to_owned())?;
         Parcel::decode(&content).map_err(|why| why.to_string())
+    }
+
+    /// One look-up for each that `counts` has waiting tasks of.
+    pub(super) fn oldest(&self, counts: &[Count]) -> Result<Vec<Oldest>, String> {
+        self.read(|connection| {
+            let mut select = connection.prepare_cached(
+                "SELECT d.received FROM tasks t JOIN deliveries d ON d.seq = t.seq
+                 WHERE t.upstream = (SELECT id FROM names WHERE kind = 1 AND name = ?1)
+                   AND t.source = (SELECT id FROM names WHERE kind = 0 AND name = ?2) AND t.state < 2
+                 ORDER BY t.seq LIMIT 1",
+            )?;
+            let mut found = Vec::new();
+            for count in counts.iter().filter(|count| count.state == State::Waiting && count.tasks > 0) {
+                let (source, upstream) = (count.source.clone(), count.upstream.clone());
+                let received = select.query_row([&*upstream, &*source], |row| row.get(0)).optional()?;
+                found.extend(received.map(|received| Oldest { source, upstream, received: time(received) }));
+            }
+            Ok(found)
+        })
     }
 
     pub(super) fn seeds(&self, source: &str, mut each: impl FnMut(Seed)) -> Result<(), String> {

@@ -1,7 +1,8 @@
 //! Every metric's name, help and labels, in one table, and the handles that the request path adds to.
 //!
 //! Invariant: what happens per request is an atomic add on a handle that was looked up when the configuration was
-//! loaded. Series appear at zero with their source, so that `rate()` sees the first event.
+//! loaded. Series appear at zero with their source, so that `rate()` sees the first event. One file, since a name is
+//! looked for in one place.
 
 use super::outcome::Outcome;
 use prometheus::core::Collector;
@@ -59,6 +60,9 @@ pub(crate) struct Metrics {
     pub(crate) inbox_commit_seconds: Histogram,
     pub(crate) inbox_batch_size: Histogram,
     pub(crate) inbox_errors: IntCounter,
+    inbox_depth: IntGaugeVec,
+    inbox_oldest: GaugeVec,
+    pub(crate) inbox_size: IntGauge,
     inbox_attempts: IntCounterVec,
     inbox_delivery_seconds: HistogramVec,
     inbox_dead: IntCounterVec,
@@ -260,6 +264,23 @@ impl Metrics {
                 "Deliveries that shared one commit of the inbox.",
                 &BATCH_BUCKETS,
             ),
+            inbox_depth: gauges(
+                &registry,
+                "inbox_depth",
+                "Deliveries in the inbox, one for each upstream they go to, by state.",
+                &["source", "upstream", "state"],
+            ),
+            inbox_oldest: register(
+                &registry,
+                GaugeVec::new(
+                    opts("inbox_oldest_age_seconds", "Age of the oldest delivery that still waits; 0: none does."),
+                    &["source", "upstream"],
+                ),
+            ),
+            inbox_size: register(
+                &registry,
+                IntGauge::with_opts(opts("inbox_size_bytes", "The inbox's file and its log on the disk.")),
+            ),
             inbox_attempts: counters(
                 &registry,
                 "inbox_attempts_total",
@@ -440,6 +461,14 @@ impl Metrics {
 
     pub(crate) fn upstream_repeats(&self, upstream: &str) -> IntCounter {
         self.upstream_repeats.with_label_values(&[upstream])
+    }
+
+    pub(crate) fn inbox_depth(&self, source: &str, upstream: &str, state: &str) -> IntGauge {
+        self.inbox_depth.with_label_values(&[source, upstream, state])
+    }
+
+    pub(crate) fn inbox_oldest_age(&self, source: &str, upstream: &str) -> Gauge {
+        self.inbox_oldest.with_label_values(&[source, upstream])
     }
 
     pub(crate) fn inbox_attempts(&self, upstream: &str, result: &str) -> IntCounter {

@@ -166,7 +166,11 @@ fn every_metric_and_every_outcome_is_in_the_readme_and_no_other() {
     let secure = "[listeners.secure]\naddress = \"127.0.0.1:0\"\ntls.certificate = \"certs/dev/server.pem\"\n\
                   tls.private_key = \"certs/dev/server.key\"\n";
     let folder = Arc::new(stage(""));
-    let gateway = Gateway::start_in(folder, &format!("{PLAIN}{}\n{observed}{secure}", upstream.table()));
+    let stored = "[sources.stored]\npath = \"/stored\"\ndelivery = \"inbox\"\nupstream = \"app\"\n\
+                  danger_accept_unverified = true\n";
+    let gateway = Gateway::start_in(folder, &format!("{PLAIN}{}\n{observed}{secure}{stored}", upstream.table()));
+    assert_eq!(Request::post("/stored", "{}").send(gateway.public()).status, 202);
+    upstream.wait_for(1);
     // Requests that no source matched are counted from the first on.
     assert_eq!(Request::post("/nobody", "{}").send(gateway.public()).status, 404);
     let metrics = gateway.metrics();
@@ -184,6 +188,16 @@ fn every_metric_and_every_outcome_is_in_the_readme_and_no_other() {
     let words = said.iter().flat_map(|text| text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_'));
     let invented: Vec<_> = words.filter(|word| word.starts_with("hookward_") && !names.contains(word)).collect();
     assert!(invented.is_empty(), "metrics in README.md that are not there: {invented:?}");
+
+    let alerts = page("deploy/prometheus/alerts.yml");
+    let asked: BTreeSet<&str> = alerts
+        .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| word.starts_with("hookward_"))
+        .map(|word| word.trim_end_matches("_bucket"))
+        .collect();
+    assert!(asked.len() > 5, "{asked:?}");
+    let absent: Vec<_> = asked.iter().filter(|name| !names.contains(**name)).collect();
+    assert!(absent.is_empty(), "metrics of the alert rules that are not there: {absent:?}");
 
     let outcomes: BTreeSet<String> = metrics
         .lines()
