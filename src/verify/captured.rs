@@ -77,6 +77,10 @@ impl Proof for Captured {
         self.shape.tolerance()
     }
 
+    fn tells_signature_alone(&self) -> bool {
+        self.shape.tells_signature_alone()
+    }
+
     fn replay_keys_each(&self) -> usize {
         self.shape.replay_keys_each()
     }

@@ -277,6 +277,9 @@ pub(crate) struct Refused {
     pub(crate) note: &'static str,
     /// Worth fetching; with it the same delivery may be judged otherwise.
     pub(crate) wanted: Option<Wanted>,
+    /// A signature that no live key made, and nothing else: under the right secret the same delivery would have been
+    /// proven at the same moment.
+    pub(crate) only_signature: bool,
 }
 
 impl Verifier {
@@ -354,8 +357,8 @@ impl Verifier {
     ) -> Result<Verified, Refused> {
         match self.examine(&delivery, now, library) {
             Ok(outcome) => Ok(Verified { delivery, checks: self.checks.clone(), outcome }),
-            Err(Failure { fault: Fault { refusal, note }, wanted }) => {
-                Err(Refused { delivery: Box::new(delivery), refusal, note, wanted })
+            Err(Failure { fault: Fault { refusal, note }, wanted, only_signature }) => {
+                Err(Refused { delivery: Box::new(delivery), refusal, note, wanted, only_signature })
             }
         }
     }
@@ -388,6 +391,11 @@ impl Verifier {
     /// A token of its own is no signature.
     pub(crate) fn has_signature(&self) -> bool {
         self.proofs.iter().any(|proof| !proof.is_guessable())
+    }
+
+    /// Is there a proof that tells when its signature alone is amiss?
+    pub(crate) fn tells_signature_alone(&self) -> bool {
+        self.proofs.iter().any(|proof| proof.tells_signature_alone())
     }
 
     /// Does a signature stand for the time? One that does not proves nothing, and `check` says so.
@@ -437,6 +445,7 @@ impl Verifier {
         let credentials = self.credentials.judge(delivery, &json);
         let mut outcome = Outcome::default();
         let mut failure = None;
+        let mut only_signature = credentials.is_ok() && !self.is_no_json(delivery);
         let mut listed_before = 0;
         let question = Question { delivery, json: &json, public_url: self.public_url.as_deref(), now, library };
         // All of them, whatever the first says.
@@ -461,6 +470,7 @@ impl Verifier {
                     }
                 }
                 Err(failed) => {
+                    only_signature &= failed.only_signature;
                     // A stranger must not make us fetch what cannot help him: what is final is told first.
                     let is_final = failure.as_ref().is_some_and(|kept: &Failure| kept.wanted.is_none());
                     if failure.is_none() || (!is_final && failed.wanted.is_none()) {
@@ -472,11 +482,13 @@ impl Verifier {
         }
         let credentials = match (failure, credentials) {
             (Some(Failure { wanted: Some(_), .. }), Err(fault)) => return Err(fault.into()),
-            (Some(failure), _) => return Err(failure.or_not_awaited(|| self.unsigned.brings_a_secret(delivery))),
+            (Some(failure), _) => {
+                let failure = failure.or_not_awaited(|| self.unsigned.brings_a_secret(delivery));
+                return Err(Failure { only_signature, ..failure });
+            }
             (None, credentials) => credentials?,
         };
-        // Space before it makes no difference: what a handshake signs has no bracket anywhere.
-        if self.only_json && !matches!(delivery.body.trim_ascii_start().first(), Some(b'{' | b'[')) {
+        if self.is_no_json(delivery) {
             let note = "a handshake of this source applies its key to texts of this form for anybody";
             return Err(Fault { refusal: Refusal::NotCovered, note }.into());
         }
@@ -496,6 +508,11 @@ impl Verifier {
             outcome.challenge = Some(Reply { status, content_type: None, headers: Vec::new(), body });
         }
         Ok(outcome)
+    }
+
+    /// Space before it makes no difference: what a handshake signs has no bracket anywhere.
+    fn is_no_json(&self, delivery: &Delivery) -> bool {
+        self.only_json && !matches!(delivery.body.trim_ascii_start().first(), Some(b'{' | b'['))
     }
 
     /// Whoever leaves out what tells deliveries apart is not let in without.

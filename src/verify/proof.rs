@@ -77,6 +77,11 @@ pub(crate) trait Proof: Send + Sync {
         false
     }
 
+    /// Can this proof tell that nothing but its signature is amiss?
+    fn tells_signature_alone(&self) -> bool {
+        false
+    }
+
     /// Could a stranger find it by trying? Then failures are throttled before the proof is judged.
     fn is_guessable(&self) -> bool {
         false
@@ -125,15 +130,23 @@ pub(crate) fn signs_query_as_sent(public_url: Option<&str>) -> bool {
 pub(crate) struct Failure {
     pub(crate) fault: Fault,
     pub(crate) wanted: Option<Wanted>,
+    /// Of this proof everything else was judged and found right, the stated time included: with another key the same
+    /// request would have passed at the same moment.
+    pub(crate) only_signature: bool,
 }
 
 impl Failure {
+    /// No live key makes the presented signature, and nothing else is amiss.
+    pub(super) fn of_signature_alone(note: &'static str) -> Self {
+        Self { fault: Fault { refusal: Refusal::BadSignature, note }, wanted: None, only_signature: true }
+    }
+
     /// Better said where it is so: the request brings a secret, and none is awaited.
     pub(super) fn or_not_awaited(self, brings_a_secret: impl FnOnce() -> bool) -> Self {
         match self.fault.refusal {
             Refusal::MissingSignature if brings_a_secret() => {
                 let note = "the request brings a secret, and the source awaits none";
-                Self { fault: Fault { refusal: Refusal::NotAwaited, note }, wanted: None }
+                Fault { refusal: Refusal::NotAwaited, note }.into()
             }
             _ => self,
         }
@@ -142,12 +155,12 @@ impl Failure {
     /// The document is worth fetching, and the proof worth judging again.
     pub(crate) fn wanting(wanted: Wanted) -> Self {
         let fault = Fault { refusal: Refusal::KeyUnavailable, note: "a key that the proof needs is not here yet" };
-        Self { fault, wanted: Some(wanted) }
+        Self { fault, wanted: Some(wanted), only_signature: false }
     }
 }
 
 impl From<Fault> for Failure {
     fn from(fault: Fault) -> Self {
-        Self { fault, wanted: None }
+        Self { fault, wanted: None, only_signature: false }
     }
 }

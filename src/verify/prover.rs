@@ -151,6 +151,10 @@ impl Proof for Prover {
         self.scheme.timestamp.as_ref().filter(|_| self.time_is_signed)?.tolerance
     }
 
+    fn tells_signature_alone(&self) -> bool {
+        true
+    }
+
     fn replay_keys_each(&self) -> usize {
         match &self.keys {
             _ if !self.has_replay_key => 0,
@@ -222,6 +226,9 @@ impl Proof for Prover {
                     all.secret_used = all.secret_used.max(found.secret_used);
                     all.replay_keys.extend(found.replay_keys);
                     Ok(all)
+                }
+                (Err(first), Err(other)) => {
+                    Err(Failure { only_signature: first.only_signature && other.only_signature, ..first })
                 }
                 (Err(failure), _) | (Ok(_), Err(failure)) => Err(failure),
             };
@@ -341,20 +348,24 @@ impl Prover {
             }
         }
         let lacking = fetched.as_ref().and_then(|fetched| fetched.as_ref().err());
-        if secret_index.is_none() && lacking.is_none() {
-            let note = "no configured secret makes any of the signatures over this message";
-            fault = fault.or(Some(Fault { refusal: Refusal::BadSignature, note }));
-        }
-        fault = fault.or_else(|| scheme.more.body_hash.as_ref().and_then(|hash| hash.fault(delivery)));
-        // Only now is the stated time worth anything.
+        let by_no_key = secret_index.is_none() && lacking.is_none();
+        let mut rest = scheme.more.body_hash.as_ref().and_then(|hash| hash.fault(delivery));
+        // Only behind a signature is the stated time worth anything.
         if let (Some(timestamp), Some(stated)) = (&scheme.timestamp, stated_time)
             && !timestamp.is_fresh(stated, now)
         {
             let note = if stated < now { "the stated time is too old" } else { "the stated time lies in the future" };
-            fault = fault.or(Some(Fault { refusal: Refusal::Stale, note }));
+            rest = rest.or(Some(Fault { refusal: Refusal::Stale, note }));
+        }
+        const BY_NO_KEY: &str = "no configured secret makes any of the signatures over this message";
+        if by_no_key && fault.is_none() && rest.is_none() {
+            return Err(Failure::of_signature_alone(BY_NO_KEY));
+        }
+        if by_no_key {
+            fault = fault.or(Some(Fault { refusal: Refusal::BadSignature, note: BY_NO_KEY }));
         }
 
-        match (fault, lacking) {
+        match (fault.or(rest), lacking) {
             (Some(fault), _) => Err(fault.into()),
             // Nothing else is wrong, as far as can be told: the key is worth fetching.
             (None, Some(lacking)) => Err(lacking.clone()),

@@ -424,6 +424,8 @@ enum Says {
     /// Signed now, and good for so long; or signed without a time.
     Signed(Option<Duration>),
     No(Refusal),
+    /// A signature that no key made, and nothing else.
+    OtherKey,
     Wants,
 }
 
@@ -442,6 +444,7 @@ impl Proof for Says {
                 ..Findings::default()
             }),
             Self::No(refusal) => Err(Fault { refusal, note: "no" }.into()),
+            Self::OtherKey => Err(Failure::of_signature_alone("no")),
             Self::Wants => Err(Failure::wanting(Wanted {
                 url: "https://keys.example.com/".into(),
                 newer_than: None,
@@ -517,4 +520,44 @@ fn every_proof_must_pass_and_nothing_is_fetched_for_one_that_fails_anyway() {
     assert_eq!(judged(&[Says::Wants, no], &[]), (Some(Refusal::BadClaims), false, vec![]));
     assert_eq!(judged(&[no, Says::Wants], &[]), (Some(Refusal::BadClaims), false, vec![]));
     assert_eq!(judged(&[Says::Wants], &["wrong"]), (Some(Refusal::BadCredentials), false, vec![]));
+}
+
+/// What is set aside until the operator has mended the secret must not be what anybody can send at any time.
+#[test]
+fn a_signature_is_the_only_thing_amiss_where_another_secret_alone_would_have_made_it_pass() {
+    let only = |settings: &Settings, delivery: &Delivery, at: UnixMillis| {
+        let verifier = Verifier::build(settings.clone()).unwrap();
+        let refused = verifier.judge(delivery.clone(), at, &NoLibrary).unwrap_err();
+        (refused.refusal, refused.only_signature)
+    };
+    let bad = Refusal::BadSignature;
+    for settings in [github as fn(&[&str]) -> Settings, stripe, slack, shopify] {
+        let theirs = signed(&settings(&["right"]), b"{}", NOW);
+        assert_eq!(only(&settings(&["wrong"]), &theirs, NOW), (bad, true));
+        assert_eq!(only(&settings(&["wrong"]), &draft(b"{}"), NOW).1, false, "no signature at all");
+    }
+    // Out of its time it will never pass, whatever the secret: a copy of it fills nothing.
+    let (wrong, theirs) = (stripe(&["wrong"]), signed(&stripe(&["right"]), b"{}", NOW));
+    for at in [NOW.after(Duration::from_secs(301)), UnixMillis(NOW.0 - 301_000)] {
+        assert_eq!(only(&wrong, &theirs, at), (bad, false));
+    }
+    assert_eq!(only(&wrong, &theirs, NOW.after(Duration::from_secs(300))), (bad, true));
+
+    let with_token = Settings { bearer: Some(vec![Secret::new("token".into())]), ..github(&["wrong"]) };
+    let mut delivery = signed(&github(&["right"]), b"{}", NOW);
+    assert_eq!(only(&with_token, &delivery, NOW), (bad, false));
+    set(&mut delivery, &http::header::AUTHORIZATION, "Bearer guessed");
+    assert_eq!(only(&with_token, &delivery, NOW), (bad, false));
+    set(&mut delivery, &http::header::AUTHORIZATION, "Bearer token");
+    assert_eq!(only(&with_token, &delivery, NOW), (bad, true));
+
+    let beside = |says: &[Says]| {
+        let proofs = says.iter().map(|says| Arc::new(*says) as Arc<dyn Proof>).collect();
+        only(&Settings { proofs, ..github(&["wrong"]) }, &delivery, NOW)
+    };
+    assert_eq!(beside(&[Says::Yes]), (bad, true));
+    assert_eq!(beside(&[Says::OtherKey]), (bad, true));
+    assert_eq!(beside(&[Says::No(bad)]), (bad, false));
+    assert_eq!(beside(&[Says::OtherKey, Says::No(Refusal::BadClaims)]), (bad, false));
+    assert_eq!(beside(&[Says::Wants]), (bad, false));
 }

@@ -242,7 +242,11 @@ impl Proof for HttpSignature {
     }
 
     fn examine(&self, question: &Question<'_>) -> Result<Findings, Failure> {
-        let accepted = self.judge(question).map_err(Fault::from)?;
+        let accepted = self.judge(question).map_err(|flaw| match (flaw, &self.standard) {
+            // A hub signs the body and nothing else, so that nothing else can be wrong.
+            (Flaw::BadSignature(note), Standard::WebSub { .. }) => Failure::of_signature_alone(note),
+            (flaw, _) => Fault::from(flaw).into(),
+        })?;
         Ok(Findings {
             signed_at: accepted.signed_at.filter(|_| self.signs_time()),
             tolerance: self.tolerance(),
@@ -263,6 +267,10 @@ impl Proof for HttpSignature {
 
     fn tolerance(&self) -> Option<Duration> {
         self.signs_time().then_some(self.max_age)
+    }
+
+    fn tells_signature_alone(&self) -> bool {
+        matches!(self.standard, Standard::WebSub { .. })
     }
 
     fn replay_keys_each(&self) -> usize {
