@@ -1,10 +1,12 @@
-//! The inbox as the operator sees it: `/inbox/deliveries`, `/inbox/deliveries/ID`, `/inbox/export`, `/inbox/stats`, and
+//! The inbox as the operator sees it: `/inbox/deliveries`, `/inbox/deliveries/ID`, `/inbox/export`, `/inbox/stats`,
+//! `/inbox/quarantine`, and
 //! with POST `/inbox/retry` and `/inbox/discard`.
 //!
 //! Invariant: one answer is one page, made in a bounded time of bounded parts; whoever wants more asks again with the
 //! cursor it brings. The command line asks in the same words, over the port or, where no gateway runs, right here: there
 //! are no two answers to one question. Credentials in headers and queries are masked unless `reveal=1` asks for them.
 
+use super::quarantine;
 use crate::clock::UnixMillis;
 use crate::inbox::search::{self, Change, Cursor, Filter, Found, Glob, Id, MOST_IDS, Order};
 use crate::inbox::{Inbox, State};
@@ -56,7 +58,7 @@ impl Answer {
 pub(crate) async fn answer(inbox: &Arc<Inbox>, method: &Method, path: &str, query: &str, now: UnixMillis) -> Answer {
     let reads = matches!(*method, Method::GET | Method::HEAD);
     let (allow, allowed) = match path {
-        "retry" | "discard" => ("POST", *method == Method::POST),
+        "retry" | "discard" | "reverify" => ("POST", *method == Method::POST),
         _ => ("GET, HEAD", reads),
     };
     if !allowed {
@@ -72,13 +74,18 @@ pub(crate) async fn answer(inbox: &Arc<Inbox>, method: &Method, path: &str, quer
         "export" => blocking(inbox, move |inbox| export(inbox, &asked)).await,
         "stats" => blocking(inbox, move |inbox| stats(inbox, now)).await,
         "retry" | "discard" => change(inbox, path, asked).await,
+        "quarantine" => blocking(inbox, move |inbox| Ok(quarantine::list(inbox, &asked.filter.sources)?)).await,
+        // The running gateway's own: it does not come here with it.
+        "reverify" => Err(Failure::Nothing(
+            "judging again needs the gateway running: it has the keys, and knows what was accepted since; start it, and ask once more",
+        )),
         _ => match path.strip_prefix("deliveries/") {
             Some(id) => match decoded(id).and_then(|id| Id::parse(&id)) {
                 Ok(id) => blocking(inbox, move |inbox| show(inbox, id, asked.reveals)).await,
                 Err(why) => Err(Failure::Usage(why)),
             },
             None => Err(Failure::Nothing(
-                "below /inbox are deliveries, deliveries/ID, export and stats, and with POST retry and discard",
+                "below /inbox are deliveries, deliveries/ID, export, stats and quarantine, and with POST retry, discard and reverify",
             )),
         },
     };

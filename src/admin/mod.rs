@@ -6,6 +6,7 @@
 //! is shown either: whoever has the token may read, not forge.
 
 pub(crate) mod inbox;
+mod quarantine;
 
 use crate::gateway::Door;
 use crate::gateway::explain::{Question, explain};
@@ -67,6 +68,9 @@ impl AdminPort {
             let mut reply = text(StatusCode::UNAUTHORIZED, "the admin token, as a bearer token; see [admin] token\n");
             reply.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             return reply;
+        }
+        if path == "/inbox/reverify" {
+            return self.reverify(request.method(), request.uri().query().unwrap_or_default()).await;
         }
         if let Some(rest) = path.strip_prefix("/inbox/") {
             return self.inbox(request.method(), rest, request.uri().query().unwrap_or_default()).await;

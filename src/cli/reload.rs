@@ -134,7 +134,8 @@ impl Running {
             (Some(inbox), Some(settings)) if !inbox.is_in(&settings.folder) => {
                 tracing::warn!("[inbox] path takes effect at the next start");
             }
-            (Some(_), Some(_)) | (_, None) => {}
+            (Some(inbox), Some(settings)) => inbox.quarantine.limit(settings.quarantine),
+            (_, None) => {}
         }
         self.door.swap(config.plan).map_err(|error| error.to_string())?;
         self.door.metrics.config_last_success.set(self.door.clock.now().as_secs() as f64);

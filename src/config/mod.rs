@@ -250,6 +250,7 @@ fn read(root: &Node, presets: &Presets, ledger: &Ledger) -> Option<Config> {
         max_claims,
         state_is_memory,
         bytes_per_claim: state::BYTES_PER_CLAIM,
+        quarantine_age: inbox.quarantine.max_age,
     };
     let mut read_sources = Vec::new();
     let tables = file.named("sources");
@@ -368,8 +369,21 @@ fn read_inbox(table: &Table<'_>) -> inbox::Settings {
         table.note_default("path", "\"inbox\"");
         "inbox".to_owned()
     });
+    let quarantine = read_quarantine(&table.table_or_empty("quarantine"));
     table.check_unknown();
-    inbox::Settings { folder: table.base().join(path) }
+    inbox::Settings { folder: table.base().join(path), quarantine }
+}
+
+fn read_quarantine(table: &Table<'_>) -> inbox::QuarantineLimits {
+    const LONGEST: Duration = Duration::from_secs(30 * 86_400);
+    let default = inbox::QuarantineLimits::default();
+    let limits = inbox::QuarantineLimits {
+        max_count: table.count("max_count", default.max_count, 1..=1_000_000),
+        max_size: table.size("max_size", default.max_size, (64 << 10)..=(64 << 30)),
+        max_age: table.duration("max_age", default.max_age, Duration::from_secs(1)..=LONGEST),
+    };
+    table.check_unknown();
+    limits
 }
 
 fn read_log(table: &Table<'_>) -> Log {

@@ -29,6 +29,8 @@ pub(super) struct Around<'a> {
     pub(super) max_claims: u64,
     pub(super) state_is_memory: bool,
     pub(super) bytes_per_claim: usize,
+    /// How long a request stays in the quarantine.
+    pub(super) quarantine_age: Duration,
 }
 
 pub(super) struct ListenerFacts {
@@ -94,6 +96,7 @@ pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &
             r#"delivery = "proxy" while it observes"#,
         );
     }
+    let quarantine = read_quarantine(&table, delivery, credentials.as_ref());
     let methods = methods(&table);
     let content_types = table.all_parsed("content_types", |text| {
         let lower = text.to_ascii_lowercase();
@@ -145,7 +148,8 @@ pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &
         say_what_a_capture_needs(&table, found, around);
         guessable_in_the_clear(&table, found, &listeners, around);
         if has_replay_key {
-            claims_for_the_rate(&table, &rate_limits, max_claims, replay_window, found, around);
+            let kept = if quarantine { around.quarantine_age } else { Duration::ZERO };
+            claims_for_the_rate(&table, &rate_limits, max_claims, (replay_window, kept), found, around);
         }
     }
     let at = table.at();
@@ -166,6 +170,7 @@ pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &
         max_claims: usize::try_from(max_claims).unwrap_or(usize::MAX),
         delivery,
         retry: Schedule::default(),
+        quarantine,
         upstream: upstream?,
         upstream_path,
         acknowledge: acknowledge?,
@@ -304,6 +309,19 @@ fn say_what_is_not_protected(
     }
 }
 
+fn read_quarantine(table: &Table<'_>, delivery: Way, found: Option<&Credentials>) -> bool {
+    let quarantine = table.flag("quarantine", false);
+    if quarantine && delivery == Way::Proxy {
+        let what =
+            "what it keeps is delivered by the inbox when it proves genuine, and this source waits for its upstream";
+        table.error("quarantine", what, r#"delivery = "inbox", or leave it out"#);
+    } else if quarantine && found.is_some_and(|found| !found.verifier.tells_signature_alone()) {
+        let what = "keeps what is refused for its signature alone, and none of this source's proofs can tell that";
+        table.error("quarantine", what, "leave it out: a signature over the body, as in `verify`, is what it is for");
+    }
+    quarantine
+}
+
 fn say_what_a_capture_needs(table: &Table<'_>, found: &Credentials, around: &Around<'_>) {
     if found.awaits.is_none() {
         return;
@@ -334,12 +352,14 @@ fn claims_for_the_rate(
     table: &Table<'_>,
     limits: &[RateLimit],
     max_claims: u64,
-    replay_window: Duration,
+    (replay_window, quarantine): (Duration, Duration),
     found: &Credentials,
     around: &Around<'_>,
 ) {
-    // Kept until signed time + tolerance + 60 s, and the signed time may lie a tolerance ahead.
+    // Kept until signed time + tolerance + 60 s, and the signed time may lie a tolerance ahead; and for as long again as
+    // a copy may lie in the quarantine.
     let window = found.verifier.tolerance().map_or(replay_window, |tolerance| 2 * tolerance + Duration::from_secs(60));
+    let window = window + quarantine;
     let keys_each = found.verifier.replay_keys_each();
     for limit in limits.iter().filter(|limit| limit.per == Per::Source) {
         let needed = limit.quota.per_second() * window.as_secs_f64() * keys_each as f64;

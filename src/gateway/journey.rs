@@ -12,7 +12,7 @@ use crate::client::ClientKey;
 use crate::clock::UnixMillis;
 use crate::deliver::{Answer, Fault, SendError};
 use crate::delivery::Delivery;
-use crate::inbox::{AppendError, Claims, Entry, NewTask};
+use crate::inbox::{AppendError, Claims, Entry, NewTask, Suspect};
 use crate::parcel::{Parcel, Statement};
 use crate::refusal::Refusal;
 use crate::state::{Ask, Claim, Committed, HandedOver, Record, Reservation, StateError};
@@ -57,6 +57,16 @@ pub(super) struct Journey {
     pub(super) key: ClientKey,
     pub(super) forwarding: Vec<(HeaderName, HeaderValue)>,
     pub(super) traceparent: HeaderValue,
+    /// It was in the quarantine until now.
+    pub(super) suspect: Option<Suspect>,
+}
+
+/// What the claim of a request says that was kept in the quarantine.
+pub(super) enum Claimed {
+    First(Option<Reservation>),
+    Replay,
+    Duplicate,
+    InFlight,
 }
 
 /// What the claim says.
@@ -104,7 +114,7 @@ impl Journey {
 
     async fn claim(&self, verified: &Verified) -> Step {
         let now = self.door.clock.now();
-        let ask = match self.ask(verified, now) {
+        let ask = match self.ask(verified, now, now) {
             Ok(Some(ask)) => ask,
             Ok(None) => return Step::Go(None),
             Err(refusal) => return Step::Stop(refusal),
@@ -134,8 +144,32 @@ impl Journey {
         }
     }
 
-    /// What to claim, and for how long; None: this source has nothing to tell one delivery from another.
-    fn ask(&self, verified: &Verified, now: UnixMillis) -> Result<Option<Ask>, Refusal> {
+    /// Of one that was judged at the time it came, and is remembered from now on.
+    pub(super) async fn claim_again(&self, verified: &Verified, came: UnixMillis) -> Result<Claimed, Refusal> {
+        let now = self.door.clock.now();
+        let Some(ask) = self.ask(verified, came, now)? else { return Ok(Claimed::First(None)) };
+        match self.source.ledger.reserve(ask, now).await {
+            Ok(Claim::First(reservation)) => Ok(Claimed::First(Some(reservation))),
+            Ok(Claim::InFlight) => Ok(Claimed::InFlight),
+            Ok(Claim::Replay) => Ok(Claimed::Replay),
+            Ok(Claim::Duplicate(reservation)) if self.source.settings.on_duplicate == OnDuplicate::Forward => {
+                Ok(Claimed::First(Some(reservation)))
+            }
+            Ok(Claim::Duplicate(reservation)) => {
+                reservation.release();
+                Ok(Claimed::Duplicate)
+            }
+            Err(StateError::Full) => Err(Refusal::ClaimsFull),
+            Err(StateError::Store(what)) => {
+                tracing::error!(source = &*self.source.settings.name, what, "the state store cannot reserve");
+                Err(Refusal::StateError)
+            }
+        }
+    }
+
+    /// What to claim, and for how long; None: this source has nothing to tell one delivery from another. `judged`: when
+    /// it was fresh.
+    fn ask(&self, verified: &Verified, judged: UnixMillis, now: UnixMillis) -> Result<Option<Ask>, Refusal> {
         let settings = &self.source.settings;
         let event = verified.event_id().map(|id| digest(b"event", id));
         let keep_until = match (verified.signed_at(), verified.tolerance()) {
@@ -153,13 +187,12 @@ impl Journey {
             ([], Some(id)) if !settings.verifier.has_signature() => (vec![id], None),
             (keys, event) => (keys.to_vec(), event),
         };
-        if keep_until <= now {
+        match verified.signed_at() {
             // It was fresh when it was judged, and waited so long since that nothing would remember it.
-            if verified.signed_at().is_some() {
-                return Err(Refusal::Stale);
-            }
+            Some(_) if keep_until <= judged => return Err(Refusal::Stale),
             // `replay_window` is zero.
-            replay.clear();
+            None if keep_until <= now => replay.clear(),
+            Some(_) | None => {}
         }
         if settings.dedupe_window.is_zero() {
             event = None;
@@ -167,7 +200,16 @@ impl Journey {
         if replay.is_empty() && event.is_none() {
             return Ok(None);
         }
-        let event_keep_until = now.after(settings.dedupe_window);
+        // A copy that comes as late as can be may lie in the quarantine for as long as anything does, and must still be
+        // known when it is judged again.
+        let quarantine = self.door.quarantine_age(&self.source);
+        let (keep_until, event_keep_until) = match quarantine.is_zero() {
+            true => (keep_until, now.after(settings.dedupe_window)),
+            false => (
+                keep_until.max(now).after(quarantine).after(CLAIM_MARGIN),
+                now.after(settings.dedupe_window).after(quarantine).after(CLAIM_MARGIN),
+            ),
+        };
         Ok(Some(Ask { replay, keep_until, event, event_keep_until, lease: self.lease() }))
     }
 
@@ -216,7 +258,7 @@ impl Journey {
     }
 
     /// Step 9, by the inbox: the delivery and its claim become durable together, and only then is it acknowledged.
-    async fn store(self, verified: Box<Verified>, reservation: Option<Reservation>, visit: Visit) -> Reply {
+    pub(super) async fn store(self, verified: Box<Verified>, reservation: Option<Reservation>, visit: Visit) -> Reply {
         let Some(inbox) = self.door.inbox.load_full() else { return visit.refuse(Refusal::InboxError) };
         let claim = match reservation.map(|reservation| reservation.hand_over(self.door.clock.now())) {
             Some(None) => return visit.refuse(Refusal::InFlight),
@@ -237,9 +279,12 @@ impl Journey {
             claims: claim.as_ref().map(|claim| claims(claim.record())).unwrap_or_default(),
             tasks: vec![NewTask { upstream: source.upstream.as_str().into(), path: None, lane: None }],
         };
-        let work = self.door.detached.clone().try_acquire_owned();
+        let (work, suspect) = (self.door.detached.clone().try_acquire_owned(), self.suspect);
         let mut storing = Box::pin(async move {
-            let appended = inbox.append(entry).await;
+            let appended = match suspect {
+                Some(suspect) => inbox.append_released(entry, suspect).await,
+                None => inbox.append(entry).await,
+            };
             if let Some(claim) = claim {
                 decide(claim, &appended);
             }
@@ -306,7 +351,7 @@ impl Journey {
         let statement = Statement {
             source: &self.source.settings.name,
             request_id: &visit.request_id,
-            client_certificate: visit.certificate.as_ref().map(|certificate| certificate.subject_text.as_str()),
+            client_certificate: visit.subject(),
             forwarding: self.forwarding.clone(),
             traceparent: self.traceparent.clone(),
             added,

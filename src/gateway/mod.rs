@@ -11,6 +11,7 @@ pub(crate) mod explain;
 mod forwarded;
 mod handshake;
 mod journey;
+pub(crate) mod quarantine;
 mod receive;
 pub(crate) mod refused;
 mod respond;
@@ -20,7 +21,7 @@ mod visit;
 use crate::clock::Clock;
 use crate::deliver::{self, Destination};
 use crate::fetch::{self, Fetcher};
-use crate::inbox::Inbox;
+use crate::inbox::{Dropped, Inbox};
 use crate::state::{Quota, State};
 use crate::telemetry::{Audit, Metrics};
 use crate::verify::SigningKey;
@@ -92,6 +93,7 @@ pub(crate) struct Door {
     pub(crate) state: Arc<State>,
     /// Once there is one it stays, whatever a reload says: what it holds is still to be delivered.
     pub(crate) inbox: ArcSwapOption<Inbox>,
+    aside: quarantine::Aside,
     /// What was fetched for proofs so far.
     pub(crate) fetcher: Arc<Fetcher>,
     buffer: Arc<Buffer>,
@@ -139,6 +141,7 @@ impl Door {
             audit,
             state,
             inbox: ArcSwapOption::new(inbox),
+            aside: quarantine::Aside::default(),
             fetcher,
             buffer,
             in_flight,
@@ -170,6 +173,10 @@ impl Door {
         Ok(())
     }
 
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn start_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }
@@ -177,7 +184,7 @@ impl Door {
     /// Why nothing should be sent here now; None: ready.
     pub(crate) fn unready(&self) -> Option<&'static str> {
         let gateway = self.current.load();
-        if self.draining.load(Ordering::Relaxed) {
+        if self.is_draining() {
             Some("draining")
         } else if !self.state.is_healthy() {
             Some("the state store does not work")
@@ -207,6 +214,10 @@ impl Door {
         for source in self.current.load().sources.all() {
             source.meters.claims.set(i64::try_from(source.ledger.len()).unwrap_or(i64::MAX));
             source.meters.claims_limit.set(i64::try_from(source.ledger.capacity()).unwrap_or(i64::MAX));
+        }
+        for (source, count) in self.inbox.load().iter().flat_map(|inbox| inbox.quarantine.counts()) {
+            let gauge = self.metrics.quarantined.with_label_values(&[&*source]);
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
 
@@ -239,6 +250,7 @@ impl Door {
     /// out.
     pub(crate) fn sweep(&self) {
         self.fetcher.refresh();
+        self.expire_quarantine();
         let now = self.clock.now();
         let behind = self.clock.behind();
         self.metrics.clock_behind.set(behind.as_secs_f64());
@@ -323,6 +335,9 @@ impl Gateway {
                         .seeds(&settings.name, |seed| remember(seed.print, seed.is_event, seed.until))
                         .inspect_err(|why| tell_unread(&settings.name, why))
                 });
+            }
+            if settings.quarantine {
+                metrics.expect_quarantine(&settings.name, &Dropped::ALL.map(Dropped::label));
             }
             sources.push(Arc::new(Source {
                 ledger,

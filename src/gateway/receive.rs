@@ -6,6 +6,7 @@
 
 use super::budget::{Place, Share};
 use super::journey::{Journey, Judged};
+use super::quarantine::Kept;
 use super::refused::Circumstances;
 use super::respond::{self, Details, Reply};
 use super::source::{Source, Way};
@@ -38,6 +39,18 @@ const LONGEST_KEY_WAIT: Duration = Duration::from_secs(6);
 
 /// A proof asks for one key at a time; none has more than two, and a source few such proofs.
 const MOST_KEYS: usize = 4;
+
+/// Not let in; and what is to be kept of it.
+struct Turned {
+    refusal: Refusal,
+    aside: Option<Box<Delivery>>,
+}
+
+impl From<Refusal> for Turned {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, aside: None }
+    }
+}
 
 impl Door {
     pub(crate) async fn receive(self: Arc<Self>, request: Request<Incoming>, peer: Arc<Peer>) -> Reply {
@@ -117,7 +130,21 @@ impl Door {
         let judging = self.judge(&source, delivery, key, with_certificate, (share, place), &mut visit);
         let (judged, permits) = match judging.await {
             Ok(judged) => judged,
-            Err(refusal) => return visit.refuse(refusal),
+            Err(Turned { refusal, aside }) => {
+                if let Some(delivery) = aside {
+                    let kept = Kept {
+                        delivery: *delivery,
+                        client: visit.client.address,
+                        listener: visit.listener.clone(),
+                        certificate: visit.subject().map(str::to_owned),
+                        with_certificate,
+                        forwarding,
+                        traceparent,
+                    };
+                    self.set_aside(&source, kept, &visit.request_id);
+                }
+                return visit.refuse(refusal);
+            }
         };
         if let Judged::Proven(verified) = &judged
             && let Some(answer) = verified.challenge()
@@ -138,7 +165,7 @@ impl Door {
         }
 
         let Ok(work) = self.detached.clone().try_acquire_owned() else { return visit.refuse(Refusal::ClientBusy) };
-        let journey = Journey { door: self.clone(), source, key, forwarding, traceparent };
+        let journey = Journey { door: self.clone(), source, key, forwarding, traceparent, suspect: None };
         let task = tokio::spawn(async move {
             let reply = journey.conclude(judged, visit, permits).await;
             drop(work);
@@ -182,13 +209,13 @@ impl Door {
         with_certificate: bool,
         permits: (Share, Place),
         visit: &mut Visit,
-    ) -> Result<(Judged, (Share, Place)), Refusal> {
+    ) -> Result<(Judged, (Share, Place)), Turned> {
         let throttled = source.budgets.failed_auth.is_spent(key) && !source.settings.observe;
         let _turn = match throttled {
             // The genuine share an address with forgers: they wait for a turn, though not for long.
             true => match timeout(LONGEST_TURN, self.throttled.acquire()).await {
                 Ok(Ok(turn)) => Some(turn),
-                Ok(Err(_)) | Err(_) => return Err(Refusal::AuthThrottled),
+                Ok(Err(_)) | Err(_) => return Err(Refusal::AuthThrottled.into()),
             },
             false => None,
         };
@@ -212,13 +239,7 @@ impl Door {
         source.meters.verify.observe(visit.verifying.as_secs_f64());
         match judged {
             Ok(verified) => {
-                visit.proven(&verified);
-                visit.checks = verified.checks().join(", ");
-                if with_certificate {
-                    let comma = if visit.checks.is_empty() { "" } else { ", " };
-                    visit.checks.push_str(comma);
-                    visit.checks.push_str("client_cert");
-                }
+                visit.proven(&verified, with_certificate);
                 let now = self.clock.now();
                 for gauge in verified.secrets_used().filter_map(|index| source.meters.secrets_last_used.get(index)) {
                     gauge.set(now.as_secs() as f64);
@@ -233,15 +254,16 @@ impl Door {
                 }
                 Ok((Judged::Unproven(delivery, refusal), permits))
             }
-            Err(Refused { delivery, refusal, note, .. }) => {
+            Err(Refused { delivery, refusal, note, only_signature, .. }) => {
                 visit.note = note;
                 let over = refusal.is_unproven() && source.budgets.failed_auth.take(key).is_err();
                 if over {
                     // Whoever is over the limit has places enough already.
-                    return Err(Refusal::AuthThrottled);
+                    return Err(Refusal::AuthThrottled.into());
                 }
+                let aside = (only_signature && source.settings.quarantine).then(|| delivery.clone());
                 self.keep_refused(source, *delivery, key, refusal, visit);
-                Err(refusal)
+                Err(Turned { refusal, aside })
             }
         }
     }
@@ -269,7 +291,7 @@ impl Door {
     }
 
     /// Judging again is worth it even where fetching failed: what is kept may now do as the last known good.
-    async fn has_fetched(&self, source: &Source, wanted: &Wanted, until: tokio::time::Instant) -> bool {
+    pub(super) async fn has_fetched(&self, source: &Source, wanted: &Wanted, until: tokio::time::Instant) -> bool {
         match timeout_at(until, self.fetcher.fetch(wanted)).await {
             Ok(Ok(())) => true,
             Ok(Err(error)) => {

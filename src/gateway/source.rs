@@ -39,6 +39,8 @@ pub(crate) struct Settings {
     pub(crate) delivery: Way,
     /// Of what the inbox delivers.
     pub(crate) retry: Schedule,
+    /// What is refused for its signature alone is kept, to be judged again.
+    pub(crate) quarantine: bool,
     pub(crate) upstream: String,
     pub(crate) upstream_path: Option<UpstreamPath>,
     pub(crate) acknowledge: Acknowledge,

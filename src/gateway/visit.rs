@@ -13,6 +13,7 @@ use crate::server::ClientCertificate;
 use crate::telemetry::{Outcome, Record};
 use crate::verify::Verified;
 use http::StatusCode;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,8 @@ pub(super) struct Visit {
     pub(super) path: String,
     pub(super) client: Client,
     pub(super) certificate: Option<Arc<ClientCertificate>>,
+    /// Of the certificate that came with a request which was kept since.
+    kept_subject: Option<String>,
     pub(super) source: Option<Arc<Source>>,
     /// Observe mode: what enforcing would have said.
     pub(super) would_refuse: Option<Refusal>,
@@ -39,6 +42,17 @@ pub(super) struct Visit {
     pub(super) forwarding: Duration,
     pub(super) forwarded: bool,
     recorded: bool,
+}
+
+/// What a request that was kept knows of itself.
+pub(super) struct Again {
+    pub(super) at: UnixMillis,
+    pub(super) request_id: String,
+    pub(super) listener: Arc<str>,
+    pub(super) client: IpAddr,
+    /// Its subject.
+    pub(super) certificate: Option<String>,
+    pub(super) with_certificate: bool,
 }
 
 impl Visit {
@@ -61,6 +75,7 @@ impl Visit {
             path,
             client,
             certificate: None,
+            kept_subject: None,
             source: None,
             would_refuse: None,
             note: "",
@@ -75,9 +90,35 @@ impl Visit {
         }
     }
 
-    pub(super) fn proven(&mut self, verified: &Verified) {
+    /// Of a request that was refused when it came, and is proven now. It has the time and the id that it had.
+    pub(super) fn again(door: Arc<Door>, source: Arc<Source>, again: Again, verified: &Verified) -> Self {
+        let delivery = verified.delivery();
+        let client = Client { address: again.client, is_certain: true };
+        let mut visit = Self::begin(door, again.listener, delivery.method.clone(), delivery.path.clone(), client);
+        visit.at = again.at;
+        visit.request_id = again.request_id;
+        visit.source = Some(source);
+        visit.kept_subject = again.certificate;
+        visit.body_bytes = delivery.body.len();
+        visit.proven(verified, again.with_certificate);
+        visit
+    }
+
+    pub(super) fn proven(&mut self, verified: &Verified, with_certificate: bool) {
         self.event_id = verified.event_id().unwrap_or_default().to_owned();
         self.event_type = verified.event_type().unwrap_or_default().to_owned();
+        self.checks = verified.checks().join(", ");
+        if with_certificate {
+            let comma = if self.checks.is_empty() { "" } else { ", " };
+            self.checks.push_str(comma);
+            self.checks.push_str("client_cert");
+        }
+    }
+
+    /// Of the client's certificate, where it presented one.
+    pub(super) fn subject(&self) -> Option<&str> {
+        let presented = self.certificate.as_ref().map(|certificate| certificate.subject_text.as_str());
+        presented.or(self.kept_subject.as_deref())
     }
 
     /// The answer to a refusal, and its record.
@@ -149,7 +190,7 @@ impl Visit {
             method: self.method.as_str(),
             path: &self.path,
             client: self.client.address,
-            certificate: self.certificate.as_ref().map_or("", |certificate| &certificate.subject_text),
+            certificate: self.subject().unwrap_or_default(),
             verified: &self.checks,
             event_id: &self.event_id,
             event_type: &self.event_type,

@@ -13,6 +13,7 @@
 //! | `tasks`      | one delivery to one upstream: its state, its attempts, when it is due                      |
 //! | `claims`     | what was accepted, so that it is not accepted again; as in `state/disk.rs`                 |
 //! | `counts`     | how many tasks there are by source, upstream and state                                     |
+//! | `quarantine` | a request that was refused for its signature alone, whole; never delivered by itself       |
 //!
 //! Every table and index that an append touches grows at its end (`seq`, the request id of version 7, due times, expiry),
 //! so appending costs the same in an empty store as in one of millions of rows. That is why claims are not looked up
@@ -81,6 +82,13 @@ const SCHEMA: &str = "
         source INTEGER NOT NULL, upstream INTEGER NOT NULL, state INTEGER NOT NULL, n INTEGER NOT NULL,
         PRIMARY KEY (source, upstream, state)
     ) STRICT, WITHOUT ROWID;
+    CREATE TABLE quarantine (
+        id INTEGER PRIMARY KEY, source INTEGER NOT NULL, received INTEGER NOT NULL, expires INTEGER NOT NULL,
+        client TEXT NOT NULL, size INTEGER NOT NULL, request_id BLOB NOT NULL, key BLOB, packing INTEGER NOT NULL,
+        content BLOB NOT NULL
+    ) STRICT;
+    CREATE INDEX quarantine_of_source ON quarantine (source, id);
+    CREATE INDEX quarantine_expires ON quarantine (expires);
 ";
 
 /// `claims.kind`.

@@ -7,6 +7,7 @@
 
 mod disk;
 mod feed;
+mod quarantine;
 mod reader;
 mod rows;
 pub(crate) mod search;
@@ -29,10 +30,12 @@ use crate::parcel::Parcel;
 
 pub(crate) use disk::OpenError;
 pub(crate) use feed::{Feed, Lease};
+pub(crate) use quarantine::{Dropped, Limits as QuarantineLimits, Summary as QuarantineSummary, Suspect};
 pub(crate) use reader::{Due, Loaded, Oldest};
 pub(crate) use tally::{Count, State, Tally};
 
 use feed::Feeds;
+use quarantine::Quarantine;
 use reader::Readers;
 use tally::Counts;
 use writer::Handle;
@@ -41,6 +44,7 @@ use writer::Handle;
 pub(crate) struct Settings {
     /// A folder; made where it is missing.
     pub(crate) folder: PathBuf,
+    pub(crate) quarantine: QuarantineLimits,
 }
 
 /// An accepted delivery: stored once, and delivered to the upstream of each of `tasks`.
@@ -155,6 +159,7 @@ pub(crate) struct Inbox {
     counts: Arc<Counts>,
     clock: Steady,
     folder: PathBuf,
+    pub(crate) quarantine: Quarantine,
 }
 
 impl Inbox {
@@ -166,9 +171,12 @@ impl Inbox {
         let counts = Arc::new(opened.counts);
         let readers = Readers::new(opened.path.clone());
         let folder = opened.folder.clone();
+        let unusable = |detail: String| OpenError::Unusable { path: folder.clone(), detail };
+        let quarantine =
+            Quarantine::read(&opened.connection, settings.quarantine).map_err(|error| unusable(error.to_string()))?;
         let writer = writer::start(opened.connection, opened.lock, clock, meters, feeds.clone(), counts.clone())
-            .map_err(|error| OpenError::Unusable { path: folder.clone(), detail: error.to_string() })?;
-        Ok(Arc::new(Self { writer, readers, feeds, counts, clock, folder }))
+            .map_err(|error| unusable(error.to_string()))?;
+        Ok(Arc::new(Self { writer, readers, feeds, counts, clock, folder, quarantine }))
     }
 
     /// The clock that dues are told by. It goes on from the latest time that the store has seen, so that what was due
@@ -185,7 +193,7 @@ impl Inbox {
     /// Resolves when the delivery is committed and synced, or surely is not. Whoever drops this future before that does
     /// not learn which.
     pub(crate) async fn append(&self, entry: Entry) -> Result<(), AppendError> {
-        self.writer.append(entry).await.map_err(AppendError::Store)
+        self.writer.append(entry, None).await.map_err(AppendError::Store)
     }
 
     /// Resolves when it is committed. A write that fails is kept and repeated by the writer, and the task is settled

@@ -27,7 +27,7 @@ pub(super) fn insert(
     seq: i64,
     now: UnixMillis,
 ) -> rusqlite::Result<Stored> {
-    let Append { entry, content, .. } = append;
+    let Append { entry, content, release, .. } = append;
     let source = tally.id(transaction, Kind::Source, &entry.source)?;
     transaction.prepare_cached("INSERT INTO deliveries VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?.execute(params![
         seq,
@@ -56,6 +56,9 @@ pub(super) fn insert(
         waiting.push(state == State::Waiting);
     }
     remember(transaction, source, &entry.claims)?;
+    if let Some(release) = release {
+        release.carry_out(transaction)?;
+    }
     Ok(Stored { seq, waiting })
 }
 

@@ -15,6 +15,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use super::feed::Feeds;
+use super::quarantine::Release;
 use super::rows::{self, Stored};
 use super::tally::{Counts, Tally};
 use super::{Attempt, Entry, Meters, Steady, Task, TaskKey};
@@ -51,6 +52,8 @@ pub(super) struct Append {
     pub(super) entry: Entry,
     pub(super) content: Vec<u8>,
     since: Instant,
+    /// Out of the quarantine, in the same transaction.
+    pub(super) release: Option<Release>,
     answer: Answer<()>,
 }
 
@@ -115,10 +118,10 @@ pub(super) fn start(
 }
 
 impl Handle {
-    pub(super) async fn append(&self, entry: Entry) -> Result<(), String> {
+    pub(super) async fn append(&self, entry: Entry, release: Option<Release>) -> Result<(), String> {
         let content = entry.parcel.encode();
         let (answer, answered) = oneshot::channel();
-        self.send(Message::Append(Box::new(Append { entry, content, since: Instant::now(), answer }))).await?;
+        self.send(Message::Append(Box::new(Append { entry, content, since: Instant::now(), release, answer }))).await?;
         answered.await.map_err(|_| STOPPED.to_owned())?
     }
 

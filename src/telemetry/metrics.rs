@@ -67,6 +67,9 @@ pub(crate) struct Metrics {
     inbox_delivery_seconds: HistogramVec,
     inbox_dead: IntCounterVec,
     inbox_breaker_state: IntGaugeVec,
+    pub(crate) quarantined: IntGaugeVec,
+    pub(crate) quarantine_dropped: IntCounterVec,
+    pub(crate) reverified: IntCounterVec,
     pub(crate) commit_failures: IntCounter,
     pub(crate) audit_dropped: IntCounter,
     pub(crate) clock_behind: Gauge,
@@ -310,6 +313,24 @@ impl Metrics {
                 &registry,
                 IntCounter::with_opts(opts("inbox_errors_total", "Failed reads or writes of the inbox.")),
             ),
+            quarantined: gauges(
+                &registry,
+                "inbox_quarantined",
+                "Requests kept because their signature alone did not match, by source.",
+                &["source"],
+            ),
+            quarantine_dropped: counters(
+                &registry,
+                "inbox_quarantine_dropped_total",
+                "Requests that the quarantine did not take, by source and reason.",
+                &["source", "reason"],
+            ),
+            reverified: counters(
+                &registry,
+                "inbox_reverified_total",
+                "Requests of the quarantine that were judged again, by source and what came of it.",
+                &["source", "result"],
+            ),
             commit_failures: register(
                 &registry,
                 IntCounter::with_opts(opts(
@@ -391,6 +412,15 @@ impl Metrics {
         let _ = self.claims_limit.remove_label_values(&[name]);
         for secret in secrets {
             self.forget_secret(name, secret);
+        }
+    }
+
+    /// Series that are there from the loading of a source with a quarantine on.
+    pub(crate) fn expect_quarantine(&self, source: &str, reasons: &[&str]) {
+        self.quarantined.with_label_values(&[source]);
+        self.reverified.with_label_values(&[source, "accepted"]);
+        for reason in reasons {
+            self.quarantine_dropped.with_label_values(&[source, reason]);
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod place;
 mod print;
+mod reverify;
 
 use super::{NO, UNUSABLE_CONFIGURATION, USAGE, complain, say};
 use base64::Engine as _;
@@ -49,6 +50,11 @@ enum What {
         #[arg(long)]
         json: bool,
     },
+    /// What is kept because its signature alone did not match, by source.
+    Quarantine(reverify::Listing),
+    /// Judge again what is kept of a source, at the time it came, now that its secret is mended: what proves genuine is
+    /// delivered.
+    Reverify(reverify::Reverifying),
 }
 
 /// What to look for. Several values of one kind: any of them; several kinds: all of them.
@@ -200,6 +206,8 @@ pub(super) fn inbox(config: &Path, arguments: &Arguments) -> ExitCode {
             What::Discard(Discarding { choice }) => act(&place, "discard", choice, Vec::new()),
             What::Export(exporting) => export(&place, exporting),
             What::Stats { json } => stats(&place, *json),
+            What::Quarantine(listing) => reverify::list(&place, listing),
+            What::Reverify(reverifying) => reverify::reverify(&place, reverifying),
         };
         place.leave();
         done

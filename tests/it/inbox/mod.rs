@@ -1,5 +1,6 @@
 //! `delivery = "inbox"`: what was acknowledged is stored, and what is stored reaches its upstream, whatever happens to
 //! the process, the upstream, the disk, the file or the clock.
 
+mod quarantine;
 #[allow(dead_code, reason = "each chapter uses a part of it")]
 mod stage;
