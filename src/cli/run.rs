@@ -18,6 +18,9 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 /// Expired claims of quiet sources are let go this often.
 const SWEEP: Duration = Duration::from_secs(10);
 
+/// A silence is told so much late at most; the shortest is ten times as long.
+const LISTEN: Duration = Duration::from_secs(1);
+
 /// File descriptors for everything that is no connection: logs, stores, upstreams' sockets come on top.
 const SPARE_DESCRIPTORS: u64 = 1024;
 
@@ -93,12 +96,15 @@ async fn serve(path: &Path, config: Config) -> Result<(), String> {
 
     let mut sweep = interval(SWEEP);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut listen = interval(LISTEN);
+    listen.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = signals.terminate.recv() => break,
             _ = signals.interrupt.recv() => break,
             _ = signals.hang_up.recv() => reload(&mut running, path),
             _ = sweep.tick() => running.door.sweep(),
+            _ = listen.tick() => running.door.listen_for_silence(),
         }
     }
 

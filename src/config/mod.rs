@@ -18,6 +18,7 @@ mod problem;
 mod properties;
 mod providers;
 mod reader;
+mod routes;
 mod scheme;
 mod secret_ref;
 mod sources;
@@ -279,7 +280,11 @@ fn read(root: &Node, presets: &Presets, ledger: &Ledger) -> Option<Config> {
     sources::compare(&read_sources, |severity, source, what, hint| {
         ledger.add(severity, source.at.clone(), &format!("sources.{}", source.settings.name), what, hint);
     });
-    let used: BTreeSet<_> = read_sources.iter().map(|source| source.settings.upstream.clone()).collect();
+    let used: BTreeSet<_> = read_sources
+        .iter()
+        .flat_map(|source| source.settings.routes.upstreams())
+        .map(|name| name.to_string())
+        .collect();
     // A source that did not load may well have named one.
     let all_loaded = read_sources.len() == written;
     for (name, place) in upstream_places.into_iter().filter(|(name, _)| all_loaded && !used.contains(name)) {

@@ -185,14 +185,9 @@ impl<'a> Table<'a> {
     /// A string, an integer or a boolean, to be compared with a JSON value.
     pub(super) fn scalar(&self, name: &'static str) -> Option<serde_json::Value> {
         let node = self.node(name)?;
-        let value = match &node.kind {
-            Kind::Text(text) => serde_json::Value::from(text.as_str()),
-            Kind::Integer(number) => serde_json::Value::from(*number),
-            Kind::Boolean(flag) => serde_json::Value::from(*flag),
-            _ => {
-                self.wrong_kind(name, node, "a string, an integer or a boolean");
-                return None;
-            }
+        let Some(value) = plain(&node.kind) else {
+            self.wrong_kind(name, node, "a string, an integer or a boolean");
+            return None;
         };
         self.note(name, value.to_string(), Some(node));
         Some(value)
@@ -443,22 +438,52 @@ impl<'a> Table<'a> {
         };
         let mut scalars = Vec::new();
         for (entry, node) in entries {
-            let value = match &node.kind {
-                Kind::Text(text) => serde_json::Value::from(text.as_str()),
-                Kind::Integer(number) => serde_json::Value::from(*number),
-                Kind::Boolean(flag) => serde_json::Value::from(*flag),
-                other => {
-                    let what = format!("is {}, not a string, an integer or a boolean", other.name());
-                    let key = self.key(&format!("{name}.{entry}"));
-                    self.ledger.add(Severity::Error, Some(node.at.clone()), &key, what, "");
-                    continue;
-                }
+            let Some(value) = plain(&node.kind) else {
+                self.not_plain(name, entry, node);
+                continue;
             };
             scalars.push((entry.clone(), value));
         }
         let shown: Vec<_> = scalars.iter().map(|(entry, value)| format!("{entry} = {value}")).collect();
         self.note(name, format!("{{ {} }}", shown.join(", ")), Some(node));
         scalars
+    }
+
+    /// A table of whatever names, each with a string, an integer or a boolean, or with an array of them.
+    pub(super) fn alternatives(&self, name: &'static str) -> Vec<(String, Vec<serde_json::Value>)> {
+        let Some(node) = self.node(name) else { return Vec::new() };
+        let Kind::Table(entries) = &node.kind else {
+            self.wrong_kind(name, node, "a table");
+            return Vec::new();
+        };
+        let mut all = Vec::new();
+        for (entry, node) in entries {
+            let items = match &node.kind {
+                Kind::Array(items) => items.as_slice(),
+                _ => std::slice::from_ref(node),
+            };
+            if items.is_empty() {
+                let key = self.key(&format!("{name}.{entry}"));
+                let hint = "leave it out, or list something";
+                self.ledger.add(Severity::Error, Some(node.at.clone()), &key, "is empty".to_owned(), hint);
+            }
+            for item in items.iter().filter(|item| plain(&item.kind).is_none()) {
+                self.not_plain(name, entry, item);
+            }
+            all.push((entry.clone(), items.iter().filter_map(|item| plain(&item.kind)).collect::<Vec<_>>()));
+        }
+        let shown: Vec<_> = all
+            .iter()
+            .map(|(entry, values)| format!("{entry:?} = {}", serde_json::Value::from(values.clone())))
+            .collect();
+        self.note(name, format!("{{ {} }}", shown.join(", ")), Some(node));
+        all
+    }
+
+    fn not_plain(&self, name: &str, entry: &str, node: &Node) {
+        let what = format!("is {}, not a string, an integer or a boolean", node.kind.name());
+        let key = self.key(&format!("{name}.{entry}"));
+        self.ledger.add(Severity::Error, Some(node.at.clone()), &key, what, "");
     }
 
     pub(super) fn secret(&self, name: &'static str) -> Option<Named> {
@@ -548,6 +573,16 @@ impl<'a> Table<'a> {
             };
             self.ledger.add(Severity::Error, Some(node.at.clone()), &self.key(name), "unknown key".to_owned(), &hint);
         }
+    }
+}
+
+/// What can be compared with a JSON value.
+fn plain(kind: &Kind) -> Option<serde_json::Value> {
+    match kind {
+        Kind::Text(text) => Some(text.as_str().into()),
+        Kind::Integer(number) => Some((*number).into()),
+        Kind::Boolean(flag) => Some((*flag).into()),
+        _ => None,
     }
 }
 

@@ -2,12 +2,13 @@
 
 use super::problem::{At, Severity};
 use super::reader::Table;
+use super::routes;
 use super::units::header_value;
 use super::verification::{self, Credentials, Resends};
 use crate::deliver::Schedule;
+use crate::gateway::lane::Order;
 use crate::gateway::source::{
-    Acknowledge, AlternativeName, ClientCertRule, OnDuplicate, OnReplay, PathRule, Per, RateLimit, Roots, Settings,
-    UpstreamPath, Way,
+    Acknowledge, AlternativeName, ClientCertRule, OnDuplicate, OnReplay, PathRule, Per, RateLimit, Roots, Settings, Way,
 };
 use crate::server::{DistinguishedName, roots_verifier};
 use crate::verify::Coverage;
@@ -18,6 +19,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 const DAY: Duration = Duration::from_secs(86_400);
+/// Shorter, and every pause would be a silence.
+const SHORTEST_SILENCE: Duration = Duration::from_secs(10);
 const LONGEST_WINDOW: Duration = Duration::from_secs(90 * 86_400);
 
 /// What a source needs to know of the rest of the configuration.
@@ -63,30 +66,11 @@ pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &
             None
         }
     });
-    let upstream = upstream(&table, around);
-    let upstream_path = table.parsed("upstream_path", |text| match PathRule::parse(text)? {
-        PathRule::Exact(path) => Ok(UpstreamPath::Whole(path)),
-        PathRule::Prefix(prefix) => Ok(UpstreamPath::Prefix(prefix)),
-    });
-    if let (Some(UpstreamPath::Prefix(_)), Some(PathRule::Exact(_))) = (&upstream_path, &path) {
-        table.error(
-            "upstream_path",
-            "ends in `/*`, and `path` is no prefix that it could replace",
-            r#"upstream_path = "/hooks""#,
-        );
-    }
     let listeners = listeners(&table, around);
     let allow_ips: Vec<IpNet> = table.all_parsed("allow_ips", network);
     let client_cert = table.table("client_cert").and_then(|rule| read_client_cert(rule, &listeners, around));
     let accept_unverified = table.flag("danger_accept_unverified", false);
     let observe = table.choice("mode", Some("enforce"), &[("enforce", false), ("observe", true)]).unwrap_or(false);
-    if observe && upstream.as_deref().and_then(|name| around.upstreams.get(name)) == Some(&true) {
-        table.error(
-            "mode",
-            "observes, and the upstream re-signs: what is not proven must not carry our signature",
-            "another upstream without `sign`",
-        );
-    }
     let delivery =
         table.choice("delivery", Some("proxy"), &[("proxy", Way::Proxy), ("inbox", Way::Inbox)]).unwrap_or(Way::Proxy);
     if observe && delivery == Way::Inbox {
@@ -97,6 +81,20 @@ pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &
         );
     }
     let quarantine = read_quarantine(&table, delivery, credentials.as_ref());
+    let routes = routes::read(
+        &table,
+        routes::Around {
+            upstreams: around.upstreams,
+            way: delivery,
+            order: Order::None,
+            observes: observe,
+            path: path.as_ref(),
+            verifier: credentials.as_ref().map(|found| &*found.verifier),
+        },
+    );
+    let expect_every =
+        table.has("expect_every").then(|| table.duration("expect_every", DAY, SHORTEST_SILENCE..=LONGEST_WINDOW));
+    table.ignore(&["expect_every"]);
     let methods = methods(&table);
     let content_types = table.all_parsed("content_types", |text| {
         let lower = text.to_ascii_lowercase();
@@ -171,8 +169,7 @@ pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &
         delivery,
         retry: Schedule::default(),
         quarantine,
-        upstream: upstream?,
-        upstream_path,
+        routes: routes?,
         acknowledge: acknowledge?,
         rate_limits,
         on_replay,
@@ -180,6 +177,7 @@ pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &
         replay_window,
         dedupe_window,
         observe,
+        expect_every,
         challenge: credentials.challenge,
         refuses_without_body,
         awaits: credentials.awaits,
@@ -376,16 +374,6 @@ fn claims_for_the_rate(
             );
         }
     }
-}
-
-fn upstream(table: &Table<'_>, around: &Around<'_>) -> Option<String> {
-    let name = table.needed_text("upstream", r#"upstream = "app""#)?;
-    if around.upstreams.contains_key(&name) {
-        return Some(name);
-    }
-    let known: Vec<_> = around.upstreams.keys().map(String::as_str).collect();
-    table.error("upstream", format!("there is no [upstreams.{name}]"), &format!("one of: {}", known.join(", ")));
-    None
 }
 
 fn listeners(table: &Table<'_>, around: &Around<'_>) -> Vec<String> {

@@ -4,9 +4,11 @@
 //! the provider will try again, and its retry must get through.
 
 use super::Door;
+use super::bound::Bound;
 use super::budget::{Place, Share};
 use super::respond::{self, Reply};
-use super::source::{OnDuplicate, OnReplay, PathRule, Source, UpstreamPath, Way};
+use super::route::Target;
+use super::source::{OnDuplicate, OnReplay, Outlet, Source, Way};
 use super::visit::Visit;
 use crate::client::ClientKey;
 use crate::clock::UnixMillis;
@@ -81,9 +83,14 @@ impl Journey {
     /// Steps 8 to 10. The permits are held until the upstream has answered.
     pub(super) async fn conclude(self, judged: Judged, mut visit: Visit, _permits: (Share, Place)) -> Reply {
         let observes = self.source.settings.observe;
+        let (judged, bound) = match self.bind(judged).await {
+            Ok(bound) => bound,
+            Err(refusal) => return visit.refuse(refusal),
+        };
+        let lease = self.lease(&bound);
         let mut reservation = None;
         if let Judged::Proven(verified) = &judged {
-            match self.claim(verified).await {
+            match self.claim(verified, lease).await {
                 Step::Go(claimed) => reservation = claimed,
                 Step::Stop(refusal) | Step::Acknowledge(refusal) if observes => visit.would_refuse = Some(refusal),
                 Step::Stop(refusal) => return visit.refuse(refusal),
@@ -107,14 +114,28 @@ impl Journey {
             }
         }
         match (self.source.settings.delivery, judged) {
-            (Way::Inbox, Judged::Proven(verified)) => self.store(verified, reservation, visit).await,
-            (Way::Proxy, judged) | (Way::Inbox, judged) => self.forward(judged, reservation, visit).await,
+            _ if bound.targets.is_empty() => self.keep_to_ourselves(reservation, lease, visit).await,
+            (Way::Inbox, Judged::Proven(verified)) => self.store(verified, bound, reservation, visit).await,
+            (Way::Proxy, judged) | (Way::Inbox, judged) => {
+                let target = bound.targets.first();
+                let Some((target, outlet)) =
+                    target.and_then(|target| Some((target, self.source.outlet(&target.upstream)?)))
+                else {
+                    return visit.refuse(Refusal::Internal);
+                };
+                self.forward(judged, (target, outlet), reservation, lease, visit).await
+            }
         }
     }
 
-    async fn claim(&self, verified: &Verified) -> Step {
+    /// Longer than what is ahead of it can take.
+    pub(super) fn lease(&self, bound: &Bound) -> Duration {
+        bound.longest(&self.source) + LEASE_MARGIN
+    }
+
+    async fn claim(&self, verified: &Verified, lease: Duration) -> Step {
         let now = self.door.clock.now();
-        let ask = match self.ask(verified, now, now) {
+        let ask = match self.ask(verified, now, now, lease) {
             Ok(Some(ask)) => ask,
             Ok(None) => return Step::Go(None),
             Err(refusal) => return Step::Stop(refusal),
@@ -145,9 +166,14 @@ impl Journey {
     }
 
     /// Of one that was judged at the time it came, and is remembered from now on.
-    pub(super) async fn claim_again(&self, verified: &Verified, came: UnixMillis) -> Result<Claimed, Refusal> {
+    pub(super) async fn claim_again(
+        &self,
+        verified: &Verified,
+        came: UnixMillis,
+        lease: Duration,
+    ) -> Result<Claimed, Refusal> {
         let now = self.door.clock.now();
-        let Some(ask) = self.ask(verified, came, now)? else { return Ok(Claimed::First(None)) };
+        let Some(ask) = self.ask(verified, came, now, lease)? else { return Ok(Claimed::First(None)) };
         match self.source.ledger.reserve(ask, now).await {
             Ok(Claim::First(reservation)) => Ok(Claimed::First(Some(reservation))),
             Ok(Claim::InFlight) => Ok(Claimed::InFlight),
@@ -169,7 +195,13 @@ impl Journey {
 
     /// What to claim, and for how long; None: this source has nothing to tell one delivery from another. `judged`: when
     /// it was fresh.
-    fn ask(&self, verified: &Verified, judged: UnixMillis, now: UnixMillis) -> Result<Option<Ask>, Refusal> {
+    fn ask(
+        &self,
+        verified: &Verified,
+        judged: UnixMillis,
+        now: UnixMillis,
+        lease: Duration,
+    ) -> Result<Option<Ask>, Refusal> {
         let settings = &self.source.settings;
         let event = verified.event_id().map(|id| digest(b"event", id));
         let keep_until = match (verified.signed_at(), verified.tolerance()) {
@@ -210,20 +242,27 @@ impl Journey {
                 now.after(settings.dedupe_window).after(quarantine).after(CLAIM_MARGIN),
             ),
         };
-        Ok(Some(Ask { replay, keep_until, event, event_keep_until, lease: self.lease() }))
+        Ok(Some(Ask { replay, keep_until, event, event_keep_until, lease }))
     }
 
     /// Step 9: forward, relay the answer; commit on 2xx, release on everything else.
-    async fn forward(self, judged: Judged, reservation: Option<Reservation>, mut visit: Visit) -> Reply {
-        let parcel = self.pack(judged, &visit, self.source.signs.as_deref());
+    async fn forward(
+        &self,
+        judged: Judged,
+        (target, outlet): (&Target, &Outlet),
+        reservation: Option<Reservation>,
+        lease: Duration,
+        mut visit: Visit,
+    ) -> Reply {
+        let parcel = self.pack(judged, target, &visit, outlet.signs.as_deref());
         let begun = Instant::now();
-        visit.forwarded = true;
-        let sent = self.send(&parcel, reservation.as_ref()).await;
+        visit.upstreams = target.upstream.to_string();
+        let sent = self.send(&parcel, outlet, reservation.as_ref(), lease).await;
         visit.forwarding = begun.elapsed();
         let refusal = match sent {
             Ok(answer) if answer.status.is_success() => {
                 if let Some(reservation) = reservation {
-                    self.commit(reservation).await;
+                    self.commit(reservation, lease).await;
                 }
                 visit.record(Outcome::Accepted, answer.status);
                 return respond::relay(answer, &visit.request_id);
@@ -241,7 +280,7 @@ impl Journey {
                 return respond::relay(answer, &visit.request_id);
             }
             Err(error) => {
-                let upstream: &str = &self.source.settings.upstream;
+                let upstream: &str = &target.upstream;
                 tracing::warn!(upstream, request_id = visit.request_id, "not forwarded: {error}");
                 match error.fault {
                     Fault::Busy => Refusal::UpstreamBusy,
@@ -257,8 +296,29 @@ impl Journey {
         visit.refuse(refusal)
     }
 
+    /// Step 9, for what no route takes: it was proven, and the sender need not send it again.
+    pub(super) async fn keep_to_ourselves(
+        &self,
+        reservation: Option<Reservation>,
+        lease: Duration,
+        mut visit: Visit,
+    ) -> Reply {
+        if let Some(reservation) = reservation {
+            self.commit(reservation, lease).await;
+        }
+        let reply = respond::acknowledge(&self.source.settings.acknowledge, &visit.request_id);
+        visit.record(Outcome::Unrouted, reply.status());
+        reply
+    }
+
     /// Step 9, by the inbox: the delivery and its claim become durable together, and only then is it acknowledged.
-    pub(super) async fn store(self, verified: Box<Verified>, reservation: Option<Reservation>, visit: Visit) -> Reply {
+    pub(super) async fn store(
+        &self,
+        verified: Box<Verified>,
+        bound: Bound,
+        reservation: Option<Reservation>,
+        mut visit: Visit,
+    ) -> Reply {
         let Some(inbox) = self.door.inbox.load_full() else { return visit.refuse(Refusal::InboxError) };
         let claim = match reservation.map(|reservation| reservation.hand_over(self.door.clock.now())) {
             Some(None) => return visit.refuse(Refusal::InFlight),
@@ -268,6 +328,17 @@ impl Journey {
         let (delivery_id, event_id) = (self.delivery_id(&verified, &visit), verified.event_id().map(str::to_owned));
         let event_type = verified.event_type().map(str::to_owned);
         let source = &self.source.settings;
+        visit.upstreams = bound.names();
+        let path_of = |target: &Target| target.path_and_query(&self.source, verified.delivery());
+        let paths: Vec<String> = bound.targets.iter().map(path_of).collect();
+        let [target, ..] = &*bound.targets else { return visit.refuse(Refusal::Internal) };
+        let parcel = Arc::new(self.pack(Judged::Proven(verified), target, &visit, None));
+        let tasks = bound.targets.iter().zip(paths).map(|(target, path)| NewTask {
+            upstream: target.upstream.clone(),
+            path: (path != parcel.path_and_query).then_some(path),
+            lane: bound.lane,
+        });
+        let tasks = tasks.collect();
         let entry = Entry {
             source: source.name.clone(),
             received: visit.at,
@@ -275,9 +346,9 @@ impl Journey {
             delivery_id,
             event_id,
             event_type,
-            parcel: Arc::new(self.pack(Judged::Proven(verified), &visit, None)),
+            parcel,
             claims: claim.as_ref().map(|claim| claims(claim.record())).unwrap_or_default(),
-            tasks: vec![NewTask { upstream: source.upstream.as_str().into(), path: None, lane: None }],
+            tasks,
         };
         let (work, suspect) = (self.door.detached.clone().try_acquire_owned(), self.suspect);
         let mut storing = Box::pin(async move {
@@ -318,9 +389,14 @@ impl Journey {
 
     /// Sends, and renews the lease while that takes its time: the lease is longer than any sending, but it is counted
     /// by the wall clock, and that may be set forward meanwhile.
-    async fn send(&self, parcel: &Parcel, reservation: Option<&Reservation>) -> Result<Answer, SendError> {
-        let lease = self.lease();
-        let mut sending = pin!(self.source.destination.send(parcel));
+    async fn send(
+        &self,
+        parcel: &Parcel,
+        outlet: &Outlet,
+        reservation: Option<&Reservation>,
+        lease: Duration,
+    ) -> Result<Answer, SendError> {
+        let mut sending = pin!(outlet.destination.send(parcel));
         loop {
             if let Ok(sent) = timeout(lease / 4, &mut sending).await {
                 return sent;
@@ -331,17 +407,9 @@ impl Journey {
         }
     }
 
-    /// Longer than forwarding can take.
-    fn lease(&self) -> Duration {
-        self.source.destination.longest() + LEASE_MARGIN
-    }
-
-    fn pack(&self, judged: Judged, visit: &Visit, signs: Option<&SigningKey>) -> Parcel {
-        let delivery = match &judged {
-            Judged::Proven(verified) => verified.delivery(),
-            Judged::Unproven(delivery, _) => delivery,
-        };
-        let path_and_query = self.upstream_path(delivery);
+    fn pack(&self, judged: Judged, target: &Target, visit: &Visit, signs: Option<&SigningKey>) -> Parcel {
+        let delivery = judged.delivery();
+        let path_and_query = target.path_and_query(&self.source, delivery);
         let added = match (&judged, signs) {
             (Judged::Proven(verified), Some(key)) => {
                 key.sign(&self.delivery_id(verified, visit), self.door.clock.now(), &delivery.body)
@@ -367,23 +435,6 @@ impl Journey {
         }
     }
 
-    fn upstream_path(&self, delivery: &Delivery) -> String {
-        let settings = &self.source.settings;
-        let mut path = match (&settings.upstream_path, &settings.path) {
-            (None, _) => delivery.path.clone(),
-            (Some(UpstreamPath::Whole(path)), _) => path.clone(),
-            (Some(UpstreamPath::Prefix(new)), PathRule::Prefix(old)) => {
-                format!("{new}{}", delivery.path.strip_prefix(old.as_str()).unwrap_or_default())
-            }
-            (Some(UpstreamPath::Prefix(new)), PathRule::Exact(_)) => new.clone(),
-        };
-        if let Some(query) = &delivery.query {
-            path.push('?');
-            path.push_str(query);
-        }
-        path
-    }
-
     /// One name for a delivery, the same for every retry of it: the id if the signature covers it, else the digest of
     /// what was signed, else this request's own.
     fn delivery_id(&self, verified: &Verified, visit: &Visit) -> String {
@@ -397,7 +448,7 @@ impl Journey {
 
     /// Makes the claim lasting. Where the store fails the upstream's 2xx stands; the store is tried again until the
     /// lease ends, and copies that come meanwhile are told that one is in flight.
-    async fn commit(&self, mut reservation: Reservation) {
+    async fn commit(&self, mut reservation: Reservation, lease: Duration) {
         let source: &str = &self.source.settings.name;
         let now = self.door.clock.now();
         match timeout(COMMIT_WAIT, reservation.commit(now)).await {
@@ -406,7 +457,7 @@ impl Journey {
             Err(_) => tracing::error!(source, "the state store takes long to commit; the answer does not wait for it"),
         }
         let (door, source) = (self.door.clone(), self.source.clone());
-        let until = now.after(self.lease());
+        let until = now.after(lease);
         let work = door.detached.clone().try_acquire_owned();
         tokio::spawn(async move {
             let name: &str = &source.settings.name;

@@ -5,16 +5,20 @@
 
 mod admit;
 mod body;
+mod bound;
 mod budget;
 mod dispatch;
 pub(crate) mod explain;
 mod forwarded;
 mod handshake;
 mod journey;
+pub(crate) mod lane;
 pub(crate) mod quarantine;
 mod receive;
 pub(crate) mod refused;
 mod respond;
+pub(crate) mod route;
+pub(crate) mod silence;
 pub(crate) mod source;
 mod visit;
 
@@ -30,11 +34,12 @@ use body::Pace;
 use budget::{Buffer, InFlight};
 use ipnet::IpNet;
 use refused::Refusals;
-use source::{Budgets, Source, Sources, Way};
+use silence::{Silence, Turn};
+use source::{Budgets, Outlet, Source, Sources, Way};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 /// Clients that failed too often still have their signatures verified, so many at a time: genuine senders share
@@ -214,6 +219,26 @@ impl Door {
         for source in self.current.load().sources.all() {
             source.meters.claims.set(i64::try_from(source.ledger.len()).unwrap_or(i64::MAX));
             source.meters.claims_limit.set(i64::try_from(source.ledger.capacity()).unwrap_or(i64::MAX));
+            if let (Some(expected), Some(gauge)) = (source.settings.expect_every, &source.meters.silent) {
+                gauge.set(i64::from(source.silence.is_quiet(expected, Instant::now())));
+            }
+        }
+    }
+
+    /// Tells of sources that have gone quiet, and of those that are back.
+    pub(crate) fn listen_for_silence(&self) {
+        for source in self.current.load().sources.all() {
+            let Some(expected) = source.settings.expect_every else { continue };
+            let name: &str = &source.settings.name;
+            match source.silence.turn(expected, Instant::now()) {
+                Some(Turn::WentQuiet { since }) => tracing::warn!(
+                    source = name,
+                    seconds = since.as_secs(),
+                    "nothing was accepted for longer than `expect_every`: is the webhook still set up at the provider, and is what comes refused?"
+                ),
+                Some(Turn::CameBack) => tracing::info!(source = name, "deliveries are accepted again"),
+                None => {}
+            }
         }
         for (source, count) in self.inbox.load().iter().flat_map(|inbox| inbox.quarantine.counts()) {
             let gauge = self.metrics.quarantined.with_label_values(&[&*source]);
@@ -306,12 +331,21 @@ impl Gateway {
         }
         let mut sources = Vec::new();
         for settings in plan.sources {
-            let Some(destination) = upstreams.get(&settings.upstream).cloned() else { continue };
+            let outlet = |name: &&Arc<str>| {
+                let destination = upstreams.get(&***name).cloned()?;
+                Some(Outlet { upstream: (*name).clone(), destination, signs: signing.get(&***name).cloned() })
+            };
+            let outlets: Vec<Outlet> = settings.routes.upstreams().iter().filter_map(outlet).collect();
             let before = previous
                 .and_then(|gateway| gateway.sources.all().iter().find(|old| old.settings.name == settings.name));
             let budgets = match before {
                 Some(old) if old.budgets.are_for(&settings.rate_limits, plan.limits.failed_auth) => old.budgets.clone(),
                 _ => Arc::new(Budgets::new(&settings.rate_limits, plan.limits.failed_auth)),
+            };
+            // Whoever begins to expect something is told of a silence that begins then.
+            let silence = match before.filter(|old| old.settings.expect_every.is_some()) {
+                Some(old) => old.silence.clone(),
+                None => Arc::new(Silence::begin(Instant::now())),
             };
             if let Some(name) = &settings.awaits {
                 let kept = state.captured(&settings.name, name).map_err(|error| error.to_string());
@@ -341,10 +375,15 @@ impl Gateway {
             }
             sources.push(Arc::new(Source {
                 ledger,
-                meters: metrics.source(&settings.name, &settings.secret_names, settings.observe),
-                signs: signing.get(&settings.upstream).cloned(),
-                destination,
+                meters: metrics.source(
+                    &settings.name,
+                    &settings.secret_names,
+                    settings.observe,
+                    settings.expect_every.is_some(),
+                ),
+                outlets,
                 budgets,
+                silence,
                 settings,
             }));
         }
@@ -365,6 +404,9 @@ impl Gateway {
             match self.sources.all().iter().find(|new| new.settings.name == *name) {
                 None => metrics.forget_source(name, secrets),
                 Some(new) => {
+                    if new.settings.expect_every.is_none() {
+                        metrics.forget_silence(name);
+                    }
                     for secret in secrets.iter().filter(|secret| !new.settings.secret_names.contains(secret)) {
                         metrics.forget_secret(name, secret);
                     }

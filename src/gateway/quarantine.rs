@@ -5,7 +5,7 @@
 //! that nothing that was accepted before, by whichever way, is accepted a second time. Only one such round runs at a time.
 
 use super::Door;
-use super::journey::{Claimed, Journey};
+use super::journey::{Claimed, Journey, Judged};
 use super::source::{Source, Way};
 use super::visit::{Again, Visit};
 use crate::client::ClientKey;
@@ -305,9 +305,16 @@ impl Door {
             traceparent,
             suspect: Some(suspect),
         };
+        let (verified, bound) = match journey.bind(Judged::Proven(Box::new(verified))).await {
+            Ok((Judged::Proven(verified), bound)) => (verified, bound),
+            Ok((Judged::Unproven(_, refusal), _)) | Err(refusal) => {
+                return End::Stop(refusal.sentence().to_owned());
+            }
+        };
+        let lease = journey.lease(&bound);
         let begun = Instant::now();
         let reservation = loop {
-            match journey.claim_again(&verified, suspect.received).await {
+            match journey.claim_again(&verified, suspect.received, lease).await {
                 Ok(Claimed::First(reservation)) => break reservation,
                 Ok(Claimed::Replay) => return dismissed(End::Replay).await,
                 Ok(Claimed::Duplicate) => return dismissed(End::Duplicate).await,
@@ -325,7 +332,10 @@ impl Door {
             with_certificate,
         };
         let visit = Visit::again(self.clone(), source.clone(), again, &verified);
-        let reply = journey.store(Box::new(verified), reservation, visit).await;
+        let reply = match bound.targets.is_empty() {
+            true => journey.keep_to_ourselves(reservation, lease, visit).await,
+            false => journey.store(verified, bound, reservation, visit).await,
+        };
         match reply.status() {
             // Its row went with the append, unless no upstream is for it.
             status if status.is_success() => dismissed(End::Accepted).await,

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use tokio::time::{timeout, timeout_at};
 
 /// Judging more than this is work for a thread of its own: hashing it takes longer than a task may hold its worker.
-const LARGE_BODY: usize = 256 * 1024;
+pub(super) const LARGE_BODY: usize = 256 * 1024;
 
 /// How long a client that failed too often waits for its signature to be judged at all.
 const LONGEST_TURN: Duration = Duration::from_secs(1);
@@ -194,7 +194,10 @@ impl Door {
         let with_certificate = admit::certificate(source, visit.certificate.as_deref(), self.clock.now())?;
         admit::not_guessing(source, key)?;
         let place = self.in_flight.enter(key).ok_or(Refusal::ClientBusy)?;
-        if source.settings.delivery == Way::Proxy && source.destination.is_saturated() {
+        // Where routes choose among several, one that has room may be meant.
+        let is_saturated =
+            !source.outlets.is_empty() && source.outlets.iter().all(|outlet| outlet.destination.is_saturated());
+        if source.settings.delivery == Way::Proxy && is_saturated {
             return Err(Refusal::UpstreamBusy);
         }
         Ok((place, with_certificate))

@@ -3,6 +3,8 @@
 //! Invariant: a source is found by host and path alone, compared as sent: nothing is decoded or folded, and no header
 //! or body can lead a request to another source.
 
+use super::route::Routes;
+use super::silence::Silence;
 use crate::client::ClientKey;
 use crate::deliver::{Destination, Schedule};
 use crate::server::DistinguishedName;
@@ -41,8 +43,7 @@ pub(crate) struct Settings {
     pub(crate) retry: Schedule,
     /// What is refused for its signature alone is kept, to be judged again.
     pub(crate) quarantine: bool,
-    pub(crate) upstream: String,
-    pub(crate) upstream_path: Option<UpstreamPath>,
+    pub(crate) routes: Routes,
     pub(crate) acknowledge: Acknowledge,
     pub(crate) rate_limits: Vec<RateLimit>,
     pub(crate) on_replay: OnReplay,
@@ -50,6 +51,8 @@ pub(crate) struct Settings {
     pub(crate) replay_window: Duration,
     pub(crate) dedupe_window: Duration,
     pub(crate) observe: bool,
+    /// A sender that is quiet for longer is told of.
+    pub(crate) expect_every: Option<Duration>,
     /// The 401's `WWW-Authenticate`: the same for every cause.
     pub(crate) challenge: HeaderValue,
     /// Refusals have no body: there are providers that want it so.
@@ -207,10 +210,24 @@ pub(crate) struct Source {
     pub(crate) settings: Settings,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) meters: Arc<SourceMeters>,
+    /// One for each upstream that a route leads to.
+    pub(crate) outlets: Vec<Outlet>,
+    pub(crate) budgets: Arc<Budgets>,
+    pub(crate) silence: Arc<Silence>,
+}
+
+/// An upstream at work.
+pub(crate) struct Outlet {
+    pub(crate) upstream: Arc<str>,
     pub(crate) destination: Arc<Destination>,
     /// Signs what leaves, where the upstream asks for it.
     pub(crate) signs: Option<Arc<SigningKey>>,
-    pub(crate) budgets: Arc<Budgets>,
+}
+
+impl Source {
+    pub(crate) fn outlet(&self, upstream: &str) -> Option<&Outlet> {
+        self.outlets.iter().find(|outlet| *outlet.upstream == *upstream)
+    }
 }
 
 /// A source's counters; they outlive reloads that do not change their quotas.

@@ -40,7 +40,8 @@ pub(super) struct Visit {
     pub(super) body_bytes: usize,
     pub(super) verifying: Duration,
     pub(super) forwarding: Duration,
-    pub(super) forwarded: bool,
+    /// Where it went, if it did.
+    pub(super) upstreams: String,
     recorded: bool,
 }
 
@@ -85,7 +86,7 @@ impl Visit {
             body_bytes: 0,
             verifying: Duration::ZERO,
             forwarding: Duration::ZERO,
-            forwarded: false,
+            upstreams: String::new(),
             recorded: false,
         }
     }
@@ -162,6 +163,10 @@ impl Visit {
         match &self.source {
             Some(source) => {
                 source.meters.count(outcome);
+                if outcome.is_taken() && would_refuse.is_none() {
+                    source.silence.hear(Instant::now());
+                    source.meters.last_accepted.set(self.door.clock.now().as_secs() as f64);
+                }
                 if let Some(would) = would_refuse {
                     source.meters.count_would_refuse(would);
                 }
@@ -194,10 +199,7 @@ impl Visit {
             verified: &self.checks,
             event_id: &self.event_id,
             event_type: &self.event_type,
-            upstream: match &self.source {
-                Some(source) if self.forwarded => &source.settings.upstream,
-                _ => "",
-            },
+            upstream: &self.upstreams,
             body_bytes: self.body_bytes,
             whole,
             verify: self.verifying,

@@ -36,6 +36,8 @@ pub(crate) struct Metrics {
     delivery_seconds: HistogramVec,
     verify_seconds: HistogramVec,
     secret_last_used: GaugeVec,
+    last_accepted: GaugeVec,
+    silent: IntGaugeVec,
     claims: IntGaugeVec,
     claims_limit: IntGaugeVec,
     upstream_requests: IntCounterVec,
@@ -85,6 +87,9 @@ pub(crate) struct SourceMeters {
     pub(crate) verify: Histogram,
     pub(crate) claims: IntGauge,
     pub(crate) claims_limit: IntGauge,
+    pub(crate) last_accepted: Gauge,
+    /// Only where the source says how often it expects a delivery.
+    pub(crate) silent: Option<IntGauge>,
     /// By position of the secret in the source's list.
     pub(crate) secrets_last_used: Vec<Gauge>,
 }
@@ -148,6 +153,22 @@ impl Metrics {
                     ),
                     &["source", "secret"],
                 ),
+            ),
+            last_accepted: register(
+                &registry,
+                GaugeVec::new(
+                    opts(
+                        "source_last_accepted_timestamp_seconds",
+                        "When a delivery was accepted last; 0: not since the start.",
+                    ),
+                    &["source"],
+                ),
+            ),
+            silent: gauges(
+                &registry,
+                "source_silent",
+                "1: nothing was accepted for longer than the source's expect_every; 0: something was.",
+                &["source"],
             ),
             claims: gauges(
                 &registry,
@@ -377,7 +398,7 @@ impl Metrics {
     }
 
     /// `secrets`: the references (or positions) of the source's secrets, never their values.
-    pub(crate) fn source(&self, name: &str, secrets: &[String], observes: bool) -> Arc<SourceMeters> {
+    pub(crate) fn source(&self, name: &str, secrets: &[String], observes: bool, expects: bool) -> Arc<SourceMeters> {
         let by_outcome = |family: &IntCounterVec| {
             let mut all = Outcome::all();
             std::array::from_fn(|_| {
@@ -392,6 +413,8 @@ impl Metrics {
             verify: self.verify_seconds.with_label_values(&[name]),
             claims: self.claims.with_label_values(&[name]),
             claims_limit: self.claims_limit.with_label_values(&[name]),
+            last_accepted: self.last_accepted.with_label_values(&[name]),
+            silent: expects.then(|| self.silent.with_label_values(&[name])),
             secrets_last_used: secrets
                 .iter()
                 .map(|secret| self.secret_last_used.with_label_values(&[name, secret.as_str()]))
@@ -410,6 +433,8 @@ impl Metrics {
         let _ = self.verify_seconds.remove_label_values(&[name]);
         let _ = self.claims.remove_label_values(&[name]);
         let _ = self.claims_limit.remove_label_values(&[name]);
+        let _ = self.last_accepted.remove_label_values(&[name]);
+        self.forget_silence(name);
         for secret in secrets {
             self.forget_secret(name, secret);
         }
@@ -422,6 +447,11 @@ impl Metrics {
         for reason in reasons {
             self.quarantine_dropped.with_label_values(&[source, reason]);
         }
+    }
+
+    /// Of a source that stays, and is expected no longer.
+    pub(crate) fn forget_silence(&self, source: &str) {
+        let _ = self.silent.remove_label_values(&[source]);
     }
 
     /// One of a source that stays: its time would look idle for ever.
@@ -583,7 +613,7 @@ mod tests {
     #[test]
     fn a_source_is_counted_by_outcome_and_its_secrets_by_reference() {
         let metrics = Metrics::new();
-        let source = metrics.source("github", &["env:GITHUB_SECRET".to_owned()], false);
+        let source = metrics.source("github", &["env:GITHUB_SECRET".to_owned()], false, true);
         source.count(Outcome::Accepted);
         source.count(Outcome::Refused(Refusal::Stale));
         let text = String::from_utf8(metrics.text()).expect("text");

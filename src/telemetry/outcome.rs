@@ -11,25 +11,33 @@ pub(crate) enum Outcome {
     Challenge,
     /// Genuine, forwarded, and answered by the upstream with a status that is not 2xx (its own, relayed).
     UpstreamRefused,
+    /// Genuine, and for none of the source's upstreams: acknowledged.
+    Unrouted,
     /// Not let in, or (replays and duplicates that are acknowledged) let in no further.
     Refused(Refusal),
 }
 
 impl Outcome {
-    /// One for each way to refuse, and the three that are no refusal.
-    pub(super) const COUNT: usize = Refusal::ALL.len() + 3;
+    /// One for each way to refuse, and the four that are no refusal.
+    pub(super) const COUNT: usize = Refusal::ALL.len() + 4;
 
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Accepted => "accepted",
             Self::Challenge => "challenge",
             Self::UpstreamRefused => "upstream_refused",
+            Self::Unrouted => "unrouted",
             Self::Refused(refusal) => refusal.label(),
         }
     }
 
+    /// It was proven, and nobody need send it again.
+    pub(crate) fn is_taken(self) -> bool {
+        matches!(self, Self::Accepted | Self::Unrouted)
+    }
+
     pub(super) fn all() -> impl Iterator<Item = Self> {
-        [Self::Accepted, Self::Challenge, Self::UpstreamRefused]
+        [Self::Accepted, Self::Challenge, Self::UpstreamRefused, Self::Unrouted]
             .into_iter()
             .chain(Refusal::ALL.into_iter().map(Self::Refused))
     }
@@ -40,7 +48,8 @@ impl Outcome {
             Self::Accepted => 0,
             Self::Challenge => 1,
             Self::UpstreamRefused => 2,
-            Self::Refused(refusal) => 3 + refusal as usize,
+            Self::Unrouted => 3,
+            Self::Refused(refusal) => 4 + refusal as usize,
         }
     }
 }

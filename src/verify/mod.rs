@@ -55,7 +55,6 @@ use crate::secret::Secret;
 
 use captured::Captured;
 use credential::Credentials;
-use fields::{Json, Pointers};
 use prover::Prover;
 use sha2::{Digest, Sha256};
 use template::Facts;
@@ -68,6 +67,7 @@ pub(crate) use credential::{Basic, Token, TokenPlace};
 pub(crate) use document::{Document, Part};
 pub(crate) use each_member::EachMember;
 pub(crate) use explain::{Case, Change, Explanation, NoWorkshop, Step, Verdict, Workshop};
+pub(crate) use fields::{Found, Json, NotAPointer, Pointers, is_pointer};
 pub(crate) use freshness::{Future, Timestamp, Unit};
 pub(crate) use handshake::{
     Alphabet, Answer, AnswerBody, Asked, Computed, Condition, Declined, Function, Granted, Guard, Handshake, Member,
@@ -371,6 +371,23 @@ impl Verifier {
     /// Is judging it work for more than its own size, for what it unpacks to is signed?
     pub(crate) fn inflates(&self, delivery: &Delivery) -> bool {
         self.document.inflates(delivery)
+    }
+
+    /// Can a delivery's event type be known?
+    pub(crate) fn knows_events(&self) -> bool {
+        !self.event.is_empty()
+    }
+
+    /// The event type that a request states. Of one that was not proven it is hearsay.
+    pub(crate) fn stated_event(&self, delivery: &Delivery) -> Option<String> {
+        let in_body = self.event.iter().any(|locator| matches!(locator, Locator::Json(_)));
+        let json = if in_body { self.document.read(delivery, &self.pointers) } else { Json::default() };
+        self.event.iter().find_map(|locator| locator.find(delivery, &json, None).ok().flatten())
+    }
+
+    /// What the document in a delivery says at the pointers.
+    pub(crate) fn look_up(&self, delivery: &Delivery, pointers: &Pointers) -> Json {
+        if pointers.is_empty() { Json::default() } else { self.document.read(delivery, pointers) }
     }
 
     /// The question that an unproven request is, if it is one.

@@ -23,6 +23,8 @@ mod providers;
 mod refuses;
 mod reloads;
 mod replays;
+mod routes;
+mod silence;
 #[allow(dead_code, reason = "each chapter uses a part of it")]
 mod support;
 mod tls;

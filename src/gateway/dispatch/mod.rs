@@ -98,7 +98,9 @@ async fn adjust(door: &Arc<Door>, inbox: &Arc<Inbox>, lines: &mut HashMap<Arc<st
     }
     // At zero with their source, so that `rate()` sees the first.
     for source in gateway.sources.all().iter().filter(|source| source.settings.delivery == Way::Inbox) {
-        door.metrics.inbox_dead(&source.settings.name, &source.settings.upstream);
+        for upstream in source.settings.routes.upstreams() {
+            door.metrics.inbox_dead(&source.settings.name, upstream);
+        }
     }
 }
 

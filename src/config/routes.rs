@@ -1,0 +1,199 @@
+//! Where a source's deliveries go: `upstream`, `upstream_path` and `[[sources.NAME.routes]]`.
+//!
+//! Invariant: a route that can never have an effect is told, and so is one whose effect depends on its place among the
+//! others; what goes nowhere does so because somebody was told that it would.
+
+use super::reader::Table;
+use super::units::header_name;
+use crate::gateway::lane::Order;
+use crate::gateway::route::{Conditions, Glob, MOST_ALTERNATIVES, MOST_ROUTES, Route, Routes, Target};
+use crate::gateway::source::{PathRule, UpstreamPath, Way};
+use crate::verify::{Coverage, Verifier, is_pointer};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What decides of a source's routes beside themselves.
+pub(super) struct Around<'a> {
+    /// Names of upstreams, and whether each re-signs.
+    pub(super) upstreams: &'a BTreeMap<String, bool>,
+    pub(super) way: Way,
+    pub(super) order: Order,
+    pub(super) observes: bool,
+    /// The source's own; none where it is wrong.
+    pub(super) path: Option<&'a PathRule>,
+    /// None where the proofs are wrong.
+    pub(super) verifier: Option<&'a Verifier>,
+}
+
+/// A route as it stands in the file.
+struct Read<'t> {
+    table: Table<'t>,
+    when: Conditions,
+    /// None: what it names is wrong.
+    target: Option<Target>,
+}
+
+pub(super) fn read(source: &Table<'_>, around: Around<'_>) -> Option<Routes> {
+    let path = upstream_path(source, &around);
+    let otherwise = match source.has("routes") {
+        true if !source.has("upstream") => {
+            source.ignore(&["upstream"]);
+            None
+        }
+        _ => {
+            let found = target(source, &around, path.as_ref());
+            if found.as_ref().is_some_and(|(_, re_signs)| *re_signs && around.observes) {
+                let what = "observes, and the upstream re-signs: what is not proven must not carry our signature";
+                source.error("mode", what, "another upstream without `sign`");
+            }
+            Some(found.map(|(target, _)| target))
+        }
+    };
+    let tables = source.tables("routes");
+    if source.has("routes") && tables.is_empty() {
+        source.error("routes", "is empty", "leave it out, or list something");
+    }
+    if tables.len() > MOST_ROUTES {
+        source.error(
+            "routes",
+            format!("{} are more than {MOST_ROUTES}", tables.len()),
+            "several values in a condition",
+        );
+    }
+    let all: Vec<_> = tables.into_iter().map(|table| route(table, &around, path.as_ref())).collect();
+    compare(&all, around.way);
+    let takes_all = all.iter().any(|route| route.when.cover(&Conditions::default()));
+    if !all.is_empty() && otherwise.is_none() && !takes_all {
+        let what =
+            "there is no `upstream`: what no route takes is acknowledged, counted as `unrouted`, and goes nowhere";
+        source.warn("", what, r#"upstream = "app", for all the rest"#);
+    }
+    let mut routes = Vec::new();
+    for Read { table, when, target } in all {
+        table.finish();
+        routes.push(Route { when, target: target? });
+    }
+    let otherwise = match otherwise {
+        Some(target) => Some(target?),
+        None => None,
+    };
+    // Every pointer was looked at where it stands.
+    let routes = Routes::new(routes, otherwise, around.order).ok()?;
+    let signs_whole_body = around.verifier.is_some_and(|verifier| verifier.coverage() == Coverage::Whole);
+    Some(if signs_whole_body { routes } else { routes.in_any_case() })
+}
+
+fn upstream_path(table: &Table<'_>, around: &Around<'_>) -> Option<UpstreamPath> {
+    let path = table.parsed("upstream_path", |text| match PathRule::parse(text)? {
+        PathRule::Exact(path) => Ok(UpstreamPath::Whole(path)),
+        PathRule::Prefix(prefix) => Ok(UpstreamPath::Prefix(prefix)),
+    });
+    if let (Some(UpstreamPath::Prefix(_)), Some(PathRule::Exact(_))) = (&path, around.path) {
+        table.error(
+            "upstream_path",
+            "ends in `/*`, and `path` is no prefix that it could replace",
+            r#"upstream_path = "/hooks""#,
+        );
+    }
+    path
+}
+
+/// And whether its upstream re-signs.
+fn target(table: &Table<'_>, around: &Around<'_>, path: Option<&UpstreamPath>) -> Option<(Target, bool)> {
+    let name = table.needed_text("upstream", r#"upstream = "app""#)?;
+    let Some(re_signs) = around.upstreams.get(&name) else {
+        let known: Vec<_> = around.upstreams.keys().map(String::as_str).collect();
+        let hint = format!("one of: {}", known.join(", "));
+        table.error("upstream", format!("there is no [upstreams.{name}]"), &hint);
+        return None;
+    };
+    Some((Target { upstream: Arc::from(name), path: path.cloned() }, *re_signs))
+}
+
+fn route<'t>(table: Table<'t>, around: &Around<'_>, path_of_all: Option<&UpstreamPath>) -> Read<'t> {
+    let events = table.all_parsed("events", Glob::parse);
+    let knows_events = around.verifier.is_none_or(Verifier::knows_events);
+    if !events.is_empty() && !knows_events {
+        let what = "the source does not say where the event's type stands, so that no pattern can match";
+        table.error("events", what, r#"event = { json = "/type" }"#);
+    }
+    too_many(&table, "events", events.len());
+    let mut headers = Vec::new();
+    for (name, values) in table.alternatives("headers") {
+        too_many(&table, "headers", values.len());
+        let mut globs = Vec::new();
+        for value in &values {
+            match value.as_str().ok_or_else(|| format!("{name}: {value} is not a string")).and_then(Glob::parse) {
+                Ok(glob) => globs.push(glob),
+                Err(what) => table.error("headers", what, r#"headers = { "X-Shop" = "eu-*" }"#),
+            }
+        }
+        match header_name(&name) {
+            Ok(name) => headers.push((name, globs)),
+            Err(what) => table.error("headers", what, ""),
+        }
+    }
+    let mut json = Vec::new();
+    for (pointer, values) in table.alternatives("json") {
+        too_many(&table, "json", values.len());
+        if is_pointer(&pointer) {
+            json.push((pointer, values));
+        } else {
+            let hint = format!("\"/{}\"", pointer.replace('.', "/"));
+            table.error("json", format!("{pointer:?} is not a JSON pointer"), &hint);
+        }
+    }
+    let path = upstream_path(&table, around);
+    let found = target(&table, around, path.as_ref().or(path_of_all));
+    if found.as_ref().is_some_and(|(_, re_signs)| *re_signs && around.observes) {
+        let what = "re-signs, and the source observes: what is not proven must not carry our signature";
+        table.error("upstream", what, "another upstream without `sign`");
+    }
+    Read { when: Conditions { events, headers, json }, target: found.map(|(target, _)| target), table }
+}
+
+fn too_many(table: &Table<'_>, name: &str, count: usize) {
+    if count > MOST_ALTERNATIVES {
+        table.error(
+            name,
+            format!("{count} alternatives are more than {MOST_ALTERNATIVES}"),
+            "fewer, with `*`, or another route",
+        );
+    }
+}
+
+/// A route and those before it. Of several things to be said of it, the first is enough.
+fn compare(routes: &[Read<'_>], way: Way) {
+    for (position, route) in routes.iter().enumerate() {
+        let same_upstream = |other: &Read<'_>| {
+            route.target.as_ref().map(|it| &it.upstream) == other.target.as_ref().map(|it| &it.upstream)
+        };
+        let earlier = || routes.iter().enumerate().take(position);
+        let takes_all = earlier().find(|(_, other)| match way {
+            Way::Proxy => other.when.cover(&route.when),
+            Way::Inbox => same_upstream(other) && other.when.cover(&route.when),
+        });
+        if let Some((before, _)) = takes_all {
+            let what = match way {
+                Way::Proxy => format!("never has an effect: routes[{before}] takes all that it would"),
+                Way::Inbox => {
+                    format!("never has an effect: routes[{before}] sends all of it to the same upstream already")
+                }
+            };
+            route.table.warn("", what, "put it before that one, or remove it");
+            continue;
+        }
+        let takes_some = earlier().find(|(_, other)| {
+            let is_its_general_case = route.when.cover(&other.when);
+            way == Way::Proxy && route.target != other.target && other.when.meet(&route.when) && !is_its_general_case
+        });
+        if let Some((before, _)) = takes_some {
+            let what = format!("can match what routes[{before}] matches too, and that one, being first, takes it");
+            route.table.warn(
+                "",
+                what,
+                "conditions that exclude each other, or delivery = \"inbox\" for both to get it",
+            );
+        }
+    }
+}
