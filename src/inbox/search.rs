@@ -780,3 +780,427 @@ pub(crate) fn size(inbox: &Inbox) -> Result<(u64, u64), String> {
         Ok((number("page_count")?.saturating_mul(page), number("freelist_count")?.saturating_mul(page)))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Folder, NOW, ended, entry, open};
+    use super::super::{Attempt, End, Entry, Loaded, NewTask, TaskKey};
+    use super::*;
+
+    fn of(source: &str, upstreams: &[&str], body: &str, event: &str) -> Entry {
+        let tasks = upstreams.iter().map(|name| NewTask { upstream: (*name).into(), path: None, lane: None }).collect();
+        Entry { source: source.into(), event_type: Some(event.to_owned()), tasks, ..entry(body, None) }
+    }
+
+    fn all(inbox: &Inbox, filter: &Filter, order: Order, most: usize) -> Vec<String> {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let page = page(inbox, filter, order, after, most).expect("a store that can be read");
+            assert!(page.found.len() <= most);
+            let named = |found: &Found| format!("{}>{}", found.event_id.as_deref().unwrap_or_default(), found.upstream);
+            found.extend(page.found.iter().map(named));
+            match page.next {
+                // Cursors go over the wire.
+                Some(next) => after = Cursor::parse(&next.to_string()),
+                None => return found,
+            }
+        }
+    }
+
+    fn newest(inbox: &Inbox, filter: &Filter) -> Vec<String> {
+        all(inbox, filter, Order::NewestFirst, 1_000)
+    }
+
+    fn one(inbox: &Inbox, id: &str) -> Found {
+        let filter = Filter { ids: vec![Id::parse(id).expect("an id")], ..Filter::default() };
+        let mut page = page(inbox, &filter, Order::NewestFirst, None, 10).expect("a store that can be read");
+        assert_eq!(page.found.len(), 1, "{id}");
+        page.found.remove(0)
+    }
+
+    fn key(found: &Found) -> TaskKey {
+        TaskKey { seq: found.seq, upstream: found.upstream.clone(), generation: found.generation }
+    }
+
+    async fn end(inbox: &Inbox, id: &str, end: End) {
+        inbox.settle(&key(&one(inbox, id)), ended(end)).await.expect("a settlement");
+    }
+
+    fn now() -> Change {
+        Change::Retry { from: UnixMillis(5), gap: 0 }
+    }
+
+    fn only(states: &[State]) -> Filter {
+        Filter { states: states.to_vec(), ..Filter::default() }
+    }
+
+    /// What is counted is what there is.
+    fn assert_counts_are_exact(inbox: &Inbox) {
+        let counted = "SELECT source, upstream, state, n FROM counts WHERE n <> 0 ORDER BY 1, 2, 3";
+        let there = "SELECT source, upstream, state, count(*) FROM tasks GROUP BY 1, 2, 3 ORDER BY 1, 2, 3";
+        let rows = |select: &'static str| {
+            inbox
+                .read(move |connection| {
+                    let mut select = connection.prepare(select)?;
+                    let rows = select
+                        .query_map([], |row| Ok([row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?, row.get(3)?]))?;
+                    rows.collect::<rusqlite::Result<Vec<_>>>()
+                })
+                .expect("a store that can be read")
+        };
+        assert_eq!(rows(counted), rows(there));
+    }
+
+    #[tokio::test]
+    async fn every_filter_finds_what_it_names_and_nothing_else() {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        for (at, entry) in [
+            of("shop", &["app", "billing"], "1a", "order.paid"),
+            of("shop", &["app"], "2b", "order.created"),
+            of("github", &["app"], "3c", "push"),
+            of("github", &["ci"], "4d", "pull_request"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            inbox.append(Entry { received: NOW.after(Duration::from_secs(at as u64)), ..entry }).await.expect("room");
+        }
+        end(&inbox, "3c", End::Dead).await;
+        end(&inbox, "4d", End::Delivered).await;
+        let everything = Filter::default();
+        assert_eq!(newest(&inbox, &everything), ["4d>ci", "3c>app", "2b>app", "1a>billing", "1a>app"]);
+        let text = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let globs = |list: &[&str]| list.iter().map(|text| Glob::new(text)).collect::<Vec<_>>();
+        let second = |at: u64| Some(NOW.after(Duration::from_secs(at)));
+        for (filter, found) in [
+            (Filter { sources: text(&["github"]), ..everything.clone() }, &["4d>ci", "3c>app"][..]),
+            (Filter { sources: text(&["github", "nobody"]), ..everything.clone() }, &["4d>ci", "3c>app"]),
+            (Filter { sources: text(&["nobody"]), ..everything.clone() }, &[]),
+            // A source's name is no upstream's.
+            (Filter { upstreams: text(&["shop"]), ..everything.clone() }, &[]),
+            (Filter { upstreams: text(&["app"]), ..everything.clone() }, &["3c>app", "2b>app", "1a>app"]),
+            (only(&[State::Dead]), &["3c>app"]),
+            (only(&[State::Dead, State::Delivered]), &["4d>ci", "3c>app"]),
+            (only(&[State::Waiting]), &["2b>app", "1a>billing", "1a>app"]),
+            (only(&[State::Behind]), &[]),
+            (Filter { sources: text(&["github"]), ..only(&[State::Waiting]) }, &[]),
+            (Filter { upstreams: text(&["billing"]), ..only(&[State::Waiting]) }, &["1a>billing"]),
+            (Filter { events: globs(&["order.*"]), ..everything.clone() }, &["2b>app", "1a>billing", "1a>app"]),
+            (Filter { events: globs(&["push", "pull*st"]), ..everything.clone() }, &["4d>ci", "3c>app"]),
+            (Filter { events: globs(&["order"]), ..everything.clone() }, &[]),
+            (Filter { since: second(2), ..everything.clone() }, &["4d>ci", "3c>app"]),
+            (Filter { until: second(1), ..everything.clone() }, &["1a>billing", "1a>app"]),
+            (Filter { since: second(1), until: second(2), ..everything.clone() }, &["2b>app"]),
+            (Filter { since: second(4), ..everything.clone() }, &[]),
+            (Filter { until: second(0), ..everything.clone() }, &[]),
+        ] {
+            assert_eq!(newest(&inbox, &filter), found, "{filter:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_delivery_is_found_under_each_of_its_names_and_under_no_others() {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        // The event ids are numbers, as Telegram's are: one is also the number of a delivery.
+        for body in ["2", "77", "8f14e45f-ceea-467f-a8f2-1c9a3b0d7a11"] {
+            inbox.append(of("shop", &["app"], body, "x")).await.expect("room");
+        }
+        let request_id = one(&inbox, "seq:1").request_id;
+        for (id, event) in [
+            ("1", "2"),
+            ("2", "77"),
+            ("seq:2", "77"),
+            ("event:2", "2"),
+            ("77", "77"),
+            ("id-77", "77"),
+            ("delivery:id-77", "77"),
+            ("8f14e45f-ceea-467f-a8f2-1c9a3b0d7a11", "8f14e45f-ceea-467f-a8f2-1c9a3b0d7a11"),
+            (&format!("request:{request_id}"), "2"),
+            (&request_id.to_string().to_uppercase(), "2"),
+        ] {
+            assert_eq!(one(&inbox, id).event_id.as_deref(), Some(event), "{id}");
+        }
+        for id in ["event:id-77", "delivery:77", "seq:77", "-1", "+1", "' OR 1=1 --", "%", "*", "\u{1b}[2J"] {
+            let filter = Filter { ids: vec![Id::parse(id).expect("an id")], ..Filter::default() };
+            assert!(newest(&inbox, &filter).is_empty(), "{id}");
+        }
+        // An index for the one, row by row for the other, in one question.
+        let ids = ["1", "77"].map(|id| Id::parse(id).expect("an id")).to_vec();
+        assert_eq!(newest(&inbox, &Filter { ids, ..Filter::default() }), ["77>app", "2>app"]);
+    }
+
+    #[tokio::test]
+    async fn page_by_page_everything_is_met_once_in_either_order() {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        let mut expected = Vec::new();
+        for body in 0..23 {
+            let upstreams = ["a", "b", "c"].get(..=body % 3).expect("some");
+            inbox.append(of("shop", upstreams, &format!("e{body}"), "x")).await.expect("room");
+            expected.extend(upstreams.iter().map(|upstream| format!("e{body}>{upstream}")));
+        }
+        for most in [1, 2, 3, 7, 1_000] {
+            assert_eq!(all(&inbox, &Filter::default(), Order::OldestFirst, most), expected);
+            assert_eq!(all(&inbox, &only(&[State::Waiting]), Order::OldestFirst, most), expected);
+        }
+        expected.reverse();
+        for most in [1, 2, 3, 7, 1_000] {
+            assert_eq!(all(&inbox, &Filter::default(), Order::NewestFirst, most), expected);
+            assert_eq!(all(&inbox, &only(&[State::Waiting]), Order::NewestFirst, most), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_comes_while_one_walks_is_not_met() {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        for body in ["a", "b", "c"] {
+            inbox.append(of("shop", &["app"], body, "x")).await.expect("room");
+        }
+        let first = page(&inbox, &Filter::default(), Order::OldestFirst, None, 2).expect("a page");
+        inbox.append(of("shop", &["app"], "d", "x")).await.expect("room");
+        let rest = page(&inbox, &Filter::default(), Order::OldestFirst, first.next, 10).expect("a page");
+        assert_eq!(rest.found.iter().map(|found| found.event_id.as_deref()).collect::<Vec<_>>(), [Some("c")]);
+    }
+
+    /// Rows with these numbers and times of receipt, made without a commit for each.
+    async fn fill(inbox: &Inbox, numbers: Vec<(i64, UnixMillis, State)>) {
+        let made = inbox.write(move |connection, tally| {
+            let source = tally.id(connection, Kind::Source, "shop")?;
+            let upstream = tally.id(connection, Kind::Upstream, "app")?;
+            for (seq, received, state) in numbers {
+                connection.prepare_cached("INSERT INTO deliveries VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'x', 0)")?.execute(
+                    params![
+                        seq,
+                        source,
+                        disk::stored(received),
+                        Uuid::from_u128(seq as u128).as_bytes(),
+                        format!("id-{seq}"),
+                        format!("e{seq}")
+                    ],
+                )?;
+                connection
+                    .prepare_cached("INSERT INTO tasks (seq, upstream, source, state, due) VALUES (?1, ?2, ?3, ?4, 0)")?
+                    .execute(params![seq, upstream, source, state as i64])?;
+                tally.add(source, upstream, state, 1);
+            }
+            Ok(())
+        });
+        made.await.expect("rows");
+    }
+
+    #[tokio::test]
+    async fn of_many_rows_and_long_gaps_the_right_ones_are_found() {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        let far = 4_000_000_000_000;
+        let numbers: Vec<i64> = (1..=12_000).chain(far..far + 6_000).collect();
+        let rows = numbers.iter().enumerate().map(|(place, seq)| {
+            let state = if place % 5_999 == 0 { State::Waiting } else { State::Delivered };
+            (*seq, NOW.after(Duration::from_secs(place as u64)), state)
+        });
+        fill(&inbox, rows.collect()).await;
+        let mut waiting = Vec::new();
+        for place in [0, 5_999, 11_998, 17_997] {
+            waiting.push(format!("e{}>app", numbers.get(place).expect("a number")));
+        }
+        assert_eq!(all(&inbox, &only(&[State::Waiting]), Order::OldestFirst, 3), waiting);
+        assert_eq!(all(&inbox, &Filter::default(), Order::OldestFirst, 700).len(), numbers.len());
+        waiting.reverse();
+        assert_eq!(all(&inbox, &only(&[State::Waiting]), Order::NewestFirst, 3), waiting);
+        assert_eq!(all(&inbox, &Filter::default(), Order::NewestFirst, 700).len(), numbers.len());
+        assert_eq!(one(&inbox, "event:e12").seq, 12);
+        let times = Filter {
+            since: Some(NOW.after(Duration::from_secs(11_990))),
+            until: Some(NOW.after(Duration::from_secs(12_010))),
+            ..Filter::default()
+        };
+        let found = all(&inbox, &times, Order::OldestFirst, 1_000);
+        assert_eq!(found.len(), 20);
+        assert_eq!(found.first().map(String::as_str), Some("e11991>app"));
+        assert_eq!(found.last(), Some(&format!("e{}>app", far + 9)));
+    }
+
+    #[tokio::test]
+    async fn a_dead_letter_that_is_retried_begins_anew_and_an_attempt_of_before_is_not_counted() {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        inbox.append(of("shop", &["app"], "a", "x")).await.expect("room");
+        let before = key(&one(&inbox, "a"));
+        end(&inbox, "a", End::Dead).await;
+        for state in [State::Dead, State::Delivered, State::Discarded] {
+            let done = change(&inbox, only(&[state]), now(), None, 10, true).await.expect("a trial");
+            assert_eq!((done.matched, done.changed), (1, 0));
+            let done = change(&inbox, only(&[state]), now(), None, 10, false).await.expect("a retry");
+            assert_eq!((done.matched, done.changed, done.behind), (1, 1, 0));
+            let found = one(&inbox, "a");
+            assert_eq!((found.state, found.attempts, found.due), (State::Waiting, 0, UnixMillis(5)));
+            assert_eq!(found.finished, None);
+            assert_counts_are_exact(&inbox);
+            // The attempt of before ends now.
+            inbox.settle(&before, ended(End::Delivered)).await.expect("a settlement");
+            assert_eq!(one(&inbox, "a").state, State::Waiting);
+            let loaded = inbox.load(&"app".into(), &[1]).expect("a store that can be read");
+            assert!(matches!(loaded.as_slice(), [Loaded::Task(task)] if task.key == key(&found)));
+            match state {
+                State::Dead => end(&inbox, "a", End::Delivered).await,
+                _ => {
+                    drop(change(&inbox, only(&[State::Waiting]), Change::Discard, None, 10, false).await.expect("done"))
+                }
+            }
+        }
+        assert_eq!(one(&inbox, "a").generation, 3);
+        assert_counts_are_exact(&inbox);
+    }
+
+    #[tokio::test]
+    async fn a_waiting_one_that_is_retried_is_due_at_once_and_its_attempt_under_way_counts() {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        inbox.append(of("shop", &["app"], "a", "x")).await.expect("room");
+        end(&inbox, "a", End::Retry { after: Duration::from_secs(3_600) }).await;
+        let held = key(&one(&inbox, "a"));
+        let done = change(&inbox, only(&[State::Waiting]), now(), None, 10, false).await.expect("a retry");
+        assert_eq!((done.matched, done.changed), (1, 1));
+        let found = one(&inbox, "a");
+        assert_eq!((found.due, found.generation, found.attempts), (UnixMillis(5), 0, 1));
+        inbox.settle(&held, ended(End::Delivered)).await.expect("a settlement");
+        assert_eq!(one(&inbox, "a").state, State::Delivered);
+        assert_counts_are_exact(&inbox);
+    }
+
+    #[tokio::test]
+    async fn retries_are_spread_over_time_and_over_pages() {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        for body in ["a", "b", "c", "d", "e"] {
+            inbox.append(of("shop", &["app"], body, "x")).await.expect("room");
+        }
+        let (mut from, mut after) = (UnixMillis(1_000), None);
+        loop {
+            let spread = Change::Retry { from, gap: 20_000 };
+            let done = change(&inbox, only(&[State::Waiting]), spread, after, 2, false).await.expect("a retry");
+            (from, after) = (done.from.expect("a time"), done.next);
+            if after.is_none() {
+                break;
+            }
+        }
+        let dues: Vec<_> = ["a", "b", "c", "d", "e"].iter().map(|body| one(&inbox, body).due.0).collect();
+        assert_eq!(dues, [1_000, 1_020, 1_040, 1_060, 1_080]);
+    }
+
+    async fn lane(inbox: &Inbox, bodies: &[&str]) {
+        for body in bodies {
+            inbox.append(entry(body, Some(7))).await.expect("room");
+        }
+    }
+
+    fn states(inbox: &Inbox, bodies: &[&str]) -> Vec<State> {
+        bodies.iter().map(|body| one(inbox, body).state).collect()
+    }
+
+    #[tokio::test]
+    async fn retried_dead_letters_of_a_lane_come_one_after_the_other_in_their_old_order() {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        let bodies = ["a", "b", "c"];
+        lane(&inbox, &bodies).await;
+        end(&inbox, "a", End::Dead).await;
+        end(&inbox, "b", End::Dead).await;
+        assert_eq!(states(&inbox, &bodies), [State::Dead, State::Dead, State::Waiting]);
+        let done = change(&inbox, only(&[State::Dead]), now(), None, 10, false).await.expect("a retry");
+        assert_eq!((done.changed, done.behind), (2, 2));
+        assert_eq!(states(&inbox, &bodies), [State::Behind, State::Behind, State::Waiting]);
+        // Those that are behind are retried in their turn.
+        let done = change(&inbox, only(&[State::Behind]), now(), None, 10, false).await.expect("a retry");
+        assert_eq!(done.matched, 0);
+        for body in ["c", "a", "b"] {
+            end(&inbox, body, End::Delivered).await;
+        }
+        assert_eq!(states(&inbox, &bodies), [State::Delivered; 3]);
+        assert_counts_are_exact(&inbox);
+        // Nothing of the lane is left: the first goes at once.
+        let done = change(&inbox, only(&[State::Delivered]), now(), None, 10, false).await.expect("a retry");
+        assert_eq!((done.changed, done.behind), (3, 2));
+        assert_eq!(states(&inbox, &bodies), [State::Waiting, State::Behind, State::Behind]);
+        assert_counts_are_exact(&inbox);
+    }
+
+    #[tokio::test]
+    async fn a_discarded_one_lets_the_next_of_its_lane_past_and_takes_no_other_with_it() {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        let bodies = ["a", "b", "c"];
+        lane(&inbox, &bodies).await;
+        let held = key(&one(&inbox, "a"));
+        let done = change(&inbox, only(&[State::Waiting]), Change::Discard, None, 1, false).await.expect("a discard");
+        assert_eq!((done.matched, done.changed), (1, 1));
+        // The walk is over: the one that was let past was behind when the walk came by.
+        assert_eq!(done.next, None);
+        assert_eq!(states(&inbox, &bodies), [State::Discarded, State::Waiting, State::Behind]);
+        // It was being sent, and it arrived: it stays given up.
+        inbox.settle(&held, ended(End::Delivered)).await.expect("a settlement");
+        assert_eq!(states(&inbox, &bodies), [State::Discarded, State::Waiting, State::Behind]);
+        let both = only(&[State::Waiting, State::Behind]);
+        let done = change(&inbox, both, Change::Discard, None, 10, false).await.expect("a discard");
+        assert_eq!(done.changed, 2);
+        assert_eq!(states(&inbox, &bodies), [State::Discarded; 3]);
+        assert_counts_are_exact(&inbox);
+    }
+
+    #[tokio::test]
+    async fn what_ended_well_is_not_discarded() {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        inbox.append(of("shop", &["app"], "a", "x")).await.expect("room");
+        end(&inbox, "a", End::Delivered).await;
+        let done = change(&inbox, Filter::default(), Change::Discard, None, 10, false).await.expect("done");
+        assert_eq!((done.matched, done.changed), (0, 0));
+        assert_eq!(one(&inbox, "a").state, State::Delivered);
+    }
+
+    #[tokio::test]
+    async fn what_an_attempt_said_last_is_found() {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        inbox.append(of("shop", &["app"], "a", "x")).await.expect("room");
+        let attempt = Attempt { end: End::Dead, counted: true, status: Some(410), note: "gone".to_owned() };
+        inbox.settle(&key(&one(&inbox, "a")), attempt).await.expect("a settlement");
+        let found = one(&inbox, "a");
+        assert_eq!((found.status, found.note.as_deref(), found.attempts), (Some(410), Some("gone"), 1));
+        assert!(found.finished.is_some());
+    }
+
+    #[test]
+    fn a_star_stands_for_any_text() {
+        for (glob, text) in [
+            ("*", ""),
+            ("*", "a"),
+            ("invoice.*", "invoice.paid"),
+            ("*.paid", "invoice.paid"),
+            ("i*.*d", "invoice.paid"),
+            ("a*a", "aa"),
+            ("a*b*b", "abb"),
+            ("**", "x"),
+            ("[a]?", "[a]?"),
+        ] {
+            assert!(Glob::new(glob).matches(text), "{glob} {text}");
+        }
+        for (glob, text) in
+            [("invoice.*", "invoice"), ("a*a", "a"), ("a*b*b", "ab"), ("", "a"), ("A", "a"), ("a?", "ab")]
+        {
+            assert!(!Glob::new(glob).matches(text), "{glob} {text}");
+        }
+    }
+
+    #[test]
+    fn a_cursor_reads_back_and_nothing_else_is_one() {
+        let cursor = Cursor { seq: 7, upstream: i64::MAX, last: 9 };
+        assert_eq!(Cursor::parse(&cursor.to_string()), Some(cursor));
+        for wrong in ["", "1", "1-2", "1-2-3-4", "-1-2-3", "1--2-3", "a-b-c", "1-2-99999999999999999999"] {
+            assert_eq!(Cursor::parse(wrong), None, "{wrong}");
+        }
+    }
+}
