@@ -1,9 +1,9 @@
 //! A gateway with an inbox, senders of events that are all different, and a look into the stored file.
 
 use crate::support::gateway::{Folder, PLAIN};
-use crate::support::{Answer, Gateway, Request, Upstream, sign};
+use crate::support::{Answer, Gateway, Request, Upstream, eventually, sign};
 use rusqlite::{Connection, OpenFlags};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 pub(super) const SECRET: &str = "a-secret-of-some-length";
 
@@ -64,13 +64,23 @@ pub(super) fn store(folder: &Folder) -> PathBuf {
 
 /// The one number that a query of the stored file yields; another process may have it open.
 pub(super) fn number(folder: &Folder, query: &str) -> i64 {
-    number_in(&store(folder), query)
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let file = Connection::open_with_flags(store(folder), flags).expect("the store opens");
+    file.query_row(query, [], |row| row.get(0)).unwrap_or_else(|error| panic!("{query}: {error}"))
 }
 
-pub(super) fn number_in(store: &Path, query: &str) -> i64 {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let file = Connection::open_with_flags(store, flags).expect("the store opens");
-    file.query_row(query, [], |row| row.get(0)).unwrap_or_else(|error| panic!("{query}: {error}"))
+/// How many deliveries the operator's port counts in this state.
+pub(super) fn counted(gateway: &Gateway, state: &str) -> u64 {
+    let request = Request::new("GET", "/inbox/stats").header("Authorization", "Bearer an-admin-token-for-tests");
+    let answer = request.send(gateway.address("admin"));
+    let stats: serde_json::Value = serde_json::from_slice(&answer.body).expect("JSON");
+    let rows = stats["tasks"].as_array().expect("rows by source, upstream and state");
+    rows.iter().filter(|row| row["state"] == state).filter_map(|row| row["count"].as_u64()).sum()
+}
+
+/// Waits until so many are settled as delivered, which is a moment after the upstream has them.
+pub(super) fn wait_until_settled(gateway: &Gateway, count: u64) {
+    eventually(&format!("{count} are settled"), || (counted(gateway, "delivered") == count).then_some(()));
 }
 
 /// Whether the operator's port says that the gateway is ready, and its words.
