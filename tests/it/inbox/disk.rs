@@ -24,6 +24,11 @@ fn wrapped(command: &mut Command, before: &[&str], script: &str) {
     *command = shell;
 }
 
+/// A file limit sends SIGXFSZ before the write fails; a full disk does not.
+fn without_sigxfsz(command: &mut Command) {
+    wrapped(command, &[], "trap '' XFSZ; exec \"$@\"");
+}
+
 /// The upstream answers the third delivery and those after it when the gate is opened.
 fn held_from_the_third(gate: &Gate) -> Upstream {
     let held = gate.clone();
@@ -89,9 +94,7 @@ fn while_files_cannot_grow_senders_are_told_to_come_again_and_what_was_delivered
     let gate = Gate::default();
     let application = held_from_the_third(&gate);
     let text = configuration("", &format!("{}{}", upstream("app", &application, ""), source("shop", "app", "")));
-    // A file limit sends SIGXFSZ before the write fails; a full disk does not.
-    let gateway =
-        Gateway::start_with(Default::default(), &text, |command| wrapped(command, &[], "trap '' XFSZ; exec \"$@\""));
+    let gateway = Gateway::start_with(Default::default(), &text, without_sigxfsz);
     outlives_a_full_disk(
         &gateway,
         &application,
@@ -105,6 +108,42 @@ fn while_files_cannot_grow_senders_are_told_to_come_again_and_what_was_delivered
     assert_eq!(event("shop", "held-2", 3000).send(gateway.public()).status, 409);
     assert_eq!(event("shop", "last", 0).send(gateway.public()).status, 202);
     assert_eq!(application.wait_for(6)[5].body, body("last", 0));
+}
+
+#[test]
+fn a_process_told_to_stop_on_a_full_disk_ends_in_time_and_what_it_could_not_write_down_is_delivered_again() {
+    let gate = Gate::default();
+    let held = gate.clone();
+    let application = Upstream::with(move |_, _| Reply::Held(held.clone(), Box::new(Reply::Status(200))));
+    let rest = format!(
+        "\n[limits]\ndrain_timeout = \"500ms\"\n{}{}",
+        upstream("app", &application, ""),
+        source("shop", "app", "")
+    );
+    let text = configuration("", &rest);
+    let mut gateway = Gateway::start_with(Default::default(), &text, without_sigxfsz);
+    for name in ["one", "two"] {
+        assert_eq!(event("shop", name, 0).send(gateway.public()).status, 202);
+    }
+    application.wait_for(2);
+    limit_files(&gateway, Some(1));
+    gate.open();
+    let failures = || gateway.metric("hookward_inbox_errors_total", &[]);
+    eventually("writing fails", || (failures() >= 1.0).then_some(()));
+    gateway.signal("TERM");
+    gateway.wait_for_exit();
+    assert_eq!(application.count(), 2);
+
+    let gateway = Gateway::start_in(gateway.folder.clone(), &text);
+    wait_until_settled(&gateway, 2);
+    let copies = application.wait_for(4);
+    for name in ["one", "two"] {
+        let of_one: Vec<_> = copies.iter().filter(|copy| copy.body == body(name, 0)).collect();
+        assert_eq!(of_one.len(), 2, "{name}");
+        for id in ["x-request-id", "idempotency-key"] {
+            assert_eq!(of_one[0].header(id), of_one[1].header(id), "{name}: {id}");
+        }
+    }
 }
 
 /// Whether this machine lets a test mount a file system that only the test sees.
