@@ -5,4 +5,5 @@ mod quarantine;
 #[allow(dead_code, reason = "each chapter uses a part of it")]
 mod stage;
 
+mod delivers;
 mod disk;
