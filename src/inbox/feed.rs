@@ -17,10 +17,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::{Inbox, Loaded, Task, TaskKey};
+use super::{Due, Inbox, Loaded, Task, TaskKey};
 use crate::clock::UnixMillis;
 
-/// Of one upstream in memory, those under way included: more than are sent during one look at the disk.
+/// Of one upstream in memory, those under way included: with a quarter of them at hand the disk is looked at again, and
+/// sending goes on meanwhile.
 const MOST_TASKS: usize = 1024;
 
 /// Bytes of their parcels, beyond which no further one is read.
@@ -28,9 +29,6 @@ const MOST_BYTES: usize = 16 << 20;
 
 /// What a parcel takes beside its body.
 const BESIDE_THE_BODY: usize = 1024;
-
-/// With fewer than this at hand the disk is looked at again: sending goes on meanwhile.
-const FEW: usize = 256;
 
 /// Nothing should be left behind; were it, it would be found at the latest after this.
 const SAFETY: Duration = Duration::from_secs(60);
@@ -72,6 +70,8 @@ pub(crate) struct Feed {
 }
 
 struct State {
+    most_tasks: usize,
+    most_bytes: usize,
     /// Somebody takes tasks from here; else none is kept in memory.
     is_served: bool,
     ready: VecDeque<Ready>,
@@ -114,6 +114,8 @@ enum Then {
 impl Feed {
     fn new(upstream: Arc<str>) -> Self {
         let state = State {
+            most_tasks: MOST_TASKS,
+            most_bytes: MOST_BYTES,
             is_served: false,
             ready: VecDeque::new(),
             held: HashMap::new(),
@@ -209,7 +211,11 @@ impl Feed {
 
 impl State {
     fn has_room(&self) -> bool {
-        self.held.len() < MOST_TASKS && self.bytes < MOST_BYTES
+        self.held.len() < self.most_tasks && self.has_bytes()
+    }
+
+    fn has_bytes(&self) -> bool {
+        self.bytes < self.most_bytes
     }
 
     fn hold(&mut self, seq: i64, bytes: usize) {
@@ -262,15 +268,16 @@ impl State {
             self.more = true;
         }
         let may = self.scan.is_none() && self.not_before.is_none_or(|time| time <= Instant::now());
-        self.more && may && self.ready.len() < FEW && self.has_room()
+        self.more && may && self.ready.len() < self.most_tasks / 4 && self.has_room()
     }
 
     /// Until there is something to be done without having been told.
     fn wait(&self, now: UnixMillis) -> Duration {
         let until = |time: Instant| time.saturating_duration_since(Instant::now());
         let mut wait = SAFETY;
-        if self.scan.is_none() && self.more {
-            wait = wait.min(self.not_before.map_or(SAFETY, until));
+        // One that has come waits for room, of which one is told.
+        if let Some(time) = self.not_before.filter(|time| *time > Instant::now()) {
+            wait = wait.min(until(time));
         }
         if let Some(wake) = self.wake {
             wait = wait.min(Duration::from_millis(wake.0.saturating_sub(now.0)));
@@ -314,37 +321,44 @@ impl Scan {
         let limit = {
             let state = self.feed.lock();
             // Those that are held stand among the first, and so may those that were let go of since.
-            state.held.len() + state.scan.as_ref().map_or(0, HashSet::len) + MOST_TASKS
+            state.held.len() + state.scan.as_ref().map_or(0, HashSet::len) + state.most_tasks
         };
         let rows = self.inbox.due(&self.feed.upstream, limit)?;
-        let now = self.inbox.now();
+        let wanted = self.choose(&rows, self.inbox.now());
+        if rows.len() >= limit {
+            self.feed.lock().more = true;
+        }
+        Ok(wanted)
+    }
+
+    /// Of what was read, which may be over meanwhile.
+    fn choose(&self, rows: &[Due], now: UnixMillis) -> Vec<i64> {
         let mut state = self.feed.lock();
         let mut wanted = Vec::new();
-        for row in &rows {
+        for row in rows {
             if state.held.contains_key(&row.seq) || state.scan.as_ref().is_some_and(|gone| gone.contains(&row.seq)) {
                 continue;
             }
             if row.due > now {
                 // Those that follow come due later.
                 state.wake_at(row.due);
-                return Ok(wanted);
+                break;
             }
-            if state.held.len() >= MOST_TASKS {
+            if state.held.len() >= state.most_tasks {
                 state.more = true;
-                return Ok(wanted);
+                break;
             }
             state.hold(row.seq, 0);
             wanted.push(row.seq);
         }
-        state.more |= rows.len() >= limit;
-        Ok(wanted)
+        wanted
     }
 
     /// One by one, so that a large one costs only itself, and the first are sent while the others are read.
     fn load(&self, wanted: &[i64]) {
         let feed = &self.feed;
         for (position, seq) in wanted.iter().enumerate() {
-            if feed.lock().bytes >= MOST_BYTES {
+            if !feed.lock().has_bytes() {
                 for rest in wanted.iter().skip(position) {
                     feed.let_go(*rest, Then::Unchanged);
                 }
@@ -480,6 +494,295 @@ impl Loaded {
         match self {
             Self::Task(task) => &task.key,
             Self::Unreadable { key, .. } => key,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Folder, ended, entry, open};
+    use super::super::{End, State as TaskState};
+    use super::*;
+    use proptest::prelude::*;
+    use tokio::task::JoinSet;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    fn feed(inbox: &Inbox, most_tasks: usize, most_bytes: usize) -> Arc<Feed> {
+        let feed = inbox.feed("app");
+        let mut state = feed.lock();
+        (state.most_tasks, state.most_bytes) = (most_tasks, most_bytes);
+        drop(state);
+        feed
+    }
+
+    async fn next(feed: &Arc<Feed>, inbox: &Arc<Inbox>) -> Lease {
+        timeout(PATIENCE, feed.next(inbox)).await.expect("a task that is due")
+    }
+
+    fn body(lease: &Lease) -> String {
+        match lease.loaded() {
+            Loaded::Task(task) => String::from_utf8_lossy(&task.parcel.body).into_owned(),
+            Loaded::Unreadable { why, .. } => panic!("{why}"),
+        }
+    }
+
+    async fn settle(inbox: &Inbox, lease: Lease, end: End) {
+        inbox.settle(lease.loaded().key(), ended(end)).await.expect("a settlement");
+        match end {
+            End::Delivered | End::Dead => lease.ended(),
+            End::Retry { after } => lease.due_at(inbox.now().after(after)),
+        }
+    }
+
+    fn held(feed: &Feed) -> (usize, usize) {
+        let state = feed.lock();
+        (state.held.len(), state.bytes)
+    }
+
+    fn waiting(inbox: &Inbox) -> i64 {
+        let waits = |state| matches!(state, TaskState::Waiting | TaskState::Behind);
+        inbox.counts().iter().filter(|count| waits(count.state)).map(|count| count.tasks).sum()
+    }
+
+    #[tokio::test]
+    async fn what_an_earlier_process_left_comes_before_what_is_new() {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        for body in ["a", "b"] {
+            inbox.append(entry(body, None)).await.expect("room");
+        }
+        inbox.close().await;
+        drop(inbox);
+        let inbox = open(&folder);
+        inbox.append(entry("c", None)).await.expect("room");
+        let feed = feed(&inbox, 8, MOST_BYTES);
+        for expected in ["a", "b", "c"] {
+            let lease = next(&feed, &inbox).await;
+            assert_eq!(body(&lease), expected);
+            settle(&inbox, lease, End::Delivered).await;
+        }
+        assert_eq!(waiting(&inbox), 0);
+    }
+
+    #[tokio::test]
+    async fn one_that_is_held_is_not_handed_out_again_and_one_dropped_is() {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        let feed = feed(&inbox, 8, MOST_BYTES);
+        inbox.append(entry("a", None)).await.expect("room");
+        let held = next(&feed, &inbox).await;
+        inbox.append(entry("b", None)).await.expect("room");
+        feed.look_again();
+        let second = next(&feed, &inbox).await;
+        assert_eq!((body(&held).as_str(), body(&second).as_str()), ("a", "b"));
+        drop(held);
+        assert_eq!(body(&next(&feed, &inbox).await), "a");
+    }
+
+    /// What was read from the disk just before a settlement says that the task waits.
+    #[tokio::test]
+    async fn one_that_was_settled_while_the_disk_was_read_is_not_sent_again() {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        let feed = feed(&inbox, 8, MOST_BYTES);
+        inbox.append(entry("a", None)).await.expect("room");
+        let lease = next(&feed, &inbox).await;
+        feed.lock().scan = Some(HashSet::new());
+        let scan = Scan { feed: feed.clone(), inbox: inbox.clone(), is_done: true };
+        let rows = inbox.due("app", 8).expect("a store that can be read");
+        assert_eq!(rows.len(), 1);
+        settle(&inbox, lease, End::Delivered).await;
+        assert_eq!(scan.choose(&rows, inbox.now()), [0_i64; 0]);
+        drop(scan);
+        assert!(inbox.due("app", 8).expect("a store that can be read").is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_task_comes_back_when_it_is_due_and_not_before() {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        let feed = feed(&inbox, 8, MOST_BYTES);
+        inbox.append(entry("a", None)).await.expect("room");
+        let after = Duration::from_millis(60);
+        let lease = next(&feed, &inbox).await;
+        let before = Instant::now();
+        settle(&inbox, lease, End::Retry { after }).await;
+        let again = next(&feed, &inbox).await;
+        assert!(before.elapsed() >= after, "{:?}", before.elapsed());
+        match again.loaded() {
+            Loaded::Task(task) => assert_eq!(task.attempts, 1),
+            Loaded::Unreadable { why, .. } => panic!("{why}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn no_more_is_in_memory_than_may_be_and_the_rest_is_found_on_the_disk() {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        let feed = feed(&inbox, 8, 5 * BESIDE_THE_BODY);
+        // From here on it is served.
+        assert!(timeout(Duration::from_millis(1), feed.next(&inbox)).await.is_err());
+        for number in 0..40 {
+            inbox.append(entry(&format!("{number:02}"), None)).await.expect("room");
+        }
+        for number in 0..40 {
+            let lease = next(&feed, &inbox).await;
+            {
+                let state = feed.lock();
+                assert!(state.held.len() <= 8 && state.bytes <= 6 * BESIDE_THE_BODY + 12, "{}", state.bytes);
+            }
+            assert_eq!(body(&lease), format!("{number:02}"));
+            settle(&inbox, lease, End::Delivered).await;
+        }
+        assert_eq!(held(&feed), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn what_nobody_takes_any_more_is_kept_on_the_disk_alone() {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        let feed = feed(&inbox, 8, MOST_BYTES);
+        for body in ["a", "b", "c"] {
+            inbox.append(entry(body, None)).await.expect("room");
+        }
+        let held = next(&feed, &inbox).await;
+        feed.rest();
+        settle(&inbox, held, End::Delivered).await;
+        inbox.append(entry("d", None)).await.expect("room");
+        // A look at the disk that was under way may end later; it keeps nothing either.
+        let before = Instant::now();
+        while !feed.lock().held.is_empty() {
+            assert!(before.elapsed() < PATIENCE);
+            tokio::task::yield_now().await;
+        }
+        for expected in ["b", "c", "d"] {
+            let lease = next(&feed, &inbox).await;
+            assert_eq!(body(&lease), expected);
+            settle(&inbox, lease, End::Delivered).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lane_goes_on_as_soon_as_the_one_before_has_ended() {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        let feed = feed(&inbox, 8, MOST_BYTES);
+        for (body, lane) in [("a1", 1), ("a2", 1), ("b1", 2), ("a3", 1)] {
+            inbox.append(entry(body, Some(lane))).await.expect("room");
+        }
+        let (a1, b1) = (next(&feed, &inbox).await, next(&feed, &inbox).await);
+        assert_eq!((body(&a1).as_str(), body(&b1).as_str()), ("a1", "b1"));
+        assert!(timeout(Duration::from_millis(20), feed.next(&inbox)).await.is_err());
+        settle(&inbox, a1, End::Delivered).await;
+        let a2 = next(&feed, &inbox).await;
+        assert_eq!(body(&a2), "a2");
+        settle(&inbox, a2, End::Dead).await;
+        assert_eq!(body(&next(&feed, &inbox).await), "a3");
+    }
+
+    /// What one who has a task does with it.
+    #[derive(Clone, Copy, Debug)]
+    enum Deed {
+        Deliver,
+        Retry(u64),
+        Drop,
+        PutBack,
+    }
+
+    fn deed() -> impl Strategy<Value = Deed> {
+        prop_oneof![
+            4 => Just(Deed::Deliver),
+            2 => (0_u64..8).prop_map(Deed::Retry),
+            1 => Just(Deed::Drop),
+            1 => Just(Deed::PutBack),
+        ]
+    }
+
+    /// Tasks are appended and taken at once by several; each does what `deeds` says, in turn.
+    async fn run(tasks: usize, lanes: i64, deeds: Vec<Deed>, most_tasks: usize, rests: bool) {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        let feed = feed(&inbox, most_tasks, MOST_BYTES);
+        let appending = {
+            let inbox = inbox.clone();
+            tokio::spawn(async move {
+                for number in 0..tasks {
+                    let lane = i64::try_from(number).unwrap() % (lanes + 1);
+                    let lane = (lane < lanes).then_some(lane);
+                    inbox.append(entry(&format!("{number:04}"), lane)).await.expect("room");
+                }
+            })
+        };
+        let in_hand = Arc::new(Mutex::new(HashSet::new()));
+        let delivered = Arc::new(Mutex::new(Vec::new()));
+        let mut others = JoinSet::new();
+        let mut turns = deeds.into_iter().cycle();
+        while delivered.lock().unwrap().len() < tasks {
+            while others.try_join_next().is_some() {}
+            if others.len() >= 5 {
+                others.join_next().await;
+                continue;
+            }
+            // Nothing may be due until one of the others is done.
+            let lease = tokio::select! {
+                lease = next(&feed, &inbox) => lease,
+                Some(_) = others.join_next() => continue,
+            };
+            let deed = turns.next().unwrap();
+            let seq = lease.loaded().key().seq;
+            assert!(in_hand.lock().unwrap().insert(seq), "{seq} is in two hands");
+            assert!(!delivered.lock().unwrap().contains(&seq), "{seq} was delivered already");
+            if rests && seq % 7 == 0 {
+                feed.rest();
+            }
+            let (inbox, in_hand, delivered) = (inbox.clone(), in_hand.clone(), delivered.clone());
+            others.spawn(async move {
+                tokio::task::yield_now().await;
+                let end = match deed {
+                    Deed::Deliver => End::Delivered,
+                    Deed::Retry(millis) => End::Retry { after: Duration::from_millis(millis) },
+                    Deed::Drop | Deed::PutBack => {
+                        in_hand.lock().unwrap().remove(&seq);
+                        return if matches!(deed, Deed::Drop) { drop(lease) } else { lease.put_back() };
+                    }
+                };
+                inbox.settle(lease.loaded().key(), ended(end)).await.expect("a settlement");
+                in_hand.lock().unwrap().remove(&seq);
+                match end {
+                    End::Retry { after } => lease.due_at(inbox.now().after(after)),
+                    End::Delivered | End::Dead => {
+                        delivered.lock().unwrap().push(seq);
+                        lease.ended();
+                    }
+                }
+            });
+        }
+        appending.await.unwrap();
+        others.join_all().await;
+        assert_eq!(waiting(&inbox), 0);
+        let mut distinct = delivered.lock().unwrap().clone();
+        distinct.sort_unstable();
+        distinct.dedup();
+        assert_eq!(distinct.len(), tasks);
+        assert_eq!(held(&feed), (0, 0));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+        #[test]
+        fn whatever_is_done_in_whatever_order_a_task_is_in_one_hand_at_a_time_and_none_is_forgotten(
+            tasks in 1_usize..80,
+            lanes in 0_i64..4,
+            mut deeds in proptest::collection::vec(deed(), 1..24),
+            most_tasks in 4_usize..40,
+            rests in any::<bool>(),
+        ) {
+            deeds.push(Deed::Deliver);
+            let threads = tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap();
+            threads.block_on(async {
+                timeout(2 * PATIENCE, run(tasks, lanes, deeds, most_tasks, rests)).await.expect("none is forgotten");
+            });
         }
     }
 }
