@@ -8,6 +8,7 @@ mod fetch;
 mod guessable;
 mod handshakes;
 mod http_signature;
+mod inbox;
 mod jwt;
 mod listeners;
 mod more;
@@ -32,7 +33,7 @@ mod workbench;
 use crate::clock::Clock;
 use crate::gateway::source::Way;
 use crate::gateway::{Limits, ListenerView, Plan};
-use crate::inbox;
+use crate::inbox as store;
 use crate::state::{self, SyncMode};
 use crate::telemetry::{Format, Level, Target};
 use node::{Kind, Node};
@@ -62,7 +63,7 @@ pub(crate) struct Config {
     pub(crate) drain_timeout: Duration,
     pub(crate) state: state::Settings,
     /// Where a source wants one.
-    pub(crate) inbox: Option<inbox::Settings>,
+    pub(crate) inbox: Option<store::Settings>,
     pub(crate) log: Log,
     pub(crate) plan: Plan,
 }
@@ -101,7 +102,7 @@ pub(crate) fn load(path: &Path, environment: Environment<'_>) -> Loaded {
 /// in an operator's shell.
 pub(crate) struct Office {
     pub(crate) admin: Option<Admin>,
-    pub(crate) inbox: Option<inbox::Settings>,
+    pub(crate) inbox: Option<store::Settings>,
     /// Of these tables alone.
     pub(crate) problems: Vec<Problem>,
 }
@@ -112,7 +113,7 @@ pub(crate) fn office(path: &Path, environment: Environment<'_>) -> Office {
     let ledger = Ledger::new(base_of(path), problems, environment);
     let file = Table::root(&root, &ledger);
     let admin = file.table("admin").and_then(|table| listeners::read_admin(table, &[]));
-    let inbox = read_inbox(&file.table_or_empty("inbox"));
+    let inbox = inbox::read(&file.table_or_empty("inbox"));
     Office { admin, inbox: Some(inbox), problems: ledger.into_parts().0 }
 }
 
@@ -228,7 +229,8 @@ fn read(root: &Node, presets: &Presets, ledger: &Ledger) -> Option<Config> {
 
     let fetch = fetch::read(&file.table_or_empty("fetch"));
     let (state, max_claims, state_is_memory) = read_state(&file.table_or_empty("state"));
-    let inbox = read_inbox(&file.table_or_empty("inbox"));
+    let inbox_table = file.table_or_empty("inbox");
+    let inbox = inbox::read(&inbox_table);
     let log = read_log(&file.table_or_empty("log"));
 
     let (listener_plans, listener_facts) = listeners::read(&file, &server_limits, Clock::default().now());
@@ -280,6 +282,9 @@ fn read(root: &Node, presets: &Presets, ledger: &Ledger) -> Option<Config> {
     sources::compare(&read_sources, |severity, source, what, hint| {
         ledger.add(severity, source.at.clone(), &format!("sources.{}", source.settings.name), what, hint);
     });
+    if read_sources.len() == written {
+        inbox::compare(&inbox_table, &inbox, &read_sources);
+    }
     let used: BTreeSet<_> = read_sources
         .iter()
         .flat_map(|source| source.settings.routes.upstreams())
@@ -367,28 +372,6 @@ fn read_state(table: &Table<'_>) -> (state::Settings, u64, bool) {
     };
     table.check_unknown();
     (settings, max_claims, !on_disk)
-}
-
-fn read_inbox(table: &Table<'_>) -> inbox::Settings {
-    let path = table.text("path").unwrap_or_else(|| {
-        table.note_default("path", "\"inbox\"");
-        "inbox".to_owned()
-    });
-    let quarantine = read_quarantine(&table.table_or_empty("quarantine"));
-    table.check_unknown();
-    inbox::Settings { folder: table.base().join(path), quarantine }
-}
-
-fn read_quarantine(table: &Table<'_>) -> inbox::QuarantineLimits {
-    const LONGEST: Duration = Duration::from_secs(30 * 86_400);
-    let default = inbox::QuarantineLimits::default();
-    let limits = inbox::QuarantineLimits {
-        max_count: table.count("max_count", default.max_count, 1..=1_000_000),
-        max_size: table.size("max_size", default.max_size, (64 << 10)..=(64 << 30)),
-        max_age: table.duration("max_age", default.max_age, Duration::from_secs(1)..=LONGEST),
-    };
-    table.check_unknown();
-    limits
 }
 
 fn read_log(table: &Table<'_>) -> Log {

@@ -31,7 +31,8 @@ pub(super) enum Kind {
     Text(String),
     Integer(i64),
     Boolean(bool),
-    /// Floats, dates and integers out of range: no key takes one.
+    Float(f64),
+    /// Dates and integers out of range: no key takes one.
     Other(&'static str),
 }
 
@@ -49,6 +50,7 @@ impl Kind {
             Self::Text(_) => "a string",
             Self::Integer(_) => "an integer",
             Self::Boolean(_) => "a boolean",
+            Self::Float(_) => "a float",
             Self::Other(name) => name,
         }
     }
@@ -180,7 +182,11 @@ fn node(value: &DeValue<'_>, at: At, file: &Arc<str>, lines: &Lines) -> Node {
             Err(_) => Kind::Other(OUT_OF_RANGE),
         },
         DeValue::Boolean(flag) => Kind::Boolean(*flag),
-        DeValue::Float(_) => Kind::Other("a float"),
+        // Without a radix: what this cannot read is no float.
+        DeValue::Float(number) => match number.as_str().replace('_', "").parse() {
+            Ok(number) => Kind::Float(number),
+            Err(_) => Kind::Other("a float"),
+        },
         DeValue::Datetime(_) => Kind::Other("a date"),
     };
     Node { at, kind }

@@ -128,6 +128,11 @@ impl<'a> Table<'a> {
         self.entries.and_then(|entries| entries.get(name))
     }
 
+    /// False: it stands in no file, and all reads give their defaults.
+    pub(super) fn is_written(&self) -> bool {
+        self.entries.is_some()
+    }
+
     pub(super) fn has(&self, name: &str) -> bool {
         self.entries.is_some_and(|entries| entries.contains_key(name))
     }
@@ -230,6 +235,33 @@ impl<'a> Table<'a> {
             }
             _ => {
                 self.wrong_kind(name, node, "an integer");
+                default
+            }
+        }
+    }
+
+    /// A part of the whole: `0.1`, `"10%"`, or 0 or 1.
+    pub(super) fn share(&self, name: &'static str, default: f64) -> f64 {
+        let Some(node) = self.node(name) else {
+            self.note(name, default.to_string(), None);
+            return default;
+        };
+        let percent =
+            |text: &str| text.strip_suffix('%')?.trim_end().parse::<f64>().ok().map(|percent| percent / 100.0);
+        let share = match &node.kind {
+            Kind::Float(number) => Some(*number),
+            Kind::Integer(number) => Some(*number as f64),
+            Kind::Text(text) => percent(text),
+            _ => None,
+        };
+        // No comparison holds for what is not a number.
+        match share.filter(|share| (0.0..=1.0).contains(share)) {
+            Some(share) => {
+                self.note(name, share.to_string(), Some(node));
+                share
+            }
+            None => {
+                self.error(name, "is no part of a whole", r#"0.1 or "10%", from 0 to 1"#);
                 default
             }
         }

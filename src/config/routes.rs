@@ -31,6 +31,8 @@ struct Read<'t> {
     when: Conditions,
     /// None: what it names is wrong.
     target: Option<Target>,
+    /// Its conditions are as they stand in the file.
+    is_whole: bool,
 }
 
 pub(super) fn read(source: &Table<'_>, around: Around<'_>) -> Option<Routes> {
@@ -61,18 +63,24 @@ pub(super) fn read(source: &Table<'_>, around: Around<'_>) -> Option<Routes> {
         );
     }
     let all: Vec<_> = tables.into_iter().map(|table| route(table, &around, path.as_ref())).collect();
-    compare(&all, around.way);
+    let is_whole = all.iter().all(|route| route.is_whole);
+    if is_whole {
+        compare(&all, around.way);
+    }
     let takes_all = all.iter().any(|route| route.when.cover(&Conditions::default()));
-    if !all.is_empty() && otherwise.is_none() && !takes_all {
+    if !all.is_empty() && is_whole && otherwise.is_none() && !takes_all {
         let what =
             "there is no `upstream`: what no route takes is acknowledged, counted as `unrouted`, and goes nowhere";
         source.warn("", what, r#"upstream = "app", for all the rest"#);
     }
-    let mut routes = Vec::new();
-    for Read { table, when, target } in all {
-        table.finish();
-        routes.push(Route { when, target: target? });
-    }
+    let routes: Vec<_> = all
+        .into_iter()
+        .map(|Read { table, when, target, .. }| {
+            table.finish();
+            Some(Route { when, target: target? })
+        })
+        .collect();
+    let routes = routes.into_iter().collect::<Option<Vec<_>>>()?;
     let otherwise = match otherwise {
         Some(target) => Some(target?),
         None => None,
@@ -117,30 +125,37 @@ fn route<'t>(table: Table<'t>, around: &Around<'_>, path_of_all: Option<&Upstrea
         let what = "the source does not say where the event's type stands, so that no pattern can match";
         table.error("events", what, r#"event = { json = "/type" }"#);
     }
-    too_many(&table, "events", events.len());
+    let mut is_whole = table.has("events") != events.is_empty();
+    is_whole &= few_enough(&table, "events", events.len());
     let mut headers = Vec::new();
     for (name, values) in table.alternatives("headers") {
-        too_many(&table, "headers", values.len());
+        is_whole &= few_enough(&table, "headers", values.len());
         let mut globs = Vec::new();
         for value in &values {
-            match value.as_str().ok_or_else(|| format!("{name}: {value} is not a string")).and_then(Glob::parse) {
+            let text = value.as_str().ok_or_else(|| format!("{value} is not a string"));
+            match text.and_then(Glob::parse) {
                 Ok(glob) => globs.push(glob),
-                Err(what) => table.error("headers", what, r#"headers = { "X-Shop" = "eu-*" }"#),
+                Err(what) => table.error("headers", format!("{name}: {what}"), r#"headers = { "X-Shop" = "eu-*" }"#),
             }
         }
+        is_whole &= !globs.is_empty();
         match header_name(&name) {
             Ok(name) => headers.push((name, globs)),
-            Err(what) => table.error("headers", what, ""),
+            Err(what) => {
+                table.error("headers", what, "");
+                is_whole = false;
+            }
         }
     }
     let mut json = Vec::new();
     for (pointer, values) in table.alternatives("json") {
-        too_many(&table, "json", values.len());
+        is_whole &= few_enough(&table, "json", values.len()) && !values.is_empty();
         if is_pointer(&pointer) {
             json.push((pointer, values));
         } else {
             let hint = format!("\"/{}\"", pointer.replace('.', "/"));
             table.error("json", format!("{pointer:?} is not a JSON pointer"), &hint);
+            is_whole = false;
         }
     }
     let path = upstream_path(&table, around);
@@ -149,17 +164,16 @@ fn route<'t>(table: Table<'t>, around: &Around<'_>, path_of_all: Option<&Upstrea
         let what = "re-signs, and the source observes: what is not proven must not carry our signature";
         table.error("upstream", what, "another upstream without `sign`");
     }
-    Read { when: Conditions { events, headers, json }, target: found.map(|(target, _)| target), table }
+    let target = found.map(|(target, _)| target);
+    Read { when: Conditions { events, headers, json }, target, is_whole, table }
 }
 
-fn too_many(table: &Table<'_>, name: &str, count: usize) {
+fn few_enough(table: &Table<'_>, name: &str, count: usize) -> bool {
     if count > MOST_ALTERNATIVES {
-        table.error(
-            name,
-            format!("{count} alternatives are more than {MOST_ALTERNATIVES}"),
-            "fewer, with `*`, or another route",
-        );
+        let what = format!("{count} alternatives are more than {MOST_ALTERNATIVES}");
+        table.error(name, what, "fewer, with `*`, or another route");
     }
+    count <= MOST_ALTERNATIVES
 }
 
 /// A route and those before it. Of several things to be said of it, the first is enough.

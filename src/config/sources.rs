@@ -1,12 +1,11 @@
 //! `[sources.NAME]`: one sender's whole contract, and what of it fails open.
 
+use super::inbox;
 use super::problem::{At, Severity};
 use super::reader::Table;
 use super::routes;
 use super::units::header_value;
 use super::verification::{self, Credentials, Resends};
-use crate::deliver::Schedule;
-use crate::gateway::lane::Order;
 use crate::gateway::source::{
     Acknowledge, AlternativeName, ClientCertRule, OnDuplicate, OnReplay, PathRule, Per, RateLimit, Roots, Settings, Way,
 };
@@ -81,12 +80,13 @@ pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &
         );
     }
     let quarantine = read_quarantine(&table, delivery, credentials.as_ref());
+    let inbox::OfSource { retry, order } = inbox::of_source(&table, delivery);
     let routes = routes::read(
         &table,
         routes::Around {
             upstreams: around.upstreams,
             way: delivery,
-            order: Order::None,
+            order,
             observes: observe,
             path: path.as_ref(),
             verifier: credentials.as_ref().map(|found| &*found.verifier),
@@ -167,7 +167,7 @@ pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &
         max_body,
         max_claims: usize::try_from(max_claims).unwrap_or(usize::MAX),
         delivery,
-        retry: Schedule::default(),
+        retry,
         quarantine,
         routes: routes?,
         acknowledge: acknowledge?,

@@ -81,7 +81,7 @@ impl<'e> Workbench<'e> {
                 }
             }
             Kind::Table(table) => table.values_mut().for_each(|value| self.each_secret(value, change)),
-            Kind::Text(_) | Kind::Integer(_) | Kind::Boolean(_) | Kind::Other(_) => {}
+            Kind::Text(_) | Kind::Integer(_) | Kind::Boolean(_) | Kind::Float(_) | Kind::Other(_) => {}
         }
     }
 

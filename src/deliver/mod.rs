@@ -28,7 +28,7 @@ pub(crate) use self::balance::Balance;
 pub(crate) use self::connect::{ClientIdentity, Protocol, TlsSettings};
 pub(crate) use self::failure::{Fault, SendError};
 pub(crate) use self::meters::{Ending, Meters};
-pub(crate) use self::retry::{Ended, Schedule, Verdict, retry_after};
+pub(crate) use self::retry::{Ended, Schedule, Statuses, Verdict, retry_after};
 pub(crate) use self::settings::{BuildError, DEFAULT_PROBE_TIMEOUT, HealthCheck, Settings};
 use crate::parcel::Parcel;
 

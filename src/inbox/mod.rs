@@ -44,7 +44,32 @@ use writer::Handle;
 pub(crate) struct Settings {
     /// A folder; made where it is missing.
     pub(crate) folder: PathBuf,
+    /// Of the files. Beyond it nothing more is taken.
+    pub(crate) max_size: u64,
+    /// What is to be left of the disk for others. Below it nothing more is taken.
+    pub(crate) min_free: u64,
+    /// While something of a source has waited for longer nothing more of it is taken.
+    pub(crate) max_age: Duration,
+    /// For so long what was delivered, or discarded, can be found.
+    pub(crate) keep_delivered: Duration,
+    /// And what was given up.
+    pub(crate) keep_dead: Duration,
     pub(crate) quarantine: QuarantineLimits,
+}
+
+impl Settings {
+    pub(crate) fn new(folder: PathBuf) -> Self {
+        const HOUR: Duration = Duration::from_secs(3600);
+        Self {
+            folder,
+            max_size: 10 << 30,
+            min_free: 256 << 20,
+            max_age: 7 * 24 * HOUR,
+            keep_delivered: 72 * HOUR,
+            keep_dead: 30 * 24 * HOUR,
+            quarantine: QuarantineLimits::default(),
+        }
+    }
 }
 
 /// An accepted delivery: stored once, and delivered to the upstream of each of `tasks`.

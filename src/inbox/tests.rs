@@ -38,7 +38,7 @@ impl Meters {
 }
 
 pub(super) fn open(folder: &Folder) -> Arc<Inbox> {
-    let settings = Settings { folder: folder.0.clone(), quarantine: QuarantineLimits::default() };
+    let settings = Settings::new(folder.0.clone());
     Inbox::open(&settings, NOW, Meters::unregistered()).expect("an inbox that opens")
 }
 
@@ -132,7 +132,7 @@ async fn in_a_lane_the_next_is_due_when_the_one_before_has_ended() {
 async fn a_second_process_cannot_open_the_store() {
     let folder = Folder::new();
     let _open = open(&folder);
-    let settings = Settings { folder: folder.0.clone(), quarantine: QuarantineLimits::default() };
+    let settings = Settings::new(folder.0.clone());
     let refused = Inbox::open(&settings, NOW, Meters::unregistered()).err();
     assert!(matches!(refused, Some(OpenError::InUse { .. })), "{refused:?}");
 }

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 /// The ways for a request to end that are no refusal.
-const NO_REFUSALS: [&str; 3] = ["accepted", "challenge", "upstream_refused"];
+const NO_REFUSALS: [&str; 4] = ["accepted", "challenge", "upstream_refused", "unrouted"];
 
 /// Every reason to say no. Dashboards depend on these words.
 const REFUSALS: [&str; 46] = [

@@ -160,7 +160,7 @@ fn the_configuration_page_says_every_default_as_check_prints_it() {
 #[test]
 fn every_metric_and_every_outcome_is_in_the_readme_and_no_other() {
     let upstream = Upstream::start();
-    let observed = "[sources.watched]\npath = \"/watched\"\nprovider = \"slack\"\nmode = \"observe\"\n\
+    let observed = "[sources.watched]\npath = \"/watched\"\nprovider = \"slack\"\nmode = \"observe\"\nexpect_every = \"1h\"\n\
                     secrets = [{ value = \"0123456789abcdef0123\" }]\nupstream = \"app\"\n";
     // Some metrics are there only where there is TLS.
     let secure = "[listeners.secure]\naddress = \"127.0.0.1:0\"\ntls.certificate = \"certs/dev/server.pem\"\n\

@@ -50,7 +50,7 @@ fn nobody_is_expected_who_is_not_said_to_be_and_a_reload_begins_to_count() {
     assert!(gateway.metrics().contains(SILENT));
     gateway.wait_for_log("expect_every");
     // One that keeps it keeps what it knows; one that drops it has no alarm.
-    assert!(gateway.reload(&format!("{plain}expect_every = \"11s\"\n")));
+    assert!(gateway.reload(&format!("{plain}expect_every = \"10s\"\ndedupe_window = \"1h\"\n")));
     assert_eq!(gateway.metric(SILENT, OF_GITHUB), 1.0);
     assert!(gateway.reload(&plain));
     assert!(!gateway.metrics().contains(SILENT));

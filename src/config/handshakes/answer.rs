@@ -46,7 +46,7 @@ fn json_body(table: &Table<'_>, node: &Node, params: &Params<'_>) -> Result<Answ
             Kind::Text(text) => Member::Text(pieces(table, "json", text, params, false)?),
             Kind::Integer(number) => Member::Constant((*number).into()),
             Kind::Boolean(flag) => Member::Constant((*flag).into()),
-            Kind::Table(_) | Kind::Array(_) | Kind::Other(_) => {
+            Kind::Table(_) | Kind::Array(_) | Kind::Float(_) | Kind::Other(_) => {
                 table.error("json", format!("{name} is neither a string nor a number nor a flag"), "");
                 return Err(Unmade::Wrong);
             }

@@ -127,9 +127,10 @@ fn what_is_refused_for_good_is_a_dead_letter_at_once_unless_the_operator_says_ot
     accepted(&gateway, "lost", "two");
     wait_for_attempts(&gateway, "app", "dead", 2);
     assert_eq!(attempts(&gateway, "app", "retried"), 1);
-    assert_eq!(app.received().iter().map(|request| request.target.as_str()).collect::<Vec<_>>(), [
-        "/gone", "/lost", "/lost"
-    ]);
+    assert_eq!(
+        app.received().iter().map(|request| request.target.as_str()).collect::<Vec<_>>(),
+        ["/gone", "/lost", "/lost"]
+    );
     let dead_of = |source| gateway.metric("hookward_inbox_dead_total", &[("source", source), ("upstream", "app")]);
     assert_eq!((dead_of("gone"), dead_of("lost")), (1.0, 1.0));
     assert_eq!(dead(&gateway.folder), 2);
@@ -221,14 +222,17 @@ fn in_order_of_the_source_nothing_overtakes_what_is_tried_again() {
         accepted(&gateway, "shop", name);
     }
     let received = app.wait_for(6);
-    let order: Vec<_> = received.iter().filter_map(|request| names.into_iter().find(|name| is(request, name))).collect();
+    let order: Vec<_> =
+        received.iter().filter_map(|request| names.into_iter().find(|name| is(request, name))).collect();
     assert_eq!(order, ["a0", "a1", "a1", "a2", "a3", "a4"]);
 }
 
 fn of_customer(customer: &str, number: usize) -> Request {
     let body = format!("{{\"customer\":\"{customer}\",\"number\":{number}}}");
     let signature = sign::github(SECRET, body.as_bytes());
-    Request::post("/shop", body).header("X-Hub-Signature-256", signature).header("X-GitHub-Delivery", format!("{customer}{number}"))
+    Request::post("/shop", body)
+        .header("X-Hub-Signature-256", signature)
+        .header("X-GitHub-Delivery", format!("{customer}{number}"))
 }
 
 #[test]
@@ -249,7 +253,8 @@ fn in_order_of_a_key_one_key_waits_for_itself_and_for_no_other() {
     let of = |customer: &str| {
         let all = app.received().into_iter().map(|request| String::from_utf8_lossy(&request.body).into_owned());
         let beginning = format!("{{\"customer\":\"{customer}\",\"number\":");
-        all.filter_map(|body| body.strip_prefix(&beginning)?.strip_suffix('}')?.parse::<usize>().ok()).collect::<Vec<_>>()
+        all.filter_map(|body| body.strip_prefix(&beginning)?.strip_suffix('}')?.parse::<usize>().ok())
+            .collect::<Vec<_>>()
     };
     wait_for_attempts(&gateway, "app", "delivered", 5);
     assert_eq!(of("b"), [0, 1, 2, 3, 4]);
@@ -267,13 +272,14 @@ fn a_reload_changes_the_schedule_and_the_upstream_of_what_waits() {
     let down = format!("\n[upstreams.app]\nurls = [\"http://{}\"]\n", closed.address());
     let never = "retry = { attempts = 100, first = \"1s\", max = \"1s\" }";
     let folder = Arc::new(Folder::new());
-    let mut gateway =
-        Gateway::start_in(folder, &configuration("", &format!("{down}{}", source("shop", "app", never))));
+    let mut gateway = Gateway::start_in(folder, &configuration("", &format!("{down}{}", source("shop", "app", never))));
     accepted(&gateway, "shop", "one");
     eventually("it was tried", || (attempts(&gateway, "app", "retried") >= 1).then_some(()));
     let app = Upstream::with(|_, _| Reply::Status(500));
     let once = "retry = { attempts = 1 }";
-    assert!(gateway.reload(&configuration("", &format!("{}{}", upstream("app", &app, ""), source("shop", "app", once)))));
+    assert!(
+        gateway.reload(&configuration("", &format!("{}{}", upstream("app", &app, ""), source("shop", "app", once))))
+    );
     app.wait_for(1);
     wait_for_attempts(&gateway, "app", "dead", 1);
     assert_eq!(app.count(), 1);
@@ -285,8 +291,7 @@ fn what_waits_for_an_upstream_that_is_no_longer_configured_goes_when_it_is_again
     let down = format!("\n[upstreams.app]\nurls = [\"http://{}\"]\n", closed.address());
     let without = configuration("", &format!("{}{}", upstream("other", &other, ""), source("else", "other", "")));
     let folder = Arc::new(Folder::new());
-    let mut gateway =
-        Gateway::start_in(folder, &configuration("", &format!("{down}{}", source("shop", "app", OFTEN))));
+    let mut gateway = Gateway::start_in(folder, &configuration("", &format!("{down}{}", source("shop", "app", OFTEN))));
     for name in ["one", "two", "three"] {
         accepted(&gateway, "shop", name);
     }
