@@ -3,13 +3,14 @@
 //! Invariant: what bounds the store is compared with what is to fit into it, and what has no effect is told: a key of
 //! the inbox beside a source that forwards is an error, for somebody counts on it.
 
+use super::quarantine;
 use super::reader::Table;
 use super::sources::Read;
 use super::units::{header_name, show_duration, show_size};
 use crate::deliver::{Ended, Fault, Schedule, Statuses, Verdict};
 use crate::gateway::lane::Order;
 use crate::gateway::source::Way;
-use crate::inbox::{QuarantineLimits, Settings};
+use crate::inbox::Settings;
 use crate::verify::is_pointer;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -42,22 +43,11 @@ pub(super) fn read(table: &Table<'_>) -> Settings {
         max_age: table.duration("max_age", defaults.max_age, Duration::from_secs(60)..=YEAR),
         keep_delivered: table.duration("keep_delivered", defaults.keep_delivered, Duration::ZERO..=YEAR),
         keep_dead: table.duration("keep_dead", defaults.keep_dead, HOUR..=10 * YEAR),
-        quarantine: quarantine(&table.table_or_empty("quarantine")),
+        quarantine: quarantine::limits(&table.table_or_empty("quarantine")),
         ..defaults
     };
     table.check_unknown();
     settings
-}
-
-fn quarantine(table: &Table<'_>) -> QuarantineLimits {
-    let default = QuarantineLimits::default();
-    let limits = QuarantineLimits {
-        max_count: table.count("max_count", default.max_count, 1..=1_000_000),
-        max_size: table.size("max_size", default.max_size, (64 << 10)..=(64 << 30)),
-        max_age: table.duration("max_age", default.max_age, SECOND..=30 * DAY),
-    };
-    table.check_unknown();
-    limits
 }
 
 /// What stands in `[inbox]`, and what the sources want of it.

@@ -18,6 +18,7 @@ mod problem;
 #[cfg(test)]
 mod properties;
 mod providers;
+mod quarantine;
 mod reader;
 mod routes;
 mod scheme;

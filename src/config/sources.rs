@@ -2,6 +2,7 @@
 
 use super::inbox;
 use super::problem::{At, Severity};
+use super::quarantine;
 use super::reader::Table;
 use super::routes;
 use super::units::header_value;
@@ -79,8 +80,8 @@ pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &
             r#"delivery = "proxy" while it observes"#,
         );
     }
-    let quarantine = read_quarantine(&table, delivery, credentials.as_ref());
     let inbox::OfSource { retry, order } = inbox::of_source(&table, delivery);
+    let quarantine = quarantine::wanted(&table, delivery, credentials.as_ref(), around);
     let routes = routes::read(
         &table,
         routes::Around {
@@ -146,8 +147,8 @@ pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &
         say_what_a_capture_needs(&table, found, around);
         guessable_in_the_clear(&table, found, &listeners, around);
         if has_replay_key {
-            let kept = if quarantine { around.quarantine_age } else { Duration::ZERO };
-            claims_for_the_rate(&table, &rate_limits, max_claims, (replay_window, kept), found, around);
+            let windows = (replay_window, quarantine.unwrap_or_default());
+            claims_for_the_rate(&table, &rate_limits, max_claims, windows, found, around);
         }
     }
     let at = table.at();
@@ -168,7 +169,7 @@ pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &
         max_claims: usize::try_from(max_claims).unwrap_or(usize::MAX),
         delivery,
         retry,
-        quarantine,
+        quarantine: quarantine.is_some(),
         routes: routes?,
         acknowledge: acknowledge?,
         rate_limits,
@@ -307,19 +308,6 @@ fn say_what_is_not_protected(
     }
 }
 
-fn read_quarantine(table: &Table<'_>, delivery: Way, found: Option<&Credentials>) -> bool {
-    let quarantine = table.flag("quarantine", false);
-    if quarantine && delivery == Way::Proxy {
-        let what =
-            "what it keeps is delivered by the inbox when it proves genuine, and this source waits for its upstream";
-        table.error("quarantine", what, r#"delivery = "inbox", or leave it out"#);
-    } else if quarantine && found.is_some_and(|found| !found.verifier.tells_signature_alone()) {
-        let what = "keeps what is refused for its signature alone, and none of this source's proofs can tell that";
-        table.error("quarantine", what, "leave it out: a signature over the body, as in `verify`, is what it is for");
-    }
-    quarantine
-}
-
 fn say_what_a_capture_needs(table: &Table<'_>, found: &Credentials, around: &Around<'_>) {
     if found.awaits.is_none() {
         return;
@@ -354,10 +342,9 @@ fn claims_for_the_rate(
     found: &Credentials,
     around: &Around<'_>,
 ) {
-    // Kept until signed time + tolerance + 60 s, and the signed time may lie a tolerance ahead; and for as long again as
-    // a copy may lie in the quarantine.
-    let window = found.verifier.tolerance().map_or(replay_window, |tolerance| 2 * tolerance + Duration::from_secs(60));
-    let window = window + quarantine;
+    // Until signed time + tolerance + 60 s, and that time may lie a tolerance ahead; longer for what is in quarantine.
+    let signed = found.verifier.tolerance().map(|tolerance| 2 * tolerance + Duration::from_secs(60));
+    let window = signed.unwrap_or(replay_window) + quarantine;
     let keys_each = found.verifier.replay_keys_each();
     for limit in limits.iter().filter(|limit| limit.per == Per::Source) {
         let needed = limit.quota.per_second() * window.as_secs_f64() * keys_each as f64;

@@ -13,7 +13,7 @@ use http::header::{AUTHORIZATION, DATE, HOST};
 
 use super::component::{self, Target};
 use super::keyring::{self, MessageAlgorithm};
-use super::{Accepted, Flaw, HttpSignature, digest, replay_key};
+use super::{Accepted, Flaw, HttpSignature, digest, judge_both, replay_key};
 use crate::clock::UnixMillis;
 use crate::delivery::Delivery;
 use crate::verify::freshness::Unit;
@@ -171,15 +171,17 @@ impl HttpSignature {
             }
         }
         let message = signing_string(&stated, delivery, target)?;
-        let key = keyring::verified_by(&keys, message.as_bytes(), &stated.signature)?;
-
-        if !self.required.iter().all(|required| stated.names.iter().any(|name| *name == required.name)) {
-            return Err(Flaw::NotCovered("the signature does not cover every required header"));
-        }
-        let signed_at = self.check_times(&stated, delivery, target, question.now)?;
-        if stated.names.iter().any(|name| name == DIGEST.as_str()) {
-            digest::check_digest(&component::field(delivery, target, &DIGEST)?, &delivery.body)?;
-        }
+        let by_key = keyring::verified_by(&keys, message.as_bytes(), &stated.signature);
+        let (key, signed_at) = judge_both(by_key, || {
+            if !self.required.iter().all(|required| stated.names.iter().any(|name| *name == required.name)) {
+                return Err(Flaw::NotCovered("the signature does not cover every required header"));
+            }
+            let signed_at = self.check_times(&stated, delivery, target, question.now)?;
+            if stated.names.iter().any(|name| name == DIGEST.as_str()) {
+                digest::check_digest(&component::field(delivery, target, &DIGEST)?, &delivery.body)?;
+            }
+            Ok(signed_at)
+        })?;
         let replay_keys = self.covers_body().then(|| replay_key("cavage", &[&message])).into_iter().collect();
         Ok(Accepted { key, signed_at, replay_keys })
     }

@@ -125,6 +125,8 @@ enum Flaw {
     Malformed(&'static str),
     Algorithm(&'static str),
     BadSignature(&'static str),
+    /// And nothing else is amiss.
+    OnlySignature(&'static str),
     Stale(&'static str),
     NotCovered(&'static str),
     BodyMismatch(&'static str),
@@ -138,9 +140,10 @@ impl Flaw {
             Self::Malformed(_) => 2,
             Self::Algorithm(_) => 3,
             Self::BadSignature(_) => 4,
-            Self::Stale(_) => 5,
-            Self::NotCovered(_) => 6,
-            Self::BodyMismatch(_) => 7,
+            Self::OnlySignature(_) => 5,
+            Self::Stale(_) => 6,
+            Self::NotCovered(_) => 7,
+            Self::BodyMismatch(_) => 8,
         }
     }
 
@@ -158,12 +161,21 @@ impl From<Flaw> for Fault {
             Flaw::UntrustedKey(note) => (Refusal::UntrustedKey, note),
             Flaw::Malformed(note) => (Refusal::MalformedSignature, note),
             Flaw::Algorithm(note) => (Refusal::AlgorithmNotAllowed, note),
-            Flaw::BadSignature(note) => (Refusal::BadSignature, note),
+            Flaw::BadSignature(note) | Flaw::OnlySignature(note) => (Refusal::BadSignature, note),
             Flaw::Stale(note) => (Refusal::Stale, note),
             Flaw::NotCovered(note) => (Refusal::NotCovered, note),
             Flaw::BodyMismatch(note) => (Refusal::BodyMismatch, note),
         };
         Self { refusal, note }
+    }
+}
+
+/// What a key says of a signature, and what else there is to judge of it: that is judged whatever the key says.
+fn judge_both<T>(by_key: Result<usize, Flaw>, rest: impl FnOnce() -> Result<T, Flaw>) -> Result<(usize, T), Flaw> {
+    match (by_key, rest()) {
+        (Ok(key), Ok(rest)) => Ok((key, rest)),
+        (Err(Flaw::BadSignature(note)), Ok(_)) => Err(Flaw::OnlySignature(note)),
+        (Err(flaw), _) | (Ok(_), Err(flaw)) => Err(flaw),
     }
 }
 
@@ -242,10 +254,9 @@ impl Proof for HttpSignature {
     }
 
     fn examine(&self, question: &Question<'_>) -> Result<Findings, Failure> {
-        let accepted = self.judge(question).map_err(|flaw| match (flaw, &self.standard) {
-            // A hub signs the body and nothing else, so that nothing else can be wrong.
-            (Flaw::BadSignature(note), Standard::WebSub { .. }) => Failure::of_signature_alone(note),
-            (flaw, _) => Fault::from(flaw).into(),
+        let accepted = self.judge(question).map_err(|flaw| match flaw {
+            Flaw::OnlySignature(note) => Failure::of_signature_alone(note),
+            flaw => Fault::from(flaw).into(),
         })?;
         Ok(Findings {
             signed_at: accepted.signed_at.filter(|_| self.signs_time()),
@@ -270,7 +281,7 @@ impl Proof for HttpSignature {
     }
 
     fn tells_signature_alone(&self) -> bool {
-        matches!(self.standard, Standard::WebSub { .. })
+        true
     }
 
     fn replay_keys_each(&self) -> usize {

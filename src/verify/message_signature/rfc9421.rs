@@ -12,7 +12,7 @@ use http::HeaderName;
 use super::component::{self, Target};
 use super::keyring::{self, MessageAlgorithm};
 use super::structured::{Bare, Dictionary, InnerList, Item, Member, Parameters};
-use super::{Accepted, Flaw, HttpSignature, Required, digest, replay_key};
+use super::{Accepted, Flaw, HttpSignature, Required, digest, judge_both, replay_key};
 use crate::clock::UnixMillis;
 use crate::delivery::Delivery;
 use crate::verify::proof::Question;
@@ -90,27 +90,29 @@ impl HttpSignature {
         })?;
         let created = stated.created.ok_or(Flaw::MissingTime("the signature has no `created`"))?;
         let (covered, base) = signature_base(input, question.delivery, target)?;
-        let key = keyring::verified_by(&keys, base.as_bytes(), signature)?;
-
-        self.check_age(created, question.now)?;
-        if stated.expires.is_some_and(|expires| expires < question.now) {
-            return Err(Flaw::Stale("the signature has expired by its own word"));
-        }
-        let is_met = |required: &Required| {
-            input.items.iter().zip(&covered).any(|(item, identifier)| required.is_met_by(item, identifier))
-        };
-        if !self.required.iter().all(is_met) {
-            return Err(Flaw::NotCovered("the signature does not cover every required component"));
-        }
-        if self.wants_nonce() && stated.nonce.is_none() {
-            return Err(Flaw::NotCovered("the signature has no `nonce`"));
-        }
-        let names_digest =
-            |item: &Item<'_>| matches!(&item.value, Bare::Text(name) if *name == CONTENT_DIGEST.as_str());
-        if input.items.iter().any(names_digest) {
-            let field = component::field(question.delivery, target, &CONTENT_DIGEST)?;
-            digest::check_content_digest(&field, &question.delivery.body)?;
-        }
+        let by_key = keyring::verified_by(&keys, base.as_bytes(), signature);
+        let (key, ()) = judge_both(by_key, || {
+            self.check_age(created, question.now)?;
+            if stated.expires.is_some_and(|expires| expires < question.now) {
+                return Err(Flaw::Stale("the signature has expired by its own word"));
+            }
+            let is_met = |required: &Required| {
+                input.items.iter().zip(&covered).any(|(item, identifier)| required.is_met_by(item, identifier))
+            };
+            if !self.required.iter().all(is_met) {
+                return Err(Flaw::NotCovered("the signature does not cover every required component"));
+            }
+            if self.wants_nonce() && stated.nonce.is_none() {
+                return Err(Flaw::NotCovered("the signature has no `nonce`"));
+            }
+            let names_digest =
+                |item: &Item<'_>| matches!(&item.value, Bare::Text(name) if *name == CONTENT_DIGEST.as_str());
+            if input.items.iter().any(names_digest) {
+                let field = component::field(question.delivery, target, &CONTENT_DIGEST)?;
+                digest::check_content_digest(&field, &question.delivery.body)?;
+            }
+            Ok(())
+        })?;
 
         let mut replay_keys = Vec::new();
         if self.covers_body() {

@@ -632,6 +632,37 @@ fn a_hub_names_its_hash_among_those_that_are_allowed() {
     assert_eq!(judged(&websub(), &twice), Err(Refusal::MalformedSignature));
 }
 
+/// With the right secret everything else would have let it pass: the times, what is covered, the digest of the body.
+#[test]
+fn a_signature_is_the_only_thing_amiss_where_another_secret_alone_would_have_made_it_pass() {
+    let only = |rules: HttpSignature, delivery: &Delivery, now: UnixMillis| {
+        let keys = rules.keys.iter().map(|key| match key.id.as_deref() {
+            Some("ed") => self::key(PEM, Some("ed"), MessageAlgorithm::Ed25519),
+            id => self::key("a secret that is none of the sender's", id, key.algorithm),
+        });
+        let mistyped = HttpSignature { keys: keys.collect(), ..rules };
+        let question = Question { delivery, json: &Json::default(), public_url: None, now, library: &NoLibrary };
+        let failure = mistyped.examine(&question).unwrap_err();
+        (failure.fault.refusal, failure.only_signature)
+    };
+    let (late, bad) = (NOW.after(Duration::from_secs(301)), Refusal::BadSignature);
+    let mac = hex::encode(hmac(SECRET, None).sign(BODY.as_bytes(), None).unwrap());
+    let of_hub = delivery(&[("x-hub-signature", &format!("sha256={mac}"))]);
+    for (rules, good) in
+        [(strict as fn() -> HttpSignature, signed(GOOD)), (strict_cavage, signed_cavage(NAMES, "")), (websub, of_hub)]
+    {
+        assert_eq!(judged(&rules(), &good), Ok(()));
+        assert_eq!(only(rules(), &good, NOW), (bad, true));
+        // A hub signs no time, and no digest stands beside the body.
+        let ages = rules().signs_time();
+        assert_eq!(only(rules(), &good, late), (bad, !ages));
+        assert_eq!(only(rules(), &Delivery { body: "{}".into(), ..good }, NOW), (bad, !ages));
+    }
+    assert_eq!(only(strict(), &signed_over(r#"("@method")"#, GOOD), NOW), (bad, false));
+    assert_eq!(only(strict_cavage(), &signed_cavage("date", ""), NOW), (bad, false));
+    assert_eq!(only(strict(), &delivery(&[]), NOW), (Refusal::MissingSignature, false));
+}
+
 #[test]
 fn what_a_sender_signs_is_accepted() {
     let tagged = Standard::Rfc9421 { tag: Some("ours".into()), nonce: true };

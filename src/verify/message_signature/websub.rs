@@ -7,7 +7,7 @@ use http::HeaderName;
 use sha2::{Digest, Sha256};
 
 use super::keyring::{self, MessageAlgorithm};
-use super::{Accepted, Flaw, HttpSignature};
+use super::{Accepted, Flaw, HttpSignature, judge_both};
 use crate::verify::presented::{HeaderText, header_text};
 use crate::verify::proof::Question;
 use crate::verify::sign::{Draft, SignError, Signing};
@@ -30,7 +30,8 @@ impl HttpSignature {
         let keys = keyring::meant(&self.keys, None, |algorithm| algorithm.is_called(name, &MessageAlgorithm::WEBSUB))?;
         let signature = hex::decode(digits).map_err(|_| Flaw::Malformed("the signature is not hexadecimal"))?;
         let body = &question.delivery.body;
-        let key = keyring::verified_by(&keys, body, &signature)?;
+        // A hub signs the body and nothing else, so that nothing else can be wrong.
+        let (key, ()) = judge_both(keyring::verified_by(&keys, body, &signature), || Ok(()))?;
         let replay_key = Sha256::new().chain_update("websub").chain_update([0]).chain_update(body).finalize().into();
         Ok(Accepted { key, signed_at: None, replay_keys: vec![replay_key] })
     }

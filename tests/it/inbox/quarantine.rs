@@ -1,7 +1,7 @@
 //! `quarantine = true`: a wrong secret costs no events, and nothing is accepted by it that would not have been.
 
 use super::stage::{SECRET, configuration, event, source, store, upstream};
-use crate::support::gateway::Folder;
+use crate::support::gateway::{Folder, hookward};
 use crate::support::{Answer, Gateway, Request, Upstream, eventually, sign};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
@@ -316,6 +316,37 @@ fn of_several_rounds_at_once_one_runs_and_nothing_is_delivered_twice() {
     }
     assert_eq!((sum, accepted(&gateway).len()), (40, 40));
     application.wait_for(40);
+}
+
+#[test]
+fn the_command_line_asks_the_running_gateway_and_says_that_it_must_run() {
+    let application = Upstream::start();
+    let text = shop(&application, "");
+    let mut gateway = start(&mistyped(&text));
+    assert_eq!(event("shop", "one", 10).send(gateway.public()).status, 401);
+    let forged = Request::post("/shop", "{}").header("X-Hub-Signature-256", sign::github("guessed", b"{}"));
+    assert_eq!(forged.send(gateway.public()).status, 401);
+    wait_until_kept(&gateway, "shop", 2);
+    assert!(gateway.reload(&text));
+    let admin = format!("http://{}", gateway.address("admin"));
+    let (code, out, err) = hookward(&gateway.folder.0, &["inbox", "quarantine", "--admin", &admin]);
+    assert!(code == 0 && out.contains("shop") && out.contains(" 2 "), "{out}{err}");
+    let ask = ["inbox", "reverify", "--source", "shop", "--admin", &admin];
+    let (code, out, err) = hookward(&gateway.folder.0, &ask);
+    assert_eq!(code, 0, "{err}");
+    assert!(out.starts_with("1 accepted") && out.contains("\n1 refused still (bad_signature): kept"), "{out}");
+    let (code, out, err) = hookward(&gateway.folder.0, &[&ask[..], &["--json"]].concat());
+    let told: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{code} {out}{err}"));
+    assert_eq!((code, counts(&told)), (0, [0, 0, 0, 1]));
+    let (code, _, err) = hookward(&gateway.folder.0, &["inbox", "reverify", "--source", "nobody", "--admin", &admin]);
+    assert!(code == 1 && err.contains("no source of this name"), "{code} {err}");
+    application.wait_for(1);
+
+    let folder = gateway.kill();
+    let (code, out, err) = hookward(&folder.0, &["inbox", "quarantine"]);
+    assert!(code == 0 && out.contains("shop"), "{out}{err}");
+    let (code, _, err) = hookward(&folder.0, &["inbox", "reverify", "--source", "shop"]);
+    assert!(code == 1 && err.contains("needs the gateway running"), "{code} {err}");
 }
 
 #[test]
