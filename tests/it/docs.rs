@@ -162,13 +162,15 @@ fn every_metric_and_every_outcome_is_in_the_readme_and_no_other() {
     let upstream = Upstream::start();
     let observed = "[sources.watched]\npath = \"/watched\"\nprovider = \"slack\"\nmode = \"observe\"\nexpect_every = \"1h\"\n\
                     secrets = [{ value = \"0123456789abcdef0123\" }]\nupstream = \"app\"\n";
+    let kept = "[sources.kept]\npath = \"/kept\"\nprovider = \"github\"\ndelivery = \"inbox\"\nquarantine = true\n\
+                  secrets = [{ value = \"abcdef0123456789abcd\" }]\nupstream = \"app\"\n";
     // Some metrics are there only where there is TLS.
     let secure = "[listeners.secure]\naddress = \"127.0.0.1:0\"\ntls.certificate = \"certs/dev/server.pem\"\n\
                   tls.private_key = \"certs/dev/server.key\"\n";
     let folder = Arc::new(stage(""));
     let stored = "[sources.stored]\npath = \"/stored\"\ndelivery = \"inbox\"\nupstream = \"app\"\n\
                   danger_accept_unverified = true\n";
-    let gateway = Gateway::start_in(folder, &format!("{PLAIN}{}\n{observed}{secure}{stored}", upstream.table()));
+    let gateway = Gateway::start_in(folder, &format!("{PLAIN}{}\n{observed}{secure}{stored}{kept}", upstream.table()));
     assert_eq!(Request::post("/stored", "{}").send(gateway.public()).status, 202);
     upstream.wait_for(1);
     // Requests that no source matched are counted from the first on.
