@@ -7,3 +7,4 @@ mod stage;
 
 mod delivers;
 mod disk;
+mod operator;
