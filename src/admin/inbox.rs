@@ -336,10 +336,10 @@ fn header(name: &HeaderName, value: &[u8], reveals: bool) -> Value {
 /// Whoever reads the value could act as the sender. A signature is none: it proves one message, which is known already.
 fn names_a_credential(name: &str) -> bool {
     let name = name.to_ascii_lowercase().replace('_', "-");
-    let words = ["token", "secret", "password", "passwd", "apikey", "api-key", "credential", "access-key", "auth-key"];
-    matches!(&*name, "authorization" | "proxy-authorization" | "cookie" | "key" | "auth" | "pass" | "x-key" | "x-auth")
-        || name.ends_with("-authorization")
-        || words.iter().any(|word| name.contains(word))
+    let words = ["token", "secret", "password", "passwd", "passphrase", "apikey", "credential", "authorization"];
+    let ends = ["key", "auth", "pass", "pwd", "jwt", "bearer", "session", "cookie"];
+    let last = name.rsplit(['-', '.']).next().unwrap_or(&name);
+    name != "idempotency-key" && (ends.contains(&last) || words.iter().any(|word| name.contains(word)))
 }
 
 /// Names stay, so that one sees what there is.
@@ -501,6 +501,10 @@ mod tests {
             "x_api_key",
             "x-shared-secret",
             "x-webhook-password",
+            "x-shared-key",
+            "x-acme-auth",
+            "api.key",
+            "key",
         ] {
             assert!(names_a_credential(name), "{name}");
         }

@@ -483,14 +483,16 @@ impl Walk {
         let mut statement = connection.prepare_cached(&select)?;
         let mut rows = statement.query(params_from_iter(values))?;
         while let Some(row) = rows.next()? {
-            let one = self.read(row)?;
-            let event = one.event_type.as_deref().unwrap_or_default();
-            if !self.events.is_empty() && !self.events.iter().any(|glob| glob.matches(event)) {
-                continue;
+            if !self.events.is_empty() {
+                let event = row.get_ref(14)?.as_str_or_null()?.unwrap_or_default();
+                if !self.events.iter().any(|glob| glob.matches(event)) {
+                    continue;
+                }
             }
             if found.len() >= most {
                 return Ok(false);
             }
+            let one = self.read(row)?;
             (self.at.seq, self.at.upstream) = (one.seq, one.upstream_id);
             found.push(one);
         }

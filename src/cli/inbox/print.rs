@@ -104,10 +104,13 @@ fn next_or_end(task: &Value) -> String {
     }
 }
 
+/// The note, which tells the status where there was one.
 fn last(task: &Value) -> String {
-    let status = task["status"].as_u64().map(|status| status.to_string());
-    let note = Some(text(task, "note").to_owned()).filter(|note| !note.is_empty());
-    status.into_iter().chain(note).collect::<Vec<_>>().join(" ")
+    let note = text(task, "note");
+    match task["status"].as_u64() {
+        Some(status) if !note.contains(&status.to_string()) => format!("{status} {note}").trim_end().to_owned(),
+        _ => note.to_owned(),
+    }
 }
 
 fn attempts(task: &Value) -> String {

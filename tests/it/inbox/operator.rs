@@ -185,17 +185,17 @@ fn what_is_discarded_is_not_delivered_and_what_comes_after_it_is() {
     eventually("all are delivered", || (counted(&gateway, "delivered") == 3).then_some(()));
 }
 
-/// A sender whose customers choose the ids; and a header that is no text.
+/// A sender whose customers choose the ids (those with control characters are none); and a header that is no text.
 fn hostile(gateway: &Gateway) -> Answer {
-    let id = r#"e\u001b[2J\u009b31m\n--all\u202etxt"#;
-    let body = format!("{{\"id\":\"{id}\",\"type\":\"a\\r\\nupstream\\u0007\"}}\u{1b}]0;owned\u{7}\u{9b}2J");
+    let body =
+        format!("{{\"id\":\"--all\\u202etxt' OR 1\",\"type\":\"paid\\u2028dead\",\"x\":\"\u{9b}2J\u{7f}\u{202e}\"}}");
     let signature = sign::stripe("a-secret-of-28-letters-0001", sign::now(), body.as_bytes());
     Request::post("/stripe?token=needle-in-the-query&x=1", body)
         .header("Stripe-Signature", signature)
         .header("X-Odd", b"\xff\xc2\x9b2J")
         .header("Authorization", "Bearer needle-in-a-header")
         .header("Cookie", "session=needle-in-a-cookie")
-        .header("X-Shop-Token", "needle-in-a-token")
+        .header("X-Shop-Key", "needle-in-a-key")
         .send(gateway.public())
 }
 
@@ -232,18 +232,18 @@ fn nothing_that_a_sender_chose_drives_the_operators_terminal_and_no_credential_i
         }
     }
     let (_, out, _) = ask(&gateway, &["show", "1"]);
-    assert!(out.contains("\nevent       a\\r\\nupstream\\u{7}\n"), "{out}");
+    assert!(out.contains("\nevent       paid\\u{2028}dead\nevent id    --all\\u{202e}txt' OR 1\n"), "{out}");
     assert!(out.contains("POST /stripe?token=…&x=1\n"), "{out}");
     assert!(out.contains("\nauthorization: (masked; --reveal shows it)\n"), "{out}");
     let (_, out, _) = ask(&gateway, &["show", "1", "--json"]);
     let shown = objects(&out).remove(0);
-    assert_eq!(shown["event_id"], "e\u{1b}[2J\u{9b}31m\n--all\u{202e}txt");
+    assert_eq!(shown["event_id"], "--all\u{202e}txt' OR 1");
     let odd =
         shown["headers"].as_array().expect("headers").iter().find(|header| header["name"] == "x-odd").expect("it");
     assert_eq!(odd["value_base64"], STANDARD.encode(b"\xff\xc2\x9b2J"));
-    // Found by its own name, however that looks to a shell.
+    // Found by its own name, though it looks like a flag.
     let id = shown["event_id"].as_str().expect("an id");
-    assert_eq!(ask(&gateway, &["show", id, "--json"]).1, out);
+    assert_eq!(ask(&gateway, &["show", "--json", "--", id]).1, out);
     assert_eq!(ask(&gateway, &["show", "--", "--all"]).0, 1);
     assert_eq!(ask(&gateway, &["retry", "--dry-run", "--", "--all"]).0, 1);
 }
