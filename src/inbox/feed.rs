@@ -1,4 +1,5 @@
-//! Which tasks of an upstream are in memory, and which one is sent next.
+//! Which tasks of an upstream are in memory, and which one is sent next. One file, though a long one: who holds a task,
+//! what is known of the disk and what a look at it may bring are one argument.
 //!
 //! Invariant: a task that is held is handed out to nobody else, and it is held until its settlement is committed. What
 //! waits on disk and is not held is never forgotten: either it comes due no earlier than `wake`, or `more` is set.
@@ -14,7 +15,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 
 use super::{Due, Inbox, Loaded, Task, TaskKey};
@@ -36,16 +37,25 @@ const SAFETY: Duration = Duration::from_secs(60);
 /// After a look at the disk that failed.
 const AFTER_A_FAILURE: Duration = Duration::from_secs(1);
 
-/// For so long a task that could not be read is left alone, so that it does not stand in the way of those that can.
+/// For so long a task that could not be read, or at whose sending something broke, is left alone, so that it does not stand in the way of those that can.
 const ASIDE: Duration = Duration::from_secs(60);
 
 /// What was read so long ago may have ended by an operator's hand since.
 const OLD: Duration = Duration::from_secs(1);
 
-#[derive(Default)]
+/// Looks at the disk at once, of all upstreams: each is short, and has a connection to the file of its own.
+const SCANS_AT_ONCE: usize = 4;
+
 pub(crate) struct Feeds {
     // Guards the map alone.
     by_upstream: Mutex<HashMap<Arc<str>, Arc<Feed>>>,
+    scans: Arc<Semaphore>,
+}
+
+impl Default for Feeds {
+    fn default() -> Self {
+        Self { by_upstream: Mutex::default(), scans: Arc::new(Semaphore::new(SCANS_AT_ONCE)) }
+    }
 }
 
 impl Feeds {
@@ -55,7 +65,7 @@ impl Feeds {
             return feed.clone();
         }
         let upstream: Arc<str> = upstream.into();
-        let feed = Arc::new(Feed::new(upstream.clone()));
+        let feed = Arc::new(Feed::new(upstream.clone(), self.scans.clone()));
         feeds.insert(upstream, feed.clone());
         feed
     }
@@ -63,6 +73,8 @@ impl Feeds {
 
 pub(crate) struct Feed {
     upstream: Arc<str>,
+    /// Turns at the disk.
+    scans: Arc<Semaphore>,
     // Guards what is held and what is known of the disk: one decision. Never held across a read or an await.
     state: Mutex<State>,
     /// For the one who waits in `next`.
@@ -112,7 +124,7 @@ enum Then {
 }
 
 impl Feed {
-    fn new(upstream: Arc<str>) -> Self {
+    fn new(upstream: Arc<str>, scans: Arc<Semaphore>) -> Self {
         let state = State {
             most_tasks: MOST_TASKS,
             most_bytes: MOST_BYTES,
@@ -129,7 +141,7 @@ impl Feed {
             news: 0,
             aside: Vec::new(),
         };
-        Self { upstream, state: Mutex::new(state), changed: Notify::new() }
+        Self { upstream, scans, state: Mutex::new(state), changed: Notify::new() }
     }
 
     /// A task that was committed just now, by the writer: before any settlement of it can be.
@@ -195,7 +207,14 @@ impl Feed {
         state.last_scan = Some(Instant::now());
         (state.more, state.wake) = (false, None);
         let scan = Scan { feed: self.clone(), inbox: inbox.clone(), is_done: false };
-        tokio::task::spawn_blocking(move || scan.run());
+        let scans = self.scans.clone();
+        tokio::spawn(async move {
+            // The semaphore is never closed; were it, nobody would have to wait.
+            let turn = scans.acquire_owned().await;
+            // A scan that panics has been undone when it was dropped.
+            let _ = tokio::task::spawn_blocking(move || scan.run()).await;
+            drop(turn);
+        });
     }
 
     fn let_go(&self, seq: i64, then: Then) {
@@ -483,8 +502,13 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(leased) = self.leased.take() {
-            self.feed.let_go(leased.loaded.key().seq, Then::Unchanged);
+        let Some(leased) = self.leased.take() else { return };
+        let seq = leased.loaded.key().seq;
+        if std::thread::panicking() {
+            // It would do so again, at once and for ever.
+            self.feed.lock().aside.push((Instant::now() + ASIDE, seq));
+        } else {
+            self.feed.let_go(seq, Then::Unchanged);
         }
     }
 }
@@ -500,6 +524,7 @@ impl Loaded {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tally::Kind;
     use super::super::tests::{Folder, ended, entry, open};
     use super::super::{End, State as TaskState};
     use super::*;
@@ -679,6 +704,49 @@ mod tests {
         assert_eq!(body(&a2), "a2");
         settle(&inbox, a2, End::Dead).await;
         assert_eq!(body(&next(&feed, &inbox).await), "a3");
+    }
+
+    /// As an operator does who has it delivered once more while it is under way.
+    #[tokio::test]
+    async fn one_that_is_to_be_delivered_anew_while_it_is_held_is_handed_out_afterwards() {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        let feed = feed(&inbox, 8, MOST_BYTES);
+        inbox.append(entry("a", None)).await.expect("room");
+        let held = next(&feed, &inbox).await;
+        let anew = inbox.write(|connection, tally| {
+            let upstream = tally.id(connection, Kind::Upstream, "app")?;
+            tally.touch(upstream);
+            connection.execute("UPDATE tasks SET generation = generation + 1", [])
+        });
+        assert_eq!(anew.await, Ok(1));
+        assert!(timeout(Duration::from_millis(20), feed.next(&inbox)).await.is_err(), "one at a time");
+        assert_eq!(inbox.waits(held.loaded().key()), Ok(false));
+        settle(&inbox, held, End::Delivered).await;
+        let again = next(&feed, &inbox).await;
+        assert_eq!((body(&again).as_str(), again.loaded().key().generation), ("a", 1));
+        assert_eq!(inbox.waits(again.loaded().key()), Ok(true));
+        settle(&inbox, again, End::Delivered).await;
+        assert_eq!(waiting(&inbox), 0);
+    }
+
+    #[tokio::test]
+    async fn one_at_which_its_sender_broke_does_not_stand_in_the_way_of_the_others() {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        let feed = feed(&inbox, 8, MOST_BYTES);
+        for body in ["a", "b"] {
+            inbox.append(entry(body, None)).await.expect("room");
+        }
+        let lease = next(&feed, &inbox).await;
+        let broke = tokio::spawn(async move { panic!("at {}", body(&lease)) }).await;
+        assert!(broke.is_err());
+        assert_eq!(body(&next(&feed, &inbox).await), "b");
+        assert!(timeout(Duration::from_millis(20), feed.next(&inbox)).await.is_err());
+        let mut state = feed.lock();
+        state.aside[0].0 = Instant::now();
+        drop(state);
+        assert_eq!(body(&next(&feed, &inbox).await), "a");
     }
 
     /// What one who has a task does with it.

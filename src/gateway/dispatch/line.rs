@@ -83,7 +83,7 @@ impl Line {
             let waits = tokio::task::spawn_blocking(move || inbox.waits(&key)).await;
             // One that cannot be looked up is sent: twice is better than never.
             if matches!(waits, Ok(Ok(false))) {
-                lease.ended();
+                drop(lease);
                 return;
             }
         }
