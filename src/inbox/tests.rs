@@ -136,3 +136,29 @@ async fn a_second_process_cannot_open_the_store() {
     let refused = Inbox::open(&settings, NOW, Meters::unregistered()).err();
     assert!(matches!(refused, Some(OpenError::InUse { .. })), "{refused:?}");
 }
+
+#[tokio::test]
+async fn a_claim_that_ends_with_a_second_lies_in_the_order_of_arrival_and_never_ends_early() {
+    let folder = Folder::new();
+    let inbox = open(&folder);
+    let ends = NOW.after(Duration::from_secs(60));
+    let mut expected = Vec::new();
+    for (number, millis) in [0, 7, 999].into_iter().enumerate() {
+        let received = NOW.after(Duration::from_millis(millis));
+        let print = [u8::MAX - number as u8; 16];
+        let claims = Claims { prints: vec![print], keep_until: ends, ..Claims::default() };
+        inbox.append(Entry { received, claims, ..entry(&number.to_string(), None) }).await.expect("stored");
+        expected.push((print, ends.after(Duration::from_millis(millis))));
+    }
+    // A time of its own is left as it is.
+    let odd = ends.after(Duration::from_millis(1500));
+    let claims = Claims { prints: vec![[7; 16]], keep_until: odd, ..Claims::default() };
+    inbox
+        .append(Entry { received: NOW.after(Duration::from_millis(900)), claims, ..entry("odd", None) })
+        .await
+        .expect("stored");
+    expected.push(([7; 16], odd));
+    let mut seeds = Vec::new();
+    inbox.seeds("shop", |seed| seeds.push((seed.print, seed.until))).expect("claims");
+    assert_eq!(seeds, expected);
+}
