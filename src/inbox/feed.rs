@@ -741,7 +741,8 @@ mod tests {
         let lease = next(&feed, &inbox).await;
         let broke = tokio::spawn(async move { panic!("at {}", body(&lease)) }).await;
         assert!(broke.is_err());
-        assert_eq!(body(&next(&feed, &inbox).await), "b");
+        let other = next(&feed, &inbox).await;
+        assert_eq!(body(&other), "b");
         assert!(timeout(Duration::from_millis(20), feed.next(&inbox)).await.is_err());
         let mut state = feed.lock();
         state.aside[0].0 = Instant::now();
