@@ -107,7 +107,7 @@ pub(super) struct OfSource {
     pub(super) order: Order,
 }
 
-pub(super) fn of_source(source: &Table<'_>, way: Way) -> OfSource {
+pub(super) fn of_source(source: &Table<'_>, way: Way, observes: bool) -> OfSource {
     const KEYS: [&str; 3] = ["retry", "order", "order_by"];
     if way == Way::Proxy {
         for key in KEYS.into_iter().filter(|key| source.has(key)) {
@@ -115,6 +115,13 @@ pub(super) fn of_source(source: &Table<'_>, way: Way) -> OfSource {
         }
         source.ignore(&KEYS);
         return OfSource { retry: Schedule::default(), order: Order::None };
+    }
+    if observes {
+        source.error(
+            "mode",
+            "observes, and the inbox would acknowledge and deliver what is not proven",
+            r#"delivery = "proxy" while it observes"#,
+        );
     }
     OfSource { retry: retry(source), order: order(source) }
 }

@@ -73,14 +73,7 @@ pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &
     let observe = table.choice("mode", Some("enforce"), &[("enforce", false), ("observe", true)]).unwrap_or(false);
     let delivery =
         table.choice("delivery", Some("proxy"), &[("proxy", Way::Proxy), ("inbox", Way::Inbox)]).unwrap_or(Way::Proxy);
-    if observe && delivery == Way::Inbox {
-        table.error(
-            "mode",
-            "observes, and the inbox would acknowledge and deliver what is not proven",
-            r#"delivery = "proxy" while it observes"#,
-        );
-    }
-    let inbox::OfSource { retry, order } = inbox::of_source(&table, delivery);
+    let inbox::OfSource { retry, order } = inbox::of_source(&table, delivery, observe);
     let quarantine = quarantine::wanted(&table, delivery, credentials.as_ref(), around);
     let routes = routes::read(
         &table,

@@ -223,6 +223,10 @@ impl Door {
                 gauge.set(i64::from(source.silence.is_quiet(expected, Instant::now())));
             }
         }
+        for (source, count) in self.inbox.load().iter().flat_map(|inbox| inbox.quarantine.counts()) {
+            let gauge = self.metrics.quarantined.with_label_values(&[&*source]);
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 
     /// Tells of sources that have gone quiet, and of those that are back.
@@ -239,10 +243,6 @@ impl Door {
                 Some(Turn::CameBack) => tracing::info!(source = name, "deliveries are accepted again"),
                 None => {}
             }
-        }
-        for (source, count) in self.inbox.load().iter().flat_map(|inbox| inbox.quarantine.counts()) {
-            let gauge = self.metrics.quarantined.with_label_values(&[&*source]);
-            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
 

@@ -2,6 +2,7 @@
 //! the process, the upstream, the disk, the file or the clock.
 
 mod quarantine;
+mod routes;
 #[allow(dead_code, reason = "each chapter uses a part of it")]
 mod stage;
 
