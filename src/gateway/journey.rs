@@ -15,11 +15,11 @@ use crate::clock::UnixMillis;
 use crate::deliver::{Answer, Fault, SendError};
 use crate::delivery::Delivery;
 use crate::inbox::{AppendError, Claims, Entry, NewTask, Suspect};
-use crate::parcel::{Parcel, Statement};
+use crate::parcel::Parcel;
 use crate::refusal::Refusal;
 use crate::state::{Ask, Claim, Committed, HandedOver, Record, Reservation, StateError};
 use crate::telemetry::Outcome;
-use crate::verify::{SigningKey, Verified};
+use crate::verify::Verified;
 use http::HeaderValue;
 use http::header::HeaderName;
 use sha2::{Digest, Sha256};
@@ -42,9 +42,6 @@ const APPEND_WAIT: Duration = Duration::from_secs(10);
 
 /// How often a commit that failed after the upstream's 2xx is tried again, until its lease ends.
 const COMMIT_RETRY: Duration = Duration::from_millis(250);
-
-/// Receivers keep these ids in columns and keys.
-const LONGEST_ID: usize = 128;
 
 /// Judged: proven, or (in observe mode alone) known to be one that enforcing would refuse.
 pub(super) enum Judged {
@@ -404,45 +401,6 @@ impl Journey {
             if let Some(reservation) = reservation {
                 reservation.renew(self.door.clock.now(), lease);
             }
-        }
-    }
-
-    fn pack(&self, judged: Judged, target: &Target, visit: &Visit, signs: Option<&SigningKey>) -> Parcel {
-        let delivery = judged.delivery();
-        let path_and_query = target.path_and_query(&self.source, delivery);
-        let added = match (&judged, signs) {
-            (Judged::Proven(verified), Some(key)) => {
-                key.sign(&self.delivery_id(verified, visit), self.door.clock.now(), &delivery.body)
-            }
-            _ => Vec::new(),
-        };
-        let statement = Statement {
-            source: &self.source.settings.name,
-            request_id: &visit.request_id,
-            client_certificate: visit.subject(),
-            forwarding: self.forwarding.clone(),
-            traceparent: self.traceparent.clone(),
-            added,
-        };
-        match (judged, visit.would_refuse) {
-            (Judged::Proven(verified), None) => Parcel::pack(*verified, path_and_query, &visit.checks, statement),
-            (Judged::Proven(verified), Some(would)) => {
-                Parcel::pack_unproven(verified.into_delivery(), path_and_query, would.label(), statement)
-            }
-            (Judged::Unproven(delivery, would), _) => {
-                Parcel::pack_unproven(*delivery, path_and_query, would.label(), statement)
-            }
-        }
-    }
-
-    /// One name for a delivery, the same for every retry of it: the id if the signature covers it, else the digest of
-    /// what was signed, else this request's own.
-    fn delivery_id(&self, verified: &Verified, visit: &Visit) -> String {
-        match (verified.event_id(), verified.replay_keys()) {
-            (Some(id), _) if verified.event_id_is_signed() && id.len() <= LONGEST_ID => id.to_owned(),
-            (Some(id), _) if verified.event_id_is_signed() => hex::encode(Sha256::digest(id)),
-            (_, [key, ..]) => hex::encode(Sha256::digest(key)),
-            _ => visit.request_id.clone(),
         }
     }
 

@@ -13,6 +13,7 @@ mod forwarded;
 mod handshake;
 mod journey;
 pub(crate) mod lane;
+mod pack;
 pub(crate) mod quarantine;
 mod receive;
 pub(crate) mod refused;
