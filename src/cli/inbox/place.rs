@@ -8,7 +8,7 @@ use super::{Failure, NO, UNUSABLE_CONFIGURATION, USAGE, complain};
 use crate::admin;
 use crate::cli::send::{Answer, Sender};
 use crate::clock::Clock;
-use crate::config::{self, Admin, Office, Severity};
+use crate::config::{self, Admin, Office, Problem, Severity};
 use crate::inbox::{self, Inbox, OpenError};
 use crate::secret::Secret;
 use crate::telemetry::Metrics;
@@ -53,17 +53,22 @@ impl Place {
             .enable_all()
             .build()
             .map_err(|error| unusable(format!("the runtime cannot start: {error}")))?;
-        let mut errors = problems.iter().filter(|problem| problem.severity == Severity::Error).peekable();
-        let Some(settings) = inbox.filter(|_| errors.peek().is_none()) else {
+        // A token says nothing about a file, and the store's key nothing about a port: neither is needed for the other.
+        let is_asked = named.is_some() || inbox.as_ref().is_some_and(is_held);
+        let table = if is_asked { "admin" } else { "inbox" };
+        let matters = |problem: &&Problem| {
+            problem.severity == Severity::Error
+                && (inbox.is_none() || problem.key.split('.').next().is_some_and(|first| first == table))
+        };
+        let mut errors = problems.iter().filter(matters).peekable();
+        let Some(settings) = inbox.as_ref().filter(|_| errors.peek().is_none()) else {
             errors.for_each(|problem| complain(&problem.to_string()));
             return Err(unusable(format!("{}: unusable: see above", config.display())));
         };
-        if let Some(named) = named {
-            return Ok(Self { runtime, kind: Kind::Port(Port::of(config, admin.as_ref(), Some(named))?) });
-        }
-        let kind = match open(&settings)? {
+        let store = if is_asked { None } else { open(settings)? };
+        let kind = match store {
             Some(store) => Kind::Store(store, Clock::default()),
-            None => Kind::Port(Port::of(config, admin.as_ref(), None)?),
+            None => Kind::Port(Port::of(config, admin.as_ref(), named)?),
         };
         Ok(Self { runtime, kind })
     }
@@ -119,7 +124,7 @@ fn open(settings: &inbox::Settings) -> Result<Option<Arc<Inbox>>, Failure> {
         Err(error) => return Err(Failure::new(UNUSABLE_CONFIGURATION, format!("{}: {error}", database.display()))),
     };
     // Files that were made beside it would be root's, and the gateway could not open them at its next start.
-    if rustix::process::geteuid().is_root() && owner != 0 && !is_held(settings) {
+    if rustix::process::geteuid().is_root() && owner != 0 {
         let why =
             format!("the inbox belongs to user {owner}; do this as that user: sudo -u '#{owner}' hookward inbox …");
         return Err(Failure::new(NO, format!("{}: {why}", database.display())));

@@ -134,16 +134,17 @@ fn a_dead_letter_that_is_retried_arrives_under_a_key_of_its_own() {
     let gateway = Gateway::start_in(Arc::default(), &text);
     send(&gateway, "shop", &["gone-1", "gone-2"]);
     wait_for(&gateway, "dead", 2);
-    let first = app.received();
+    // The two were sent side by side.
+    let first = app.received().into_iter().find(|received| received.body == body("gone-1", 0)).expect("an attempt");
     mended.store(true, Ordering::SeqCst);
 
     // While it runs: at once.
     assert_eq!(ask(&gateway, &["retry", "gone-1"]), (0, "1 retried\n".to_owned(), String::new()));
     wait_until_settled(&gateway, 1);
     let again = app.wait_for(3).remove(2);
-    assert_eq!(again.body, first[0].body);
-    assert_eq!(again.header("x-request-id"), first[0].header("x-request-id"));
-    let key = first[0].header("idempotency-key").expect("a key");
+    assert_eq!(again.body, first.body);
+    assert_eq!(again.header("x-request-id"), first.header("x-request-id"));
+    let key = first.header("idempotency-key").expect("a key");
     assert_eq!(again.header("idempotency-key"), Some(format!("{key}:1")));
     let (_, row, _) = ask(&gateway, &["list", "--id", "gone-1", "--json"]);
     assert_eq!(objects(&row)[0]["generation"], 1);
@@ -399,6 +400,13 @@ fn what_cannot_be_asked_is_said_with_what_to_do() {
         assert!(said.contains(words), "{said}");
         assert!(!said.contains("another-token"), "{said}");
     }
+    // Its token is what a port is asked with.
+    let unset =
+        with_admin(&format!("[admin]\naddress = \"{admin}\"\ntoken = {{ env = \"HOOKWARD_TESTS_NEVER_SET\" }}"));
+    folder.write("gateway.toml", &unset);
+    let (code, words) = said(ask_file(&folder, &["stats"]));
+    assert_eq!(code, 78);
+    assert!(words.contains("admin.token: environment variable HOOKWARD_TESTS_NEVER_SET is not set"), "{words}");
     gateway.signal("TERM");
     assert!(gateway.wait_for_exit().success());
     // Nobody holds it any more, and no port is needed.
