@@ -60,14 +60,6 @@ pub(super) struct Journey {
     pub(super) suspect: Option<Suspect>,
 }
 
-/// What the claim of a request says that was kept in the quarantine.
-pub(super) enum Claimed {
-    First(Option<Reservation>),
-    Replay,
-    Duplicate,
-    InFlight,
-}
-
 /// What the claim says.
 enum Step {
     Go(Option<Reservation>),
@@ -162,37 +154,9 @@ impl Journey {
         }
     }
 
-    /// Of one that was judged at the time it came, and is remembered from now on.
-    pub(super) async fn claim_again(
-        &self,
-        verified: &Verified,
-        came: UnixMillis,
-        lease: Duration,
-    ) -> Result<Claimed, Refusal> {
-        let now = self.door.clock.now();
-        let Some(ask) = self.ask(verified, came, now, lease)? else { return Ok(Claimed::First(None)) };
-        match self.source.ledger.reserve(ask, now).await {
-            Ok(Claim::First(reservation)) => Ok(Claimed::First(Some(reservation))),
-            Ok(Claim::InFlight) => Ok(Claimed::InFlight),
-            Ok(Claim::Replay) => Ok(Claimed::Replay),
-            Ok(Claim::Duplicate(reservation)) if self.source.settings.on_duplicate == OnDuplicate::Forward => {
-                Ok(Claimed::First(Some(reservation)))
-            }
-            Ok(Claim::Duplicate(reservation)) => {
-                reservation.release();
-                Ok(Claimed::Duplicate)
-            }
-            Err(StateError::Full) => Err(Refusal::ClaimsFull),
-            Err(StateError::Store(what)) => {
-                tracing::error!(source = &*self.source.settings.name, what, "the state store cannot reserve");
-                Err(Refusal::StateError)
-            }
-        }
-    }
-
     /// What to claim, and for how long; None: this source has nothing to tell one delivery from another. `judged`: when
     /// it was fresh.
-    fn ask(
+    pub(super) fn ask(
         &self,
         verified: &Verified,
         judged: UnixMillis,

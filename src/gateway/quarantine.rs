@@ -5,8 +5,8 @@
 //! that nothing that was accepted before, by whichever way, is accepted a second time. Only one such round runs at a time.
 
 use super::Door;
-use super::journey::{Claimed, Journey, Judged};
-use super::source::{Source, Way};
+use super::journey::{Journey, Judged};
+use super::source::{OnDuplicate, Source, Way};
 use super::visit::{Again, Visit};
 use crate::client::ClientKey;
 use crate::clock::UnixMillis;
@@ -14,6 +14,7 @@ use crate::delivery::Delivery;
 use crate::inbox::{Dropped, Inbox, Suspect};
 use crate::parcel::Parcel;
 use crate::refusal::Refusal;
+use crate::state::{Claim, Reservation, StateError};
 use crate::verify::{Refused, Verified};
 use bytes::Bytes;
 use http::header::HeaderName;
@@ -120,6 +121,14 @@ enum End {
     Gone,
     Unreadable,
     Stop(String),
+}
+
+/// What the claim of a request says that was kept in the quarantine.
+enum Claimed {
+    First(Option<Reservation>),
+    Replay,
+    Duplicate,
+    InFlight,
 }
 
 impl Door {
@@ -357,6 +366,31 @@ impl Door {
                     delivery = *unproven;
                 }
                 Err(refused) => return Err(refused.refusal),
+            }
+        }
+    }
+}
+
+impl Journey {
+    /// Of one that was judged at the time it came, and is remembered from now on.
+    async fn claim_again(&self, verified: &Verified, came: UnixMillis, lease: Duration) -> Result<Claimed, Refusal> {
+        let now = self.door.clock.now();
+        let Some(ask) = self.ask(verified, came, now, lease)? else { return Ok(Claimed::First(None)) };
+        match self.source.ledger.reserve(ask, now).await {
+            Ok(Claim::First(reservation)) => Ok(Claimed::First(Some(reservation))),
+            Ok(Claim::InFlight) => Ok(Claimed::InFlight),
+            Ok(Claim::Replay) => Ok(Claimed::Replay),
+            Ok(Claim::Duplicate(reservation)) if self.source.settings.on_duplicate == OnDuplicate::Forward => {
+                Ok(Claimed::First(Some(reservation)))
+            }
+            Ok(Claim::Duplicate(reservation)) => {
+                reservation.release();
+                Ok(Claimed::Duplicate)
+            }
+            Err(StateError::Full) => Err(Refusal::ClaimsFull),
+            Err(StateError::Store(what)) => {
+                tracing::error!(source = &*self.source.settings.name, what, "the state store cannot reserve");
+                Err(Refusal::StateError)
             }
         }
     }
