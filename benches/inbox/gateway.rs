@@ -27,6 +27,7 @@ audit = "audit.log"
 max_claims = 20000000
 [inbox]
 path = "inbox"
+max_size = "60GiB"
 [upstreams.app]
 urls = ["http://127.0.0.1:UPSTREAM"]
 [sources.acme]
