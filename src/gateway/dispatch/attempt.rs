@@ -97,12 +97,14 @@ impl Line {
                 tracing::debug!(source, upstream, %request_id, note, seconds = after.as_secs(), "not delivered; tried again");
             }
             Verdict::Dead => {
-                self.door.metrics.inbox_dead(source, upstream).inc();
                 tracing::warn!(source, upstream, %request_id, note, "not delivered, and given up: a dead letter");
             }
         }
-        self.meters.count(result);
+        let dead = (result == Result::Dead).then(|| self.door.metrics.inbox_dead(source, upstream));
         self.write_down(lease, Attempt { end, counted: true, status, note }).await;
+        // What is counted is written: whoever sees the number finds the delivery.
+        self.meters.count(result);
+        dead.inspect(|dead| dead.inc());
     }
 
     /// What cannot be read cannot be sent.

@@ -320,7 +320,7 @@ fn a_folder_that_cannot_be_one_is_named_at_the_start_with_what_is_wrong_with_it(
     std::fs::create_dir(folder.path("closed")).expect("a folder");
     std::fs::set_permissions(folder.path("closed"), Permissions::from_mode(0o500)).expect("closed");
     for (path, names, why) in [
-        ("a-file", "a-file", "File exists"),
+        ("a-file", "a-file", "is no folder"),
         ("a-file/inbox", "a-file/inbox", "Not a directory"),
         ("closed", "closed", "Permission denied"),
         ("closed/inbox", "closed/inbox", "Permission denied"),
