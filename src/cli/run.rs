@@ -74,6 +74,9 @@ async fn serve(path: &Path, config: Config) -> Result<(), String> {
         interrupt: signal(SignalKind::interrupt()).map_err(fail)?,
         hang_up: signal(SignalKind::hangup()).map_err(fail)?,
     };
+    // A file that may grow no further (`ulimit -f`) is to fail the write, which is told and survived, and not to end the
+    // process: with a handler, whatever it does, the write fails. It stays in place when this is dropped.
+    drop(signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw())).map_err(fail)?);
     let wanted = config.max_connections as u64 * 2 + SPARE_DESCRIPTORS;
     let descriptors = server::raise_open_files(wanted);
     if descriptors < wanted {

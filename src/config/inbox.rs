@@ -10,7 +10,7 @@ use super::units::{header_name, show_duration, show_size};
 use crate::deliver::{Ended, Fault, Schedule, Statuses, Verdict};
 use crate::gateway::lane::Order;
 use crate::gateway::source::Way;
-use crate::inbox::Settings;
+use crate::inbox::{Packing, SealingKey, Settings};
 use crate::verify::is_pointer;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -44,10 +44,24 @@ pub(super) fn read(table: &Table<'_>) -> Settings {
         keep_delivered: table.duration("keep_delivered", defaults.keep_delivered, Duration::ZERO..=YEAR),
         keep_dead: table.duration("keep_dead", defaults.keep_dead, HOUR..=10 * YEAR),
         quarantine: quarantine::limits(&table.table_or_empty("quarantine")),
+        packing: packing(table),
         ..defaults
     };
     table.check_unknown();
     settings
+}
+
+/// The first key encrypts, all decrypt.
+fn packing(table: &Table<'_>) -> Packing {
+    let keys = if table.has("encryption_key") { table.secrets("encryption_key") } else { Vec::new() };
+    let parsed = keys.iter().filter_map(|named| match SealingKey::parse(&named.secret) {
+        Ok(key) => Some(key),
+        Err(what) => {
+            table.error("encryption_key", format!("{}: {what}", named.name), "");
+            None
+        }
+    });
+    Packing::new(parsed.collect())
 }
 
 /// What stands in `[inbox]`, and what the sources want of it.

@@ -344,6 +344,9 @@ impl Journey {
                 visit.record(Outcome::Accepted, reply.status());
                 reply
             }
+            Err(AppendError::Full | AppendError::NoRoomOnDisk | AppendError::TooOld) => {
+                visit.refuse(Refusal::InboxFull)
+            }
             Err(AppendError::Store(_)) => visit.refuse(Refusal::InboxError),
         }
     }

@@ -9,7 +9,7 @@
 //! | `names`      | a number for the name of a source (kind 0) or an upstream (kind 1); never deleted          |
 //! | `meta`       | a fact about the store itself                                                              |
 //! | `deliveries` | an accepted delivery, without its bytes; `seq` is the order of acceptance, never reused    |
-//! | `contents`   | the bytes of that delivery: an encoded parcel (`parcel.rs`)                                |
+//! | `contents`   | the bytes of that delivery: an encoded parcel (`parcel.rs`), packed (`packing.rs`)         |
 //! | `tasks`      | one delivery to one upstream: its state, its attempts, when it is due                      |
 //! | `claims`     | what was accepted, so that it is not accepted again; as in `state/disk.rs`                 |
 //! | `counts`     | how many tasks there are by source, upstream and state                                     |
@@ -35,6 +35,8 @@
 //!   was acknowledged.
 //! - Attempts under way are not in the file. After a crash their tasks are waiting as they were, and are sent again:
 //!   at least once, with the same `X-Request-Id` and `Idempotency-Key`.
+//! - `meta` says whether the store was closed (`clean`). If not, all of it is checked before anything is served; the log
+//!   is, before SQLite may drop what is behind damage in it (`log.rs`).
 //! - An unreadable or foreign file is refused at start and never replaced. A new database gets its name only when it is
 //!   whole and synced.
 //!
@@ -49,8 +51,9 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 
-use super::Settings;
+use super::log::{self, Verdict};
 use super::tally::Counts;
+use super::{Settings, check};
 use crate::clock::UnixMillis;
 
 /// "hkwi".
@@ -96,7 +99,9 @@ pub(super) const CLAIM_OF_A_MESSAGE: i64 = 0;
 pub(super) const CLAIM_OF_AN_EVENT: i64 = 1;
 
 /// Several deliveries of a kilobyte fit on a page, and large ones need few.
-const PAGE_BYTES: u32 = 8192;
+pub(super) const PAGE_BYTES: u32 = 8192;
+
+pub(super) const NAME: &str = "inbox.db";
 
 /// An operator looking into the file with `sqlite3` may hold its lock for a moment.
 pub(super) const BUSY_WAIT: Duration = Duration::from_secs(5);
@@ -112,8 +117,8 @@ pub(crate) enum OpenError {
     #[error("{path}: another process has this inbox open; stop it, or give this one its own `path`")]
     InUse { path: PathBuf },
     #[error(
-        "{path}: the inbox is damaged ({detail}). It was left as it is. `hookward inbox salvage` copies what is readable \
-         of it; or restore the whole folder from a copy"
+        "{path}: the inbox is damaged ({detail}). It was left as it is. `hookward inbox salvage --config FILE` copies what \
+         is readable of it; or restore the whole folder from a copy"
     )]
     Damaged { path: PathBuf, detail: String },
     #[error("{path}: this is not an inbox of hookward; give `path` a folder of its own")]
@@ -138,23 +143,44 @@ pub(super) struct Opened {
     pub(super) last_time: UnixMillis,
 }
 
-pub(super) fn open(settings: &Settings, _now: UnixMillis) -> Result<Opened, OpenError> {
+pub(super) fn open(settings: &Settings, now: UnixMillis) -> Result<Opened, OpenError> {
     let unusable = |error: io::Error| OpenError::Unusable { path: settings.folder.clone(), detail: error.to_string() };
     DirBuilder::new().recursive(true).mode(0o700).create(&settings.folder).map_err(unusable)?;
     // Whatever name leads to it, the lock lies beside the same file.
     let folder = std::fs::canonicalize(&settings.folder).map_err(unusable)?;
     let lock = lock(&folder)?;
-    let path = folder.join("inbox.db");
+    let path = folder.join(NAME);
     if !path.try_exists().map_err(unusable)? {
         create(&path)?;
     }
-    let failed = |error: rusqlite::Error| match error.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
-            OpenError::Damaged { path: path.clone(), detail: error.to_string() }
-        }
-        _ => OpenError::Unusable { path: path.clone(), detail: error.to_string() },
+    let failed = |error: rusqlite::Error| match is_damage(&error) {
+        true => OpenError::Damaged { path: path.clone(), detail: error.to_string() },
+        false => OpenError::Unusable { path: path.clone(), detail: error.to_string() },
     };
+    let verdict = log::examine(&beside(&path, "db-wal"), PAGE_BYTES as usize).map_err(unusable)?;
+    match verdict {
+        Verdict::Whole => {}
+        Verdict::Torn => tracing::warn!(
+            path = %path.display(),
+            "the inbox's log ends within a write: it was cut off by power loss, and nobody was told that it was stored"
+        ),
+        Verdict::Damaged { at } => {
+            let detail = format!("its log cannot be read from byte {at} on, behind which there is more");
+            return Err(OpenError::Damaged { path, detail });
+        }
+    }
     let connection = connect(&path, &failed)?;
+    let was_closed: Option<i64> = connection
+        .query_row("SELECT value FROM meta WHERE key = 'clean'", [], |row| row.get(0))
+        .optional()
+        .map_err(failed)?;
+    if was_closed != Some(1) {
+        if let Some(detail) = check::whole(&connection, &path).map_err(failed)? {
+            return Err(OpenError::Damaged { path, detail });
+        }
+        check::recount(&connection).map_err(failed)?;
+    }
+    connection.execute("REPLACE INTO meta VALUES ('clean', 0)", []).map_err(failed)?;
     // The log's own name must survive power loss too.
     File::open(&folder).and_then(|folder| folder.sync_all()).map_err(unusable)?;
     let counts = Counts::read(&connection).map_err(failed)?;
@@ -163,10 +189,32 @@ pub(super) fn open(settings: &Settings, _now: UnixMillis) -> Result<Opened, Open
         .optional()
         .map_err(failed)?;
     let last_time = UnixMillis(u64::try_from(last_time.unwrap_or(0)).unwrap_or(0));
+    let last_time = set_back(&connection, last_time, now).map_err(failed)?;
     Ok(Opened { connection, lock, folder, path, counts, last_time })
 }
 
-fn lock(folder: &Path) -> Result<File, OpenError> {
+/// The clock was set back while nothing ran: what was due in an hour is due in an hour, and not when the clock has caught
+/// up. The time that the store goes on from.
+fn set_back(connection: &Connection, last_time: UnixMillis, now: UnixMillis) -> rusqlite::Result<UnixMillis> {
+    let by = last_time.0.saturating_sub(now.0);
+    if by < 1000 {
+        return Ok(last_time);
+    }
+    let by = i64::try_from(by).unwrap_or(i64::MAX);
+    let transaction = connection.unchecked_transaction()?;
+    transaction.execute("UPDATE tasks SET due = due - ?1 WHERE state = 0", [by])?;
+    // Otherwise what has ended would be kept for so much longer.
+    transaction.execute("UPDATE tasks SET finished = finished - ?1 WHERE finished > ?2", [by, stored(now)])?;
+    transaction.execute("REPLACE INTO meta VALUES ('last_time', ?1)", [stored(now)])?;
+    transaction.commit()?;
+    tracing::warn!(
+        milliseconds = by,
+        "the clock was set back since the inbox was used last; what is due was moved with it"
+    );
+    Ok(now)
+}
+
+pub(super) fn lock(folder: &Path) -> Result<File, OpenError> {
     let path = folder.join("lock");
     let unusable = |detail| OpenError::Unusable { path: path.clone(), detail };
     let options = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
@@ -179,8 +227,8 @@ fn lock(folder: &Path) -> Result<File, OpenError> {
 }
 
 /// Makes an empty database beside its final name, whole and synced, and only then names it.
-fn create(path: &Path) -> Result<(), OpenError> {
-    if path.with_extension("db-wal").exists() {
+pub(super) fn create(path: &Path) -> Result<(), OpenError> {
+    if beside(path, "db-wal").exists() {
         return Err(OpenError::LogWithoutFile { path: path.into() });
     }
     let unfinished = path.with_extension("db.new");
@@ -195,7 +243,8 @@ fn create(path: &Path) -> Result<(), OpenError> {
         let connection = Connection::open_with_flags(&unfinished, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         connection.execute_batch(&format!(
             "PRAGMA page_size = {PAGE_BYTES}; PRAGMA auto_vacuum = INCREMENTAL; PRAGMA synchronous = FULL; BEGIN;
-             PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; {SCHEMA} COMMIT;"
+             PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; {SCHEMA}
+             INSERT INTO meta VALUES ('clean', 1); COMMIT;"
         ))?;
         connection.close().map_err(|(_, error)| error)?;
         std::fs::rename(&unfinished, path)?;
@@ -224,10 +273,6 @@ fn connect(path: &Path, failed: &dyn Fn(rusqlite::Error) -> OpenError) -> Result
     if found > FORMAT {
         return Err(OpenError::Newer { path: path.into(), found });
     }
-    let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(failed)?;
-    if verdict != "ok" {
-        return Err(damaged(verdict.replace('\n', " ")));
-    }
     let mode: String =
         connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0)).map_err(failed)?;
     if mode != "wal" {
@@ -237,10 +282,39 @@ fn connect(path: &Path, failed: &dyn Fn(rusqlite::Error) -> OpenError) -> Result
     connection
         .execute_batch(&format!(
             "PRAGMA synchronous = FULL; PRAGMA journal_size_limit = {LOG_BYTES}; PRAGMA cache_size = -{CACHE_KIB};
-             PRAGMA temp_store = MEMORY;"
+             PRAGMA temp_store = MEMORY; PRAGMA wal_autocheckpoint = 0;"
         ))
         .map_err(failed)?;
     Ok(connection)
+}
+
+/// `inbox.db` with another ending, as SQLite names the files beside a database.
+pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
+    path.with_extension(ending)
+}
+
+pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
+    match error {
+        rusqlite::Error::SqliteFailure(failure, why) => match failure.code {
+            ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt => true,
+            // A schema that is not what this format has.
+            ErrorCode::Unknown => {
+                why.as_ref().is_some_and(|why| why.starts_with("no such") || why.contains("malformed"))
+            }
+            _ => false,
+        },
+        // The schema is strict: a value of another type was not written by SQLite.
+        rusqlite::Error::InvalidColumnType(..)
+        | rusqlite::Error::FromSqlConversionFailure(..)
+        | rusqlite::Error::IntegralValueOutOfRange(..)
+        | rusqlite::Error::SqlInputError { .. } => true,
+        _ => false,
+    }
+}
+
+/// After this nothing is written: the next start need not look at all of it first.
+pub(super) fn mark_closed(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute("REPLACE INTO meta VALUES ('clean', 1)", []).map(drop)
 }
 
 /// SQLite's integers are signed; a time past the year 292,278,994 is for ever.

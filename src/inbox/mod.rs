@@ -5,12 +5,20 @@
 //! settlement that was committed. Only the process that holds the store's lock has it open, and what it has leased it
 //! knows in memory alone: a crash gives every lease back by itself.
 
+mod check;
 mod disk;
 mod feed;
+mod keeper;
+mod log;
+mod packing;
 mod quarantine;
 mod reader;
+mod room;
 mod rows;
+mod salvage;
 pub(crate) mod search;
+#[cfg(test)]
+mod survival;
 mod tally;
 #[cfg(test)]
 mod tests;
@@ -20,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use prometheus::{Histogram, IntCounter};
 use rusqlite::Connection;
 use tokio::sync::oneshot;
@@ -30,8 +39,10 @@ use crate::parcel::Parcel;
 
 pub(crate) use disk::OpenError;
 pub(crate) use feed::{Feed, Lease};
+pub(crate) use packing::{Packing, SealingKey};
 pub(crate) use quarantine::{Dropped, Limits as QuarantineLimits, Summary as QuarantineSummary, Suspect};
 pub(crate) use reader::{Due, Loaded, Oldest};
+pub(crate) use salvage::salvage;
 pub(crate) use tally::{Count, State, Tally};
 
 use feed::Feeds;
@@ -39,6 +50,8 @@ use quarantine::Quarantine;
 use reader::Readers;
 use tally::Counts;
 use writer::Handle;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Settings {
@@ -55,22 +68,26 @@ pub(crate) struct Settings {
     /// And what was given up.
     pub(crate) keep_dead: Duration,
     pub(crate) quarantine: QuarantineLimits,
+    pub(crate) packing: Packing,
 }
 
 impl Settings {
     pub(crate) fn new(folder: PathBuf) -> Self {
-        const HOUR: Duration = Duration::from_secs(3600);
         Self {
             folder,
             max_size: 10 << 30,
             min_free: 256 << 20,
-            max_age: 7 * 24 * HOUR,
-            keep_delivered: 72 * HOUR,
-            keep_dead: 30 * 24 * HOUR,
+            max_age: 7 * DAY,
+            keep_delivered: 3 * DAY,
+            keep_dead: 30 * DAY,
             quarantine: QuarantineLimits::default(),
+            packing: Packing::default(),
         }
     }
 }
+
+/// The settings in force, for all who go by them.
+type Rules = Arc<ArcSwap<Settings>>;
 
 /// An accepted delivery: stored once, and delivered to the upstream of each of `tasks`.
 #[derive(Debug)]
@@ -160,6 +177,12 @@ pub(crate) enum End {
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AppendError {
+    #[error("the inbox has reached its `max_size`")]
+    Full,
+    #[error("less than `min_free` is left on the inbox's disk")]
+    NoRoomOnDisk,
+    #[error("something older than `max_age` still waits")]
+    TooOld,
     #[error("the inbox failed: {0}")]
     Store(String),
 }
@@ -184,6 +207,7 @@ pub(crate) struct Inbox {
     counts: Arc<Counts>,
     clock: Steady,
     folder: PathBuf,
+    rules: Rules,
     pub(crate) quarantine: Quarantine,
 }
 
@@ -191,21 +215,31 @@ impl Inbox {
     /// Makes the store where there is none. Blocking; holds the store's lock until the last of it is dropped.
     pub(crate) fn open(settings: &Settings, now: UnixMillis, meters: Meters) -> Result<Arc<Self>, OpenError> {
         let opened = disk::open(settings, now)?;
+        // What a second takes back no retry notices; more was taken off every due time.
         let clock = Steady::from(now.max(opened.last_time));
+        let rules = Arc::new(ArcSwap::from_pointee(settings.clone()));
         let feeds = Arc::new(Feeds::default());
         let counts = Arc::new(opened.counts);
-        let readers = Readers::new(opened.path.clone());
+        let readers = Readers::new(opened.path.clone(), rules.clone());
         let folder = opened.folder.clone();
         let unusable = |detail: String| OpenError::Unusable { path: folder.clone(), detail };
         let quarantine =
             Quarantine::read(&opened.connection, settings.quarantine).map_err(|error| unusable(error.to_string()))?;
-        let writer = writer::start(opened.connection, opened.lock, clock, meters, feeds.clone(), counts.clone())
-            .map_err(|error| unusable(error.to_string()))?;
-        Ok(Arc::new(Self { writer, readers, feeds, counts, clock, folder, quarantine }))
+        let writer = writer::start(
+            &opened.path,
+            opened.connection,
+            opened.lock,
+            clock,
+            rules.clone(),
+            meters,
+            feeds.clone(),
+            counts.clone(),
+        )
+        .map_err(|error| unusable(error.to_string()))?;
+        Ok(Arc::new(Self { writer, readers, feeds, counts, clock, folder, rules, quarantine }))
     }
 
-    /// The clock that dues are told by. It goes on from the latest time that the store has seen, so that what was due
-    /// stays due though the wall clock was set back while nothing ran.
+    /// The clock that dues are told by.
     pub(crate) fn now(&self) -> UnixMillis {
         self.clock.now()
     }
@@ -215,10 +249,15 @@ impl Inbox {
         folder.canonicalize().is_ok_and(|folder| folder == self.folder)
     }
 
+    /// Goes by other settings from now on; the folder stays.
+    pub(crate) fn adjust(&self, settings: Settings) {
+        self.rules.store(Arc::new(settings));
+    }
+
     /// Resolves when the delivery is committed and synced, or surely is not. Whoever drops this future before that does
     /// not learn which.
     pub(crate) async fn append(&self, entry: Entry) -> Result<(), AppendError> {
-        self.writer.append(entry, None).await.map_err(AppendError::Store)
+        self.writer.append(entry, None).await
     }
 
     /// Resolves when it is committed. A write that fails is kept and repeated by the writer, and the task is settled

@@ -13,6 +13,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use uuid::Uuid;
 
 use super::disk::stored;
+use super::packing::KeyId;
 use super::tally::{self, Kind};
 use super::{AppendError, Entry, Inbox};
 use crate::clock::UnixMillis;
@@ -244,7 +245,7 @@ impl Inbox {
     /// A delivery of what was kept: it is appended and leaves the quarantine in one transaction.
     pub(crate) async fn append_released(&self, entry: Entry, suspect: Suspect) -> Result<(), AppendError> {
         let release = Release::of(suspect.id);
-        let appended = self.writer.append(entry, Some(release.clone())).await.map_err(AppendError::Store);
+        let appended = self.writer.append(entry, Some(release.clone())).await;
         if appended.is_ok() {
             self.forget(release.gone());
         }
@@ -261,10 +262,13 @@ impl Inbox {
     ) -> Result<(), String> {
         let expires = received.after(self.quarantine.max_age());
         let (id, source, client, size) = (place.id, place.source.clone(), place.client.clone(), place.size);
+        let (rules, id_bytes) = (self.rules.load_full(), *request_id.as_bytes());
+        let packed = tokio::task::spawn_blocking(move || rules.packing.pack(&id_bytes, content));
+        let packed = packed.await.map_err(|error| error.to_string())??;
         let written = self.write(move |transaction, tally| {
             let source = tally.id(transaction, Kind::Source, &source)?;
             transaction
-                .prepare_cached("INSERT INTO quarantine VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, NULL, 0, ?8)")?
+                .prepare_cached("INSERT INTO quarantine VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?
                 .execute(params![
                     id,
                     source,
@@ -273,7 +277,9 @@ impl Inbox {
                     client,
                     i64::try_from(size).unwrap_or(i64::MAX),
                     request_id.as_bytes(),
-                    content,
+                    packed.key.as_ref().map(KeyId::as_bytes),
+                    packed.packing,
+                    packed.content,
                 ])
         });
         written.await?;
@@ -302,11 +308,19 @@ impl Inbox {
 
     /// What was confined; None: it is gone meanwhile. Blocking.
     pub(crate) fn confined(&self, suspect: Suspect) -> Result<Option<Vec<u8>>, String> {
-        self.read(|connection| {
-            connection
-                .query_row("SELECT content FROM quarantine WHERE id = ?1", [suspect.id], |row| row.get(0))
-                .optional()
-        })
+        let found = self.read(|connection| {
+            let select = "SELECT key, packing, content FROM quarantine WHERE id = ?1";
+            let row = connection.query_row(select, [suspect.id], |row| {
+                Ok((row.get::<_, Option<Vec<u8>>>(0)?, row.get::<_, i64>(1)?, row.get::<_, Vec<u8>>(2)?))
+            });
+            row.optional()
+        });
+        let Some((key, form, content)) = found? else { return Ok(None) };
+        let packing = &self.rules.load().packing;
+        packing
+            .unpack(suspect.request_id.as_bytes(), key.as_deref(), form, content)
+            .map(Some)
+            .map_err(|why| why.to_string())
     }
 
     /// It is not to be delivered: it was accepted before, or is no delivery.

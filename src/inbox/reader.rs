@@ -10,8 +10,9 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use uuid::Uuid;
 
 use super::disk::{self, BUSY_WAIT};
+use super::packing::Packing;
 use super::tally::{self, Kind};
-use super::{Count, Print, Seed, State, Task, TaskKey};
+use super::{Count, Print, Rules, Seed, State, Task, TaskKey};
 use crate::clock::UnixMillis;
 use crate::parcel::Parcel;
 
@@ -43,13 +44,14 @@ pub(crate) struct Oldest {
 
 pub(super) struct Readers {
     path: PathBuf,
+    rules: Rules,
     // Guards the list alone; a connection that reads is not in it.
     idle: Mutex<Vec<Connection>>,
 }
 
 impl Readers {
-    pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, idle: Mutex::default() }
+    pub(super) fn new(path: PathBuf, rules: Rules) -> Self {
+        Self { path, rules, idle: Mutex::default() }
     }
 
     pub(super) fn read<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, String> {
@@ -84,11 +86,12 @@ impl Readers {
     }
 
     pub(super) fn load(&self, upstream: &Arc<str>, seqs: &[i64]) -> Result<Vec<Loaded>, String> {
+        let rules = self.rules.load();
         self.read(|connection| {
             let Some(id) = tally::known(connection, Kind::Upstream, upstream)? else { return Ok(Vec::new()) };
             let mut select = connection.prepare_cached(
                 "SELECT t.attempts, t.generation, t.lane IS NOT NULL, t.path, n.name, d.received, d.request_id,
-                        d.delivery_id, c.content
+                        d.delivery_id, c.content, c.key, c.packing
                  FROM tasks t LEFT JOIN deliveries d ON d.seq = t.seq LEFT JOIN contents c ON c.seq = t.seq
                  LEFT JOIN names n ON n.id = t.source
                  WHERE t.seq = ?1 AND t.upstream = ?2 AND t.state = ?3",
@@ -96,7 +99,9 @@ impl Readers {
             let mut loaded = Vec::with_capacity(seqs.len());
             for seq in seqs {
                 let found = select
-                    .query_row(params![seq, id, State::Waiting as i64], |row| read_task(row, *seq, upstream))
+                    .query_row(params![seq, id, State::Waiting as i64], |row| {
+                        read_task(row, *seq, upstream, &rules.packing)
+                    })
                     .optional()?;
                 loaded.extend(found);
             }
@@ -157,16 +162,21 @@ impl Readers {
     }
 }
 
-fn read_task(row: &rusqlite::Row<'_>, seq: i64, upstream: &Arc<str>) -> rusqlite::Result<Loaded> {
+fn read_task(row: &rusqlite::Row<'_>, seq: i64, upstream: &Arc<str>, packing: &Packing) -> rusqlite::Result<Loaded> {
     let key = TaskKey { seq, upstream: upstream.clone(), generation: row.get(1)? };
     let unreadable = |why: &str| Ok(Loaded::Unreadable { key: key.clone(), why: why.to_owned() });
     let (Some(source), Some(received)) = (row.get::<_, Option<String>>(4)?, row.get::<_, Option<i64>>(5)?) else {
         return unreadable("its delivery is missing");
     };
-    let Some(content) = row.get_ref(8)?.as_blob_or_null()? else {
+    let (Ok(request_id), Some(content)) = (row.get(6), row.get::<_, Option<Vec<u8>>>(8)?) else {
         return unreadable("its content is missing");
     };
-    let mut parcel = match Parcel::decode(content) {
+    let sealed_with: Option<Vec<u8>> = row.get(9)?;
+    let content = match packing.unpack(&request_id, sealed_with.as_deref(), row.get(10)?, content) {
+        Ok(content) => content,
+        Err(why) => return unreadable(&why.to_string()),
+    };
+    let mut parcel = match Parcel::decode(&content) {
         Ok(parcel) => parcel,
         Err(why) => return unreadable(&why.to_string()),
     };
@@ -176,7 +186,7 @@ fn read_task(row: &rusqlite::Row<'_>, seq: i64, upstream: &Arc<str>) -> rusqlite
     Ok(Loaded::Task(Box::new(Task {
         source: source.into(),
         received: time(received),
-        request_id: Uuid::from_bytes(row.get(6)?),
+        request_id: Uuid::from_bytes(request_id),
         delivery_id: row.get(7)?,
         attempts: row.get(0)?,
         is_in_lane: row.get(2)?,

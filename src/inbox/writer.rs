@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -14,11 +15,15 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
+use super::disk;
 use super::feed::Feeds;
+use super::keeper::{self, Keeper};
+use super::packing::Packed;
 use super::quarantine::Release;
+use super::room::{Room, Standing};
 use super::rows::{self, Stored};
 use super::tally::{Counts, Tally};
-use super::{Attempt, Entry, Meters, Steady, Task, TaskKey};
+use super::{AppendError, Attempt, Entry, Meters, Rules, Steady, Task, TaskKey};
 use crate::clock::UnixMillis;
 
 /// Waiting for the writer. Beyond it callers wait for room: they hold a request each, which is bounded above.
@@ -30,7 +35,13 @@ const MAX_BATCH: usize = 1024;
 /// Bytes of deliveries in one transaction: a batch of large ones must not make all of them wait for minutes of writing.
 const MAX_BATCH_BYTES: usize = 16 << 20;
 
+/// Bytes of a body that are compressed and encrypted in about a millisecond; more is done where nobody else waits.
+const PACKED_AT_ONCE: usize = 256 << 10;
+
 const TICK: Duration = Duration::from_secs(1);
+
+/// So much may be written before the keeper is told, if the second is not over.
+const NUDGE_BYTES: usize = 4 << 20;
 
 type Answer<T> = oneshot::Sender<Result<T, String>>;
 
@@ -50,11 +61,11 @@ enum Message {
 
 pub(super) struct Append {
     pub(super) entry: Entry,
-    pub(super) content: Vec<u8>,
+    pub(super) packed: Packed,
     since: Instant,
     /// Out of the quarantine, in the same transaction.
     pub(super) release: Option<Release>,
-    answer: Answer<()>,
+    answer: oneshot::Sender<Result<(), AppendError>>,
 }
 
 pub(super) struct Settling {
@@ -66,6 +77,9 @@ pub(super) struct Settling {
 pub(super) struct Handle {
     to_writer: mpsc::Sender<Message>,
     vitals: Arc<Vitals>,
+    rules: Rules,
+    standing: Arc<Standing>,
+    clock: Steady,
 }
 
 /// What the writer and the callers tell each other without waiting.
@@ -77,9 +91,11 @@ struct Vitals {
 const STOPPED: &str = "the writer has stopped";
 
 pub(super) fn start(
+    path: &Path,
     connection: Connection,
     lock: File,
     clock: Steady,
+    rules: Rules,
     meters: Meters,
     feeds: Arc<Feeds>,
     counts: Arc<Counts>,
@@ -87,6 +103,9 @@ pub(super) fn start(
     let vitals = Arc::new(Vitals { runs: AtomicBool::new(true), writes: AtomicBool::new(true) });
     let (to_writer, inbox) = mpsc::channel(QUEUE);
     let next_seq = connection.query_row("SELECT ifnull(max(seq), 0) + 1 FROM deliveries", [], |row| row.get(0));
+    let standing = Arc::<Standing>::default();
+    let room = Room::new(rules.clone(), standing.clone(), path, &connection);
+    let keeper = Keeper::start(path, rules.clone(), standing.clone())?;
     let writer = Writer {
         connection,
         inbox,
@@ -98,8 +117,12 @@ pub(super) fn start(
         next_seq: next_seq.map_err(io::Error::other)?,
         last_time: UnixMillis::default(),
         unwritten: Vec::new(),
+        room,
+        standing: standing.clone(),
+        unkept: 0,
         closing: None,
         runs: Running(vitals.clone()),
+        keeper,
         _lock: lock,
     };
     let ticking = to_writer.downgrade();
@@ -114,15 +137,31 @@ pub(super) fn start(
             }
         }
     })?;
-    Ok(Handle { to_writer, vitals })
+    Ok(Handle { to_writer, vitals, rules, standing, clock })
 }
 
 impl Handle {
-    pub(super) async fn append(&self, entry: Entry, release: Option<Release>) -> Result<(), String> {
-        let content = entry.parcel.encode();
+    pub(super) async fn append(&self, entry: Entry, release: Option<Release>) -> Result<(), AppendError> {
+        if let Some(refusal) = self.standing.refusal(&entry.source, &self.rules.load(), self.clock.now()) {
+            return Err(refusal);
+        }
+        let packed = self.pack(&entry).await.map_err(AppendError::Store)?;
         let (answer, answered) = oneshot::channel();
-        self.send(Message::Append(Box::new(Append { entry, content, since: Instant::now(), release, answer }))).await?;
-        answered.await.map_err(|_| STOPPED.to_owned())?
+        self.send(Message::Append(Box::new(Append { entry, packed, since: Instant::now(), release, answer })))
+            .await
+            .map_err(AppendError::Store)?;
+        answered.await.map_err(|_| AppendError::Store(STOPPED.to_owned()))?
+    }
+
+    /// Here, where many can do it at once, and not in the writer.
+    async fn pack(&self, entry: &Entry) -> Result<Packed, String> {
+        let (rules, parcel, request_id) = (self.rules.load_full(), entry.parcel.clone(), *entry.request_id.as_bytes());
+        let takes_long = parcel.body.len() > PACKED_AT_ONCE;
+        let pack = move || rules.packing.pack(&request_id, parcel.encode());
+        if !takes_long {
+            return pack();
+        }
+        tokio::task::spawn_blocking(pack).await.map_err(|error| error.to_string())?
     }
 
     pub(super) async fn settle(&self, key: TaskKey, attempt: Attempt) -> Result<(), String> {
@@ -154,7 +193,9 @@ impl Handle {
     }
 
     pub(super) fn is_healthy(&self) -> bool {
-        self.vitals.runs.load(Ordering::Relaxed) && self.vitals.writes.load(Ordering::Relaxed)
+        self.vitals.runs.load(Ordering::Relaxed)
+            && self.vitals.writes.load(Ordering::Relaxed)
+            && !self.standing.is_damaged.load(Ordering::Relaxed)
     }
 
     pub(super) async fn close(&self) {
@@ -179,8 +220,13 @@ struct Writer {
     last_time: UnixMillis,
     /// Settlements that could not be written yet.
     unwritten: Vec<Box<Settling>>,
+    room: Room,
+    standing: Arc<Standing>,
+    /// About how many bytes were written since the keeper was told.
+    unkept: usize,
     closing: Option<oneshot::Sender<()>>,
     runs: Running,
+    keeper: Keeper,
     _lock: File,
 }
 
@@ -211,10 +257,16 @@ impl Batch {
 impl Writer {
     fn run(mut self) {
         while let Some(first) = self.inbox.blocking_recv() {
-            let (batch, ticked) = self.gather(first);
+            let (mut batch, ticked) = self.gather(first);
+            self.make_room(&mut batch);
             self.write(batch);
             if ticked {
                 self.probe();
+                self.room.tick(&self.connection);
+            }
+            self.keep_log();
+            while self.inbox.is_empty() && self.room.has_work() && self.runs.0.writes.load(Ordering::Relaxed) {
+                self.keep_house();
             }
         }
         self.finish();
@@ -228,7 +280,7 @@ impl Writer {
         while let Some(message) = next {
             match message {
                 Message::Append(append) => {
-                    batch.bytes += append.content.len();
+                    batch.bytes += append.packed.content.len();
                     batch.appends.push(append);
                 }
                 Message::Settle(settling) => batch.settlings.push(settling),
@@ -246,7 +298,74 @@ impl Writer {
         (batch, ticked)
     }
 
+    /// Of the deliveries that came, those for which there is room: what was delivered goes before anybody is refused.
+    fn make_room(&mut self, batch: &mut Batch) {
+        let cost = |append: &Append| Room::cost(append.packed.content.len());
+        let all: u64 = batch.appends.iter().map(|append| cost(append)).sum();
+        if all == 0 {
+            return;
+        }
+        let mut left = self.room.left(&self.connection);
+        if all > left {
+            self.room.shorten_log(&self.connection);
+            left = self.room.left(&self.connection);
+        }
+        if all > left {
+            self.clear_away();
+            left = self.room.left(&self.connection);
+        }
+        let mut refused = 0;
+        for append in std::mem::take(&mut batch.appends) {
+            if let Some(rest) = left.checked_sub(cost(&append)) {
+                left = rest;
+                batch.appends.push(append);
+            } else {
+                refused += 1;
+                let _ = append.answer.send(Err(AppendError::Full));
+            }
+        }
+        self.room.note_full(refused > 0);
+    }
+
+    /// Looks for what was delivered and may go, until there is enough room again or all was seen.
+    fn clear_away(&mut self) {
+        let Some(until) = self.room.search() else { return };
+        while self.room.is_searching() && Instant::now() < until {
+            self.keep_house();
+        }
+    }
+
+    /// One step of what makes room, on its own.
+    fn keep_house(&mut self) {
+        let (_, tried) = self.commit(&[], &[], Vec::new());
+        if tried.is_ok() {
+            self.tally.publish(&self.counts);
+        } else {
+            self.room.again();
+        }
+        self.note(&tried);
+    }
+
+    /// The log stays short: see `keeper.rs`.
+    fn keep_log(&mut self) {
+        if self.unkept > NUDGE_BYTES {
+            self.unkept = 0;
+            self.keeper.nudge();
+        }
+        if self.standing.remainder.swap(false, Ordering::Acquire) {
+            let begun = Instant::now();
+            // Harmless when it fails: the keeper goes on trying.
+            let _ = keeper::checkpoint(&self.connection);
+            let took = begun.elapsed();
+            tracing::debug!(?took, "the rest of the inbox's log was written back");
+        }
+    }
+
     fn write(&mut self, batch: Batch) {
+        self.try_write(batch, true);
+    }
+
+    fn try_write(&mut self, batch: Batch, may_repeat: bool) {
         let Batch { appends, settlings, works, .. } = batch;
         let together = appends.len() + settlings.len() + works.len();
         if together == 0 {
@@ -254,7 +373,9 @@ impl Writer {
         }
         let begun = Instant::now();
         let (conclusions, tried) = self.commit(&appends, &settlings, works);
-        self.note(&tried);
+        if !(may_repeat && tried.as_ref().is_err_and(is_full)) {
+            self.note(&tried);
+        }
         let told = tried.as_ref().map(|_| ()).map_err(ToString::to_string);
         for conclusion in conclusions {
             conclusion(told.clone());
@@ -262,6 +383,7 @@ impl Writer {
         match tried {
             Ok(stored) => {
                 self.meters.commit.observe(begun.elapsed().as_secs_f64());
+                self.unkept += 2048 * together + appends.iter().map(|a| a.packed.content.len()).sum::<usize>();
                 if !appends.is_empty() {
                     self.meters.batch.observe(appends.len() as f64);
                 }
@@ -270,6 +392,9 @@ impl Writer {
                 }
                 for (append, stored) in appends.into_iter().zip(stored) {
                     self.acknowledge(*append, &stored);
+                }
+                if !settlings.is_empty() {
+                    self.room.settled();
                 }
                 for settling in settlings {
                     // Whoever asked may be gone; settled is settled.
@@ -285,9 +410,16 @@ impl Writer {
                     self.write(Batch { settlings: vec![settling], ..Batch::default() });
                 }
             }
+            Err(error) if may_repeat && is_full(&error) => {
+                // A log that is written back needs less room than a log, and what was delivered is to go before anybody
+                // is refused.
+                self.room.shorten_log(&self.connection);
+                self.clear_away();
+                self.try_write(Batch { appends, settlings, ..Batch::default() }, false);
+            }
             Err(error) => {
                 for append in appends {
-                    let _ = append.answer.send(Err(error.to_string()));
+                    let _ = append.answer.send(Err(AppendError::Store(error.to_string())));
                 }
                 self.unwritten.extend(settlings);
             }
@@ -304,7 +436,7 @@ impl Writer {
         let tally = &mut self.tally;
         let (now, mut seq) = (self.clock.now(), self.next_seq);
         let dates = now >= self.last_time.after(TICK);
-        let connection = &mut self.connection;
+        let (connection, room) = (&mut self.connection, &mut self.room);
         let write = || {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let mut stored = Vec::with_capacity(appends.len());
@@ -326,6 +458,17 @@ impl Writer {
                     }
                 }
                 transaction.execute_batch("RELEASE work")?;
+            }
+            if room.has_work() {
+                let before = tally.clone();
+                transaction.execute_batch("SAVEPOINT step")?;
+                if let Err(error) = room.step(&transaction, tally, now, seq - 1) {
+                    tracing::debug!(%error, "nothing was cleared away");
+                    transaction.execute_batch("ROLLBACK TO step")?;
+                    *tally = before;
+                    room.again();
+                }
+                transaction.execute_batch("RELEASE step")?;
             }
             tally.write(&transaction)?;
             if dates {
@@ -391,7 +534,7 @@ impl Writer {
             return;
         }
         let (now, connection) = (self.clock.now(), &self.connection);
-        let tried = rows::write_time(connection, now);
+        let tried = rows::try_writing(connection).and_then(|()| rows::write_time(connection, now));
         self.note(&tried);
     }
 
@@ -400,6 +543,9 @@ impl Writer {
         self.write(batch);
         // Harmless when it fails: what is due is so by a clock that is some seconds behind.
         let _ = rows::write_time(&self.connection, self.clock.now());
+        self.keeper.stop();
+        // Harmless when it fails: the next start takes longer.
+        let _ = disk::mark_closed(&self.connection);
         let closed = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         if let Err(error) = closed {
             // Harmless: the log stays as long as it is, and nothing in it is lost.
@@ -413,6 +559,10 @@ impl Writer {
             let _ = done.send(());
         }
     }
+}
+
+fn is_full(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
 }
 
 /// Failures that every write meets alike.

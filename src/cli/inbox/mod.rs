@@ -7,6 +7,7 @@
 mod place;
 mod print;
 mod reverify;
+mod salvage;
 
 use super::{NO, UNUSABLE_CONFIGURATION, USAGE, complain, say};
 use base64::Engine as _;
@@ -55,6 +56,8 @@ enum What {
     /// Judge again what is kept of a source, at the time it came, now that its secret is mended: what proves genuine is
     /// delivered.
     Reverify(reverify::Reverifying),
+    /// Copy what is readable of a damaged inbox, whose gateway is stopped, into a new one.
+    Salvage(salvage::Salvaging),
 }
 
 /// What to look for. Several values of one kind: any of them; several kinds: all of them.
@@ -196,7 +199,7 @@ const LONGEST_IDS: usize = 8 << 10;
 type Query = Vec<(&'static str, String)>;
 
 pub(super) fn inbox(config: &Path, arguments: &Arguments) -> ExitCode {
-    let done = Place::find(config, arguments.admin.as_ref()).and_then(|place| {
+    let ask = |place: Place| {
         let done = match &arguments.what {
             What::List(listing) => list(&place, listing),
             What::Show(showing) => show(&place, showing),
@@ -208,10 +211,16 @@ pub(super) fn inbox(config: &Path, arguments: &Arguments) -> ExitCode {
             What::Stats { json } => stats(&place, *json),
             What::Quarantine(listing) => reverify::list(&place, listing),
             What::Reverify(reverifying) => reverify::reverify(&place, reverifying),
+            What::Salvage(salvaging) => salvage::salvage(config, salvaging),
         };
         place.leave();
         done
-    });
+    };
+    let done = match &arguments.what {
+        // A store that cannot be opened is what it is for.
+        What::Salvage(salvaging) => salvage::salvage(config, salvaging),
+        _ => Place::find(config, arguments.admin.as_ref()).and_then(ask),
+    };
     done.unwrap_or_else(|Failure { code, why }| {
         complain(&why);
         ExitCode::from(code)

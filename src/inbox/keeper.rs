@@ -1,0 +1,176 @@
+//! What goes on beside the writer: the log is written back, the oldest deliveries are looked up.
+//!
+//! Invariant: the keeper only reads, and holds no read transaction for long: past one the log could not be written back.
+//! It copies what is in the log into the database while the writer goes on (a PASSIVE checkpoint waits for nobody and
+//! nobody for it). The little that was written meanwhile is left to the writer, between two batches: only when nothing
+//! is left does the log begin anew, and so it stays as short as [`room::log_bytes`] says under any load.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::check::{Piece, Pieces};
+use super::room::{self, Standing};
+use super::{Rules, disk};
+
+const TICK: Duration = Duration::from_secs(1);
+
+/// Between two pieces of the check: it may take an hour, and must not be felt.
+const PIECE_REST: Duration = Duration::from_millis(20);
+
+/// So often one after the other: what is written during one is left for the next.
+const ROUNDS: usize = 4;
+
+/// Frames that the writer copies itself in a moment.
+const REMAINDER: i64 = 256;
+
+pub(super) struct Keeper {
+    nudge: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    pub(super) fn start(path: &Path, rules: Rules, standing: Arc<Standing>) -> std::io::Result<Self> {
+        let (nudge, nudged) = sync_channel(1);
+        let keeping = Keeping {
+            path: path.to_owned(),
+            rules,
+            standing,
+            nudged,
+            is_failing: false,
+            pieces: Some(Pieces::default()),
+        };
+        let thread = thread::Builder::new().name("inbox-keeper".into()).spawn(move || keeping.run())?;
+        Ok(Self { nudge: Some(nudge), thread: Some(thread) })
+    }
+
+    /// Much was written: the log wants to be written back.
+    pub(super) fn nudge(&self) {
+        if let Some(nudge) = &self.nudge {
+            // Full means that it knows.
+            let _ = nudge.try_send(());
+        }
+    }
+
+    /// Waits until it has let go of the file.
+    pub(super) fn stop(&mut self) {
+        self.nudge = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic of its thread was reported by the thread.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+struct Keeping {
+    path: PathBuf,
+    rules: Rules,
+    standing: Arc<Standing>,
+    nudged: Receiver<()>,
+    is_failing: bool,
+    /// Until all of the store has been seen.
+    pieces: Option<Pieces>,
+}
+
+impl Keeping {
+    fn run(mut self) {
+        let (mut connection, mut ticked) = (None, Instant::now());
+        loop {
+            let rest = if self.pieces.is_some() { PIECE_REST } else { TICK };
+            let is_nudged = match self.nudged.recv_timeout(rest) {
+                Ok(()) => true,
+                Err(RecvTimeoutError::Timeout) => false,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let is_tick = ticked.elapsed() >= TICK;
+            let kept = connected(&self.path, &mut connection).and_then(|connection| {
+                if is_tick {
+                    ticked = Instant::now();
+                    self.standing.set_oldest(room::oldest(connection)?);
+                }
+                self.check(connection)?;
+                if is_tick || is_nudged { self.write_back(connection) } else { Ok(()) }
+            });
+            if let Err(error) = kept {
+                connection = None;
+                if !self.is_failing {
+                    tracing::warn!(%error, "the inbox's log is not written back; it is tried again each second");
+                }
+                self.is_failing = true;
+                // A disk that fails is not asked a thousand times a second.
+                thread::sleep(TICK / 4);
+            } else {
+                self.is_failing = false;
+            }
+        }
+    }
+
+    fn check(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        let Some(pieces) = &mut self.pieces else { return Ok(()) };
+        let damage = match pieces.next(connection, &self.rules.load().packing) {
+            Ok(Piece::More) => return Ok(()),
+            Ok(Piece::Done) => None,
+            Ok(Piece::Damage(what)) => Some(what),
+            Err(error) if disk::is_damage(&error) => Some(error.to_string()),
+            Err(error) => return Err(error),
+        };
+        self.pieces = None;
+        if let Some(detail) = damage {
+            let path = self.path.display();
+            tracing::error!(
+                %path,
+                detail,
+                "the inbox is damaged; stop, and copy what is readable with `hookward inbox salvage --config FILE`"
+            );
+            self.standing.is_damaged.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn write_back(&self, connection: &Connection) -> rusqlite::Result<()> {
+        let page_bytes = u64::from(disk::PAGE_BYTES);
+        let long = i64::try_from(room::log_bytes(&self.rules.load()) / page_bytes / 4).unwrap_or(i64::MAX);
+        for _ in 0..ROUNDS {
+            let (log, written_back) = checkpoint(connection)?;
+            if log < long {
+                return Ok(());
+            }
+            if log - written_back < REMAINDER {
+                break;
+            }
+        }
+        self.standing.remainder.store(true, Ordering::Release);
+        Ok(())
+    }
+}
+
+fn connected<'a>(path: &Path, connection: &'a mut Option<Connection>) -> rusqlite::Result<&'a Connection> {
+    let open = match connection.take() {
+        Some(open) => open,
+        None => {
+            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            let open = Connection::open_with_flags(path, flags)?;
+            open.busy_timeout(disk::BUSY_WAIT)?;
+            open.execute_batch("PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0; PRAGMA cache_size = -2048")?;
+            open
+        }
+    };
+    Ok(connection.insert(open))
+}
+
+/// Copies what nobody is in the way of: how many frames the log has, and how many of them are in the database.
+pub(super) fn checkpoint(connection: &Connection) -> rusqlite::Result<(i64, i64)> {
+    let mut checkpoint = connection.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)")?;
+    checkpoint.query_row([], |row| Ok((row.get(1)?, row.get(2)?)))
+}
