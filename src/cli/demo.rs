@@ -30,9 +30,10 @@ use tokio::net::TcpListener;
 const EXAMPLE: &str = include_str!("../../gateway.example.toml");
 
 /// Secrets of the demonstration; the example names them, the environment is not asked.
-const SECRETS: [(&str, &str); 4] = [
+const SECRETS: [(&str, &str); 5] = [
     ("GITHUB_SECRET", "demo-github-secret-0123456789"),
     ("STRIPE_SECRET", "whsec_demo-stripe-secret-0123456789"),
+    ("SHOPIFY_SECRET", "demo-shopify-secret-0123456789"),
     ("ACME_SECRET", "demo-acme-secret-0123456789"),
     ("HOOKWARD_ADMIN_TOKEN", "demo-admin-token-0123456789"),
 ];

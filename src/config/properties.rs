@@ -13,7 +13,7 @@ const SECRET: &str = "Zq7pXw9vK3mT5rB8";
 fn example() -> String {
     let shipped = include_str!("../../gateway.example.toml");
     let mut text = shipped.to_owned();
-    for name in ["HOOKWARD_ADMIN_TOKEN", "STRIPE_SECRET", "ACME_SECRET"] {
+    for name in ["HOOKWARD_ADMIN_TOKEN", "STRIPE_SECRET", "SHOPIFY_SECRET", "ACME_SECRET"] {
         let spelled_out = text.replace(&format!("{{ env = \"{name}\" }}"), &format!("{{ value = \"{SECRET}\" }}"));
         assert_ne!(text, spelled_out, "{name} is in the example");
         text = spelled_out;
