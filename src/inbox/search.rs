@@ -33,7 +33,7 @@ use uuid::Uuid;
 const STEP: i64 = 5_000;
 
 /// Tasks in one write transaction.
-const CHANGES: usize = 200;
+const CHANGES: usize = 500;
 
 /// How long one page is looked for.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -549,7 +549,8 @@ fn unended(connection: &Connection, upstreams: &[i64], sources: &[i64]) -> rusql
 }
 
 /// The first delivery that was received at this time or later, or the number after the last: numbers are given in the order
-/// of acceptance, so halving finds it.
+/// of acceptance, so halving finds it. (Where the machine's clock was set back between two runs, some of those around it may
+/// be missed.)
 fn first_received(connection: &Connection, time: UnixMillis, lowest: i64) -> rusqlite::Result<i64> {
     let highest: Option<i64> = connection.query_row("SELECT max(seq) FROM deliveries", [], |row| row.get(0))?;
     let (mut low, mut high) = (lowest, highest.unwrap_or(lowest).saturating_add(1));
