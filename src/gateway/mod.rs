@@ -250,6 +250,9 @@ impl Door {
     fn refresh_inbox(&self, inbox: &Inbox) {
         let metrics = &self.metrics;
         metrics.inbox_size.set(i64::try_from(inbox.size()).unwrap_or(i64::MAX));
+        for (source, count) in inbox.quarantine.counts() {
+            metrics.quarantined.with_label_values(&[&*source]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
         let counts = inbox.counts();
         for count in &counts {
             metrics.inbox_depth(&count.source, &count.upstream, count.state.label()).set(count.tasks);
