@@ -376,6 +376,7 @@ impl Scan {
     /// One by one, so that a large one costs only itself, and the first are sent while the others are read.
     fn load(&self, wanted: &[i64]) {
         let feed = &self.feed;
+        let mut is_told = false;
         for (position, seq) in wanted.iter().enumerate() {
             if !feed.lock().has_bytes() {
                 for rest in wanted.iter().skip(position) {
@@ -391,12 +392,15 @@ impl Scan {
                 },
                 Err(why) => {
                     let upstream: &str = &feed.upstream;
-                    tracing::error!(
-                        upstream,
-                        seq,
-                        why,
-                        "a delivery cannot be read from the inbox; it is left for a minute"
-                    );
+                    // What keeps one from being read keeps many.
+                    if !std::mem::replace(&mut is_told, true) {
+                        tracing::error!(
+                            upstream,
+                            seq,
+                            why,
+                            "a delivery cannot be read from the inbox; it is left for a minute, and so are others like it"
+                        );
+                    }
                     feed.lock().aside.push((Instant::now() + ASIDE, *seq));
                 }
             }

@@ -6,11 +6,12 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rusqlite::types::Type;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use uuid::Uuid;
 
 use super::disk::{self, BUSY_WAIT};
-use super::packing::Packing;
+use super::packing::{Packing, Unreadable as Sealed};
 use super::tally::{self, Kind};
 use super::{Count, Print, Rules, Seed, State, Task, TaskKey};
 use crate::clock::UnixMillis;
@@ -174,6 +175,10 @@ fn read_task(row: &rusqlite::Row<'_>, seq: i64, upstream: &Arc<str>, packing: &P
     let sealed_with: Option<Vec<u8>> = row.get(9)?;
     let content = match packing.unpack(&request_id, sealed_with.as_deref(), row.get(10)?, content) {
         Ok(content) => content,
+        // It can be read again with the key, or by the version, that is wanting: it waits for that.
+        Err(why @ (Sealed::KeyMissing { .. } | Sealed::Unknown(_))) => {
+            return Err(rusqlite::Error::FromSqlConversionFailure(8, Type::Blob, Box::new(why)));
+        }
         Err(why) => return unreadable(&why.to_string()),
     };
     let mut parcel = match Parcel::decode(&content) {
