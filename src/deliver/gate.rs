@@ -115,6 +115,14 @@ impl Gate {
         }
     }
 
+    /// A place, if there is one now and nobody waits for it.
+    pub(super) fn admit_now(self: &Arc<Self>) -> Option<Slot> {
+        let now = Instant::now();
+        let mut state = self.lock();
+        self.hand_out(&mut state, now);
+        if state.queue.is_empty() { self.take(&mut state, &[], now) } else { None }
+    }
+
     /// A place at a url not yet tried, if there is one now: a request that failed at one url has waited enough.
     pub(super) fn another(self: &Arc<Self>, tried: &[usize]) -> Option<Slot> {
         self.take(&mut self.lock(), tried, Instant::now())
@@ -267,6 +275,24 @@ mod tests {
         waiters.join_all().await;
         assert_eq!(*order.lock().unwrap(), [0, 1, 2]);
         assert_eq!(gate.in_flight.get(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_wait_goes_before_nobody_who_does() {
+        let gate = gate(1, 2, Duration::from_secs(1));
+        let (first, second) = (gate.admit_now().unwrap(), gate.admit_now().unwrap());
+        assert!(gate.admit_now().is_none());
+        let mut waiting = std::pin::pin!(gate.admit());
+        tokio::select! {
+            biased;
+            _ = &mut waiting => panic!("there is no place"),
+            () = std::future::ready(()) => {}
+        }
+        drop(first);
+        assert!(gate.admit_now().is_none(), "it is the other's");
+        drop(second);
+        assert!(gate.admit_now().is_some());
+        assert!(waiting.await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

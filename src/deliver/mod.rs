@@ -70,6 +70,13 @@ impl Destination {
         }
     }
 
+    /// Only if there is a place now that nobody waits for.
+    pub(crate) async fn send_at_once(&self, parcel: &Parcel) -> Result<Answer, SendError> {
+        match self {
+            Self::Http { upstream, .. } => upstream.send_at_once(parcel).await,
+        }
+    }
+
     /// Worth refusing a delivery before its body is read.
     pub(crate) fn is_saturated(&self) -> bool {
         match self {

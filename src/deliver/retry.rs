@@ -68,6 +68,18 @@ impl Schedule {
         }
     }
 
+    /// Whether this is a failure of the upstream itself, and not of the parcel.
+    pub(crate) fn speaks_against_the_upstream(&self, ended: Ended) -> bool {
+        match ended {
+            // What the operator has given up or taken for delivered is the receiver's judgement.
+            Ended::Status { status, .. } => {
+                status.as_u16() >= 500 && self.statuses.treatment(status) == Treatment::Retry
+            }
+            Ended::Fault(Fault::Busy) => false,
+            Ended::Fault(Fault::Unavailable | Fault::TimedOut | Fault::Broken) => true,
+        }
+    }
+
     /// After so many attempts.
     fn wait(&self, attempts: u32) -> Duration {
         let position = attempts.saturating_sub(1);
@@ -297,6 +309,22 @@ mod tests {
         assert_eq!(verdict(503), secs(5));
         assert_eq!(verdict(410), Verdict::Dead);
         assert_eq!(verdict(200), Verdict::Delivered);
+    }
+
+    #[test]
+    fn only_what_the_upstream_itself_fails_at_speaks_against_it() {
+        let schedule = schedule(&[("503", "dead"), ("404", "retry")]);
+        let speaks = |ended| schedule.speaks_against_the_upstream(ended);
+        for status in [500, 502, 504, 599] {
+            assert!(speaks(ended(status)), "{status}");
+        }
+        for status in [200, 302, 400, 404, 408, 410, 429, 503] {
+            assert!(!speaks(ended(status)), "{status}");
+        }
+        for fault in [Fault::Unavailable, Fault::TimedOut, Fault::Broken] {
+            assert!(speaks(Ended::Fault(fault)), "{fault:?}");
+        }
+        assert!(!speaks(Ended::Fault(Fault::Busy)));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::breaker::Sign;
 use super::flow::Passage;
 use super::line::Line;
 use crate::clock::UnixMillis;
-use crate::deliver::{AnswerBody, Ended, Fault, Schedule, Verdict, retry_after};
+use crate::deliver::{Answer, AnswerBody, Destination, Ended, Fault, Schedule, SendError, Verdict, retry_after};
 use crate::gateway::Gateway;
 use crate::inbox::{Attempt, End, Lease, Loaded, Task};
 use crate::parcel::Parcel;
@@ -26,13 +26,13 @@ const AFTER_BUSY: Duration = Duration::from_millis(100);
 
 /// How an attempt went, as the metrics name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Result {
+pub(crate) enum Outcome {
     Delivered,
     Retried,
     Dead,
 }
 
-impl Result {
+impl Outcome {
     pub(crate) const ALL: [Self; 3] = [Self::Delivered, Self::Retried, Self::Dead];
 
     pub(crate) fn label(self) -> &'static str {
@@ -51,7 +51,7 @@ impl Line {
         // A reload took the upstream away: the task waits until it is back.
         let Some(destination) = gateway.upstreams.get(&*self.upstream) else { return };
         let parcel = dress(task, gateway.signing.get(&*self.upstream).map(AsRef::as_ref), self.door.clock.now());
-        let (ended, note) = match destination.send(&parcel).await {
+        let (ended, note) = match self.send(destination, &parcel).await {
             Ok(answer) => {
                 let retry_after = retry_after(&answer.headers, self.door.clock.now());
                 read_away(answer.body).await;
@@ -65,14 +65,26 @@ impl Line {
             }
             Err(error) => (Ended::Fault(error.fault), error.detail),
         };
-        passage.saw(sign(ended));
         let made = task.attempts.saturating_add(1);
         // As it is configured now: it may have been mended while the upstream was asked.
-        let verdict = with_schedule(&self.door.snapshot(), &task.source, |schedule| {
-            schedule.verdict(ended, made, rand::random())
+        let (verdict, fails) = with_schedule(&self.door.snapshot(), &task.source, |schedule| {
+            (schedule.verdict(ended, made, rand::random()), schedule.speaks_against_the_upstream(ended))
         });
+        passage.saw(if fails { Sign::Failure } else { Sign::Life });
         self.settle(lease, ended, verdict, note).await;
         drop(passage);
+    }
+
+    /// Senders that wait for the upstream's answer share its places. What is stored takes those that nobody waits for; one
+    /// at a time waits in line with them, so that it has its share where they never leave one free.
+    async fn send(&self, destination: &Destination, parcel: &Parcel) -> Result<Answer, SendError> {
+        match destination.send_at_once(parcel).await {
+            Err(error) if error.fault == Fault::Busy => match self.in_line.try_acquire() {
+                Ok(_turn) => destination.send(parcel).await,
+                Err(_) => Err(error),
+            },
+            sent => sent,
+        }
     }
 
     async fn settle(&self, lease: Lease, ended: Ended, verdict: Verdict, note: String) {
@@ -83,9 +95,9 @@ impl Line {
             Ended::Fault(_) => None,
         };
         let (end, result) = match verdict {
-            Verdict::Delivered => (End::Delivered, Result::Delivered),
-            Verdict::Retry(after) => (End::Retry { after }, Result::Retried),
-            Verdict::Dead => (End::Dead, Result::Dead),
+            Verdict::Delivered => (End::Delivered, Outcome::Delivered),
+            Verdict::Retry(after) => (End::Retry { after }, Outcome::Retried),
+            Verdict::Dead => (End::Dead, Outcome::Dead),
         };
         let request_id = task.request_id;
         match verdict {
@@ -131,15 +143,6 @@ impl Line {
                 lease.keep();
             }
         }
-    }
-}
-
-fn sign(ended: Ended) -> Sign {
-    match ended {
-        Ended::Status { status, .. } if status.as_u16() >= 500 => Sign::Failure,
-        Ended::Status { .. } => Sign::Life,
-        Ended::Fault(Fault::Unavailable | Fault::TimedOut | Fault::Broken) => Sign::Failure,
-        Ended::Fault(Fault::Busy) => Sign::Nothing,
     }
 }
 

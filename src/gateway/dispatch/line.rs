@@ -10,20 +10,22 @@ use crate::inbox::{Feed, Inbox, Loaded};
 use crate::telemetry::Metrics;
 use prometheus::{Histogram, IntCounter};
 use std::sync::Arc;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 pub(super) struct Line {
     pub(super) door: Arc<Door>,
     pub(super) inbox: Arc<Inbox>,
     pub(super) upstream: Arc<str>,
     pub(super) meters: Meters,
+    /// For the one that waits for a place among the senders who wait for an answer.
+    pub(super) in_line: Semaphore,
     feed: Arc<Feed>,
     flow: Arc<Flow>,
 }
 
 pub(super) struct Meters {
-    /// In the order of `attempt::Result::ALL`.
-    attempts: [IntCounter; attempt::Result::ALL.len()],
+    /// In the order of `attempt::Outcome::ALL`.
+    attempts: [IntCounter; attempt::Outcome::ALL.len()],
     /// Seconds from the acceptance to the delivery.
     pub(super) duration: Histogram,
 }
@@ -31,12 +33,12 @@ pub(super) struct Meters {
 impl Meters {
     fn new(metrics: &Metrics, upstream: &str) -> Self {
         Self {
-            attempts: attempt::Result::ALL.map(|result| metrics.inbox_attempts(upstream, result.label())),
+            attempts: attempt::Outcome::ALL.map(|result| metrics.inbox_attempts(upstream, result.label())),
             duration: metrics.inbox_delivery_seconds(upstream),
         }
     }
 
-    pub(super) fn count(&self, result: attempt::Result) {
+    pub(super) fn count(&self, result: attempt::Outcome) {
         self.attempts[result as usize].inc();
     }
 }
@@ -47,7 +49,7 @@ impl Line {
         stage.set(0);
         let meters = Meters::new(&door.metrics, &upstream);
         let flow = Flow::new(upstream.clone(), stage);
-        Arc::new(Self { door, inbox, upstream, meters, feed, flow })
+        Arc::new(Self { door, inbox, upstream, meters, in_line: Semaphore::new(1), feed, flow })
     }
 
     /// Until it is dropped. Attempts under way go on.

@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 /// Takes away the series of an upstream that is gone.
 pub(super) fn forget(upstream: &str, sources: &Sources, metrics: &Metrics) {
     let sources = sources.all().iter().map(|source| &*source.settings.name);
-    metrics.forget_deliveries_to(upstream, &attempt::Result::ALL.map(attempt::Result::label), sources);
+    metrics.forget_deliveries_to(upstream, &attempt::Outcome::ALL.map(attempt::Outcome::label), sources);
 }
 
 /// What the deliverers are told.
