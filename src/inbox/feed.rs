@@ -464,9 +464,12 @@ impl Lease {
         &self.leased.as_ref().expect("what is let go of is consumed").loaded
     }
 
-    /// It was read a while ago, and may have ended since by an operator's hand.
+    /// It was read a while ago, or before something was told, and may have ended since by an operator's hand.
     pub(crate) fn is_old(&self) -> bool {
-        self.leased.as_ref().is_some_and(|leased| leased.since.elapsed() >= OLD)
+        let Some(leased) = &self.leased else { return false };
+        let state = self.feed.lock();
+        let hold = state.held.get(&leased.loaded.key().seq);
+        leased.since.elapsed() >= OLD || hold.is_some_and(|hold| hold.news != state.news)
     }
 
     /// Its settlement is committed, and it is over.

@@ -709,6 +709,8 @@ fn discard(
         .execute(params![found.seq, task.upstream, State::Discarded as i64, disk::stored(now)])?;
     tally.add(task.source, task.upstream, task.state, -1);
     tally.add(task.source, task.upstream, State::Discarded, 1);
+    // It may be in memory already, about to be sent.
+    tally.touch(task.upstream);
     if let Some(lane) = task.lane {
         promote(connection, tally, task.upstream, lane, now)?;
     }

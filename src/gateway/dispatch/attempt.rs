@@ -112,7 +112,7 @@ impl Line {
                 tracing::warn!(source, upstream, %request_id, note, "not delivered, and given up: a dead letter");
             }
         }
-        let dead = (result == Result::Dead).then(|| self.door.metrics.inbox_dead(source, upstream));
+        let dead = (result == Outcome::Dead).then(|| self.door.metrics.inbox_dead(source, upstream));
         self.write_down(lease, Attempt { end, counted: true, status, note }).await;
         // What is counted is written: whoever sees the number finds the delivery.
         self.meters.count(result);
