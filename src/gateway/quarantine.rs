@@ -284,10 +284,15 @@ impl Door {
         let reading = inbox.clone();
         let read = tokio::task::spawn_blocking(move || reading.confined(suspect)).await;
         let kept = match read.map_err(|error| error.to_string()).and_then(|read| read) {
-            Ok(Some(content)) => match Kept::decode(&content) {
+            Ok(Some(Ok(content))) => match Kept::decode(&content) {
                 Some(kept) => kept,
                 None => return End::Unreadable,
             },
+            Ok(Some(Err(why))) => {
+                let request_id = suspect.request_id.to_string();
+                tracing::error!(request_id, %why, "what the quarantine keeps of a request cannot be read");
+                return End::Unreadable;
+            }
             Ok(None) => return End::Gone,
             Err(error) => return End::Stop(format!("the inbox failed: {error}")),
         };

@@ -13,7 +13,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use uuid::Uuid;
 
 use super::disk::stored;
-use super::packing::KeyId;
+use super::packing::{KeyId, Unreadable};
 use super::tally::{self, Kind};
 use super::{AppendError, Entry, Inbox};
 use crate::clock::UnixMillis;
@@ -252,7 +252,8 @@ impl Inbox {
         appended
     }
 
-    /// Writes down what a place was taken for; `content` is for whoever reads it back.
+    /// Writes down what a place was taken for; `content` is for whoever reads it back. Not where deliveries would be
+    /// refused: strangers must not take the last of the room.
     pub(crate) async fn confine(
         &self,
         mut place: Place,
@@ -260,6 +261,9 @@ impl Inbox {
         request_id: Uuid,
         content: Vec<u8>,
     ) -> Result<(), String> {
+        if let Some(refusal) = self.writer.refusal(&place.source) {
+            return Err(refusal.to_string());
+        }
         let expires = received.after(self.quarantine.max_age());
         let (id, source, client, size) = (place.id, place.source.clone(), place.client.clone(), place.size);
         let (rules, id_bytes) = (self.rules.load_full(), *request_id.as_bytes());
@@ -306,8 +310,8 @@ impl Inbox {
         })
     }
 
-    /// What was confined; None: it is gone meanwhile. Blocking.
-    pub(crate) fn confined(&self, suspect: Suspect) -> Result<Option<Vec<u8>>, String> {
+    /// What was confined, or why it cannot be read; None: it is gone meanwhile. Blocking.
+    pub(crate) fn confined(&self, suspect: Suspect) -> Result<Option<Result<Vec<u8>, Unreadable>>, String> {
         let found = self.read(|connection| {
             let select = "SELECT key, packing, content FROM quarantine WHERE id = ?1";
             let row = connection.query_row(select, [suspect.id], |row| {
@@ -317,10 +321,7 @@ impl Inbox {
         });
         let Some((key, form, content)) = found? else { return Ok(None) };
         let packing = &self.rules.load().packing;
-        packing
-            .unpack(suspect.request_id.as_bytes(), key.as_deref(), form, content)
-            .map(Some)
-            .map_err(|why| why.to_string())
+        Ok(Some(packing.unpack(suspect.request_id.as_bytes(), key.as_deref(), form, content)))
     }
 
     /// It is not to be delivered: it was accepted before, or is no delivery.
@@ -450,7 +451,10 @@ mod tests {
 
     fn kept(inbox: &Inbox) -> Vec<String> {
         let suspects = inbox.suspects("shop", 0).expect("a store that can be read");
-        let content = |suspect: &Suspect| inbox.confined(*suspect).expect("a store that can be read");
+        let content = |suspect: &Suspect| {
+            let content = inbox.confined(*suspect).expect("a store that can be read");
+            content.map(|content| content.expect("it is whole"))
+        };
         let text = |content: Vec<u8>| String::from_utf8_lossy(&content).into_owned();
         suspects.iter().filter_map(content).map(text).collect()
     }
@@ -520,6 +524,17 @@ mod tests {
         drop(inbox);
         let inbox = open(&folder);
         assert_eq!((kept(&inbox).len(), inbox.due("app", 10).expect("a store that can be read").len()), (0, 1));
+    }
+
+    #[tokio::test]
+    async fn one_that_is_damaged_is_told_apart_from_a_store_that_cannot_be_read() {
+        let (inbox, _folder) = inbox(Limits::default());
+        keep(&inbox, "a", 10).await.expect("it is kept");
+        let suspect = inbox.suspects("shop", 0).expect("a store that can be read")[0];
+        assert!(matches!(inbox.confined(suspect), Ok(Some(Ok(content))) if content == b"a"));
+        let damage = "UPDATE quarantine SET content = zeroblob(length(content))";
+        inbox.write(|connection, _| connection.execute_batch(damage)).await.expect("damaged");
+        assert!(matches!(inbox.confined(suspect), Ok(Some(Err(_)))));
     }
 
     #[tokio::test]

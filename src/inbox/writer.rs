@@ -142,7 +142,7 @@ pub(super) fn start(
 
 impl Handle {
     pub(super) async fn append(&self, entry: Entry, release: Option<Release>) -> Result<(), AppendError> {
-        if let Some(refusal) = self.standing.refusal(&entry.source, &self.rules.load(), self.clock.now()) {
+        if let Some(refusal) = self.refusal(&entry.source) {
             return Err(refusal);
         }
         let packed = self.pack(&entry).await.map_err(AppendError::Store)?;
@@ -151,6 +151,11 @@ impl Handle {
             .await
             .map_err(AppendError::Store)?;
         answered.await.map_err(|_| AppendError::Store(STOPPED.to_owned()))?
+    }
+
+    /// Why a delivery of this source would not be taken now.
+    pub(super) fn refusal(&self, source: &str) -> Option<AppendError> {
+        self.standing.refusal(source, &self.rules.load(), self.clock.now())
     }
 
     /// Here, where many can do it at once, and not in the writer.
