@@ -258,6 +258,25 @@ fn what_is_kept_outlives_the_process_and_its_room_is_counted_anew() {
 }
 
 #[test]
+fn with_a_key_nothing_of_what_is_kept_can_be_read_from_the_files() {
+    let application = Upstream::start();
+    let key = format!("path = \"inbox\"\nencryption_key = {{ value = \"{}\" }}", "0123456789abcdef".repeat(4));
+    let text = shop(&application, "").replace("path = \"inbox\"", &key);
+    let mut gateway = start(&mistyped(&text));
+    let sent = event("shop", "a-name-that-strangers-must-not-see", 10);
+    assert_eq!(sent.send(gateway.public()).status, 401);
+    wait_until_kept(&gateway, "shop", 1);
+    for name in ["inbox.db", "inbox.db-wal"] {
+        let file = std::fs::read(store(&gateway.folder).with_file_name(name)).expect(name);
+        let needle = b"a-name-that-strangers-must-not-see";
+        assert!(!file.windows(needle.len()).any(|window| window == needle), "{name}");
+    }
+    assert!(gateway.reload(&text));
+    assert_eq!(counts(&reverify(&gateway, "shop")), [1, 0, 0, 0]);
+    assert_eq!(application.wait_for(1)[0].body, super::stage::body("a-name-that-strangers-must-not-see", 10));
+}
+
+#[test]
 fn what_is_too_old_is_let_go_and_makes_room() {
     let application = Upstream::start();
     let quarantine = "path = \"inbox\"\nquarantine = { max_count = 8, max_age = \"1s\" }";
