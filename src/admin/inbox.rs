@@ -62,8 +62,7 @@ pub(crate) async fn answer(inbox: &Arc<Inbox>, method: &Method, path: &str, quer
         _ => ("GET, HEAD", reads),
     };
     if !allowed {
-        let allow = Some(allow);
-        return Answer { allow, ..Answer::bad(StatusCode::METHOD_NOT_ALLOWED, allow.unwrap_or_default()) };
+        return Answer { allow: Some(allow), ..Answer::bad(StatusCode::METHOD_NOT_ALLOWED, allow) };
     }
     let asked = match Asked::read(query, now) {
         Ok(asked) => asked,

@@ -1049,11 +1049,10 @@ mod tests {
             assert_eq!(one(&inbox, "a").state, State::Waiting);
             let loaded = inbox.load(&"app".into(), &[1]).expect("a store that can be read");
             assert!(matches!(loaded.as_slice(), [Loaded::Task(task)] if task.key == key(&found)));
-            match state {
-                State::Dead => end(&inbox, "a", End::Delivered).await,
-                _ => {
-                    drop(change(&inbox, only(&[State::Waiting]), Change::Discard, None, 10, false).await.expect("done"))
-                }
+            if state == State::Dead {
+                end(&inbox, "a", End::Delivered).await;
+            } else {
+                change(&inbox, only(&[State::Waiting]), Change::Discard, None, 10, false).await.expect("a discard");
             }
         }
         assert_eq!(one(&inbox, "a").generation, 3);

@@ -3,7 +3,7 @@
 //! Invariant: whatever was chosen by a stranger is shown with its control characters escaped, those of C1 and those that
 //! turn the direction of the text included, so that no id, header or body can drive the terminal or forge a line of ours.
 
-use crate::cli::say;
+use super::say;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;

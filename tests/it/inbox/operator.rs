@@ -2,7 +2,7 @@
 //! stands still.
 
 use super::stage::{body, configuration, counted, event, source, upstream, wait_until_settled};
-use crate::support::gateway::{Folder, PLAIN, hookward};
+use crate::support::gateway::{BINARY, Folder, PLAIN, hookward};
 use crate::support::upstream::{ClosedPort, Reply};
 use crate::support::{Answer, Gateway, Request, Upstream, eventually, sign};
 use base64::Engine as _;
@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -432,4 +433,26 @@ fn many_ids_at_once_are_asked_for_in_several_questions() {
     let long = "y".repeat(9_000);
     assert_eq!(ask(&gateway, &["show", &long]).0, 1);
     assert_eq!(ask(&gateway, &["discard", &long]).0, 64);
+}
+
+#[test]
+fn a_list_that_nobody_reads_to_its_end_leaves_the_store_closed() {
+    let (app, _) = moody();
+    let gateway = Gateway::start_in(
+        Arc::default(),
+        &configuration("", &(upstream("app", &app, "") + &source("shop", "app", ""))),
+    );
+    send(&gateway, "shop", &["one", "two"]);
+    wait_until_settled(&gateway, 2);
+    let folder = stop(gateway);
+    for question in [&["list"][..], &["list", "--json"], &["show", "1"], &["export"], &["stats"]] {
+        let mut command = Command::new(BINARY);
+        command.current_dir(&folder.0).arg("inbox").args(question).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("the binary starts");
+        drop(child.stdout.take());
+        assert_eq!(child.wait().expect("a child").code(), Some(0), "{question:?}");
+        // Its log was written back, which is the last thing that is done.
+        let log = fs::metadata(folder.path("inbox/inbox.db-wal")).map_or(0, |log| log.len());
+        assert_eq!(log, 0, "{question:?}");
+    }
 }
