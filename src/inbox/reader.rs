@@ -122,12 +122,20 @@ impl Readers {
     }
 
     pub(super) fn content(&self, seq: i64) -> Result<Parcel, String> {
-        let content = self.read(|connection| {
-            let mut select = connection.prepare_cached("SELECT content FROM contents WHERE seq = ?1")?;
-            select.query_row([seq], |row| row.get::<_, Vec<u8>>(0)).optional()
+        let found = self.read(|connection| {
+            let mut select = connection.prepare_cached(
+                "SELECT d.request_id, c.key, c.packing, c.content FROM contents c JOIN deliveries d ON d.seq = c.seq
+                 WHERE c.seq = ?1",
+            )?;
+            let row = select.query_row([seq], |row| {
+                Ok((row.get::<_, [u8; 16]>(0)?, row.get::<_, Option<Vec<u8>>>(1)?, row.get(2)?, row.get(3)?))
+            });
+            row.optional()
         })?;
-        let content = content.ok_or_else(|| "it is missing".to_owned())?;
-        Parcel::decode(&content).map_err(|why| why.to_string())
+        let (request_id, key, packing, content) = found.ok_or_else(|| "it is missing".to_owned())?;
+        let rules = self.rules.load();
+        let content = rules.packing.unpack(&request_id, key.as_deref(), packing, content);
+        Parcel::decode(&content.map_err(|why| why.to_string())?).map_err(|why| why.to_string())
     }
 
     /// One look-up for each that `counts` has waiting tasks of.
