@@ -180,7 +180,6 @@ pub(super) fn open(settings: &Settings, now: UnixMillis) -> Result<Opened, OpenE
         }
         check::recount(&connection).map_err(failed)?;
     }
-    connection.execute("REPLACE INTO meta VALUES ('clean', 0)", []).map_err(failed)?;
     // The log's own name must survive power loss too.
     File::open(&folder).and_then(|folder| folder.sync_all()).map_err(unusable)?;
     let counts = Counts::read(&connection).map_err(failed)?;
@@ -190,6 +189,8 @@ pub(super) fn open(settings: &Settings, now: UnixMillis) -> Result<Opened, OpenE
         .map_err(failed)?;
     let last_time = UnixMillis(u64::try_from(last_time.unwrap_or(0)).unwrap_or(0));
     let last_time = set_back(&connection, last_time, now).map_err(failed)?;
+    // Not before all of it could be read: what is refused is left as it is.
+    connection.execute("REPLACE INTO meta VALUES ('clean', 0)", []).map_err(failed)?;
     Ok(Opened { connection, lock, folder, path, counts, last_time })
 }
 
