@@ -135,8 +135,10 @@ pub(super) fn read(name: &str, table: Table<'_>, preset: Option<&str>, around: &
     let refuses_without_body = table.choice("refusal_body", Some("problem"), &bodies).unwrap_or(false);
 
     if let Some(found) = &credentials {
-        let facts = (preset.is_some(), accept_unverified);
-        say_what_is_not_protected(&table, found, around, &client_cert, &allow_ips, facts, replay_window);
+        // What the inbox has accepted it remembers itself.
+        let forgets = around.state_is_memory && delivery == Way::Proxy;
+        let facts = (preset.is_some(), accept_unverified, forgets);
+        say_what_is_not_protected(&table, found, &client_cert, &allow_ips, facts, replay_window);
         say_what_a_capture_needs(&table, found, around);
         guessable_in_the_clear(&table, found, &listeners, around);
         if has_replay_key {
@@ -219,10 +221,9 @@ pub(super) fn compare(sources: &[Read], mut report: impl FnMut(Severity, &Read, 
 fn say_what_is_not_protected(
     table: &Table<'_>,
     found: &Credentials,
-    around: &Around<'_>,
     client_cert: &Option<ClientCertRule>,
     allow_ips: &[IpNet],
-    (has_preset, accept_unverified): (bool, bool),
+    (has_preset, accept_unverified, forgets): (bool, bool, bool),
     replay_window: Duration,
 ) {
     let by_certificate = client_cert.as_ref().is_some_and(|rule| rule.required);
@@ -263,7 +264,7 @@ fn say_what_is_not_protected(
                 r#"replay_window = "24h""#,
             );
         } else {
-            if around.state_is_memory {
+            if forgets {
                 table.warn("", "the signature holds no time, and [state] is in memory: a restart forgets what was accepted, and captured deliveries pass again", r#"[state] kind = "disk""#);
             }
             table.remark(
