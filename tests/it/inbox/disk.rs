@@ -179,7 +179,10 @@ fn on_a_file_system_that_runs_full_senders_are_told_to_come_again_and_what_was_d
     }
     let gate = Gate::default();
     let application = held_from_the_third(&gate);
-    let text = configuration("", &format!("{}{}", upstream("app", &application, ""), source("shop", "app", "")));
+    let text = configuration(
+        "min_free = \"0B\"",
+        &format!("{}{}", upstream("app", &application, ""), source("shop", "app", "")),
+    );
     let gateway = Gateway::start_with(folder, &text, |command| on_a_small_file_system(command, "size=4m"));
     let inbox = seen_by(&gateway);
     let ballast = inbox.join("ballast");

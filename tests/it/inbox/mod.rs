@@ -1,11 +1,14 @@
 //! `delivery = "inbox"`: what was acknowledged is stored, and what is stored reaches its upstream, whatever happens to
 //! the process, the upstream, the disk, the file or the clock.
 
-mod quarantine;
-mod routes;
 #[allow(dead_code, reason = "each chapter uses a part of it")]
 mod stage;
 
+mod clock;
+mod crashes;
 mod delivers;
 mod disk;
 mod operator;
+mod quarantine;
+mod routes;
+mod upstreams;
