@@ -6,6 +6,7 @@ mod stage;
 
 mod clock;
 mod crashes;
+mod damage;
 mod delivers;
 mod disk;
 mod operator;
