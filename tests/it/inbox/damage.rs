@@ -1,8 +1,8 @@
 //! A store whose bytes are not what was written: it is refused with words that help, or everything acknowledged is
 //! accounted for. Never a panic, never a changed body, never a silence.
 
-use super::stage::{body, configuration, event, source, upstream};
-use crate::support::gateway::{BINARY, Folder};
+use super::stage::{body, configuration, counted, event, source, upstream};
+use crate::support::gateway::{BINARY, Folder, hookward};
 use crate::support::upstream::ClosedPort;
 use crate::support::{Answer, Gateway, Request, Upstream, eventually};
 use std::collections::HashSet;
@@ -205,4 +205,32 @@ fn a_damaged_log_of_a_killed_process_is_refused_and_an_undamaged_one_is_used() {
     let folder = copied(&whole);
     zero(&log(&folder), 0, 32);
     assert_eq!(start_on(&folder, "a log without its head"), Met::Refused);
+}
+
+#[test]
+fn what_is_readable_of_a_refused_store_is_salvaged_beside_it_and_delivered() {
+    let whole = filled(Gateway::kill);
+    let long = length(&whole.path("inbox/inbox.db-wal"));
+    let folder = copied(&whole);
+    flip(&folder.path("inbox/inbox.db-wal"), long / 2);
+    assert_eq!(start_on(&folder, "the log's middle"), Met::Refused);
+    let (code, told, said) = hookward(&folder.0, &["inbox", "salvage", "--config", "gateway.toml"]);
+    assert!(matches!(code, 0 | 1), "{code}: {told}{said}");
+
+    let application = Upstream::start();
+    let rest = format!("{}{}", upstream("app", &application, ""), source("shop", "app", ""));
+    let text = configuration("", &rest).replace("path = \"inbox\"", "path = \"inbox.salvaged\"");
+    let gateway = Gateway::start_in(Arc::new(folder), &text);
+    // One bad page of the log costs the few whose newest words stood in it.
+    let delivered = eventually("nothing is left to deliver", || {
+        (counted(&gateway, "waiting") == 0).then(|| counted(&gateway, "delivered"))
+    });
+    assert!(delivered >= 50, "{delivered} of {EVENTS}: {told}{said}");
+    let sent: HashSet<Vec<u8>> = (0..EVENTS).map(|number| body(&name(number), padding(number))).collect();
+    assert!(application.received().iter().all(|request| sent.contains(&request.body)));
+    // What was accepted is not accepted again.
+    let again = (0..EVENTS)
+        .filter(|number| event("shop", &name(*number), padding(*number)).send(gateway.public()).status == 202);
+    assert!(again.count() <= EVENTS - 50);
+    eprintln!("{delivered} of {EVENTS} events were salvaged: {told}{said}");
 }
