@@ -110,7 +110,7 @@ impl Bench {
             paced.demand_sound();
 
             println!("\n{} senders, nobody to deliver to:", self.senders);
-            let (phase, usage) = self.measured(&gateway, &mut sender, length);
+            let (phase, usage) = self.measured(&gateway, &mut sender, Until::Time(length));
             self.judge(&phase, &usage, &syncs);
         }
         {
@@ -123,7 +123,7 @@ impl Bench {
             let before = upstream.answered();
             println!("\n{} senders, and an upstream that answers at once:", self.senders);
             let syncs = Syncs::measure(gateway.folder());
-            let (phase, usage) = self.measured(&gateway, &mut sender, length);
+            let (phase, usage) = self.measured(&gateway, &mut sender, Until::Time(length));
             let during = upstream.answered() - before;
             self.judge(&phase, &usage, &syncs);
             println!("  delivered meanwhile: {:.0}/s", during as f64 / phase.took.as_secs_f64());
@@ -148,13 +148,13 @@ impl Bench {
         let syncs = Syncs::measure(gateway.folder());
         sender.run(Until::Time(WARM)).demand_sound();
         println!("the gateway is process {}", gateway.pid());
-        let (phase, usage) = self.measured(&gateway, &mut sender, length);
+        let (phase, usage) = self.measured(&gateway, &mut sender, Until::Time(length));
         self.judge(&phase, &usage, &syncs);
     }
 
-    fn measured(&self, gateway: &Gateway, sender: &mut Sender, length: Duration) -> (Phase, Usage) {
+    fn measured(&self, gateway: &Gateway, sender: &mut Sender, until: Until) -> (Phase, Usage) {
         let before = Usage::now(gateway);
-        let phase = sender.run(Until::Time(length));
+        let phase = sender.run(until);
         let usage = Usage::now(gateway).since(&before);
         phase.demand_sound();
         (phase, usage)
@@ -180,33 +180,41 @@ impl Bench {
     }
 
     fn flat(&self, rows: u64) {
+        const SLICES: u64 = 20;
         disk::demand_room(&self.folder, rows * 4096);
         let upstream = Upstream::reserve();
         let gateway = Gateway::start(&self.folder, &upstream);
         let mut sender = Sender::new(&gateway, self.senders);
-        println!("{}", Syncs::measure(gateway.folder()));
+        println!("fdatasync of 8 KiB appended, before: {}", Syncs::measure(gateway.folder()));
         println!(
-            "{:>10} {:>10} {:>8} {:>8} {:>8} {:>10} {:>10}",
-            "rows", "appends/s", "p50 us", "p99 us", "max ms", "disk MiB", "RSS MiB"
+            "{:>9} {:>9} {:>8} {:>8} {:>8} {:>7} {:>8} {:>9} {:>8}",
+            "rows", "appends/s", "p50 us", "p99 us", "max ms", "CPU us", "wrote KiB", "disk MiB", "RSS MiB"
         );
-        let mut first = None;
-        let (mut done, mut last) = (0, 0.0);
+        let (mut rates, mut costs, mut done) = (Vec::new(), Vec::new(), 0);
         while done < rows {
-            let phase = sender.run(Until::Count((rows / 20).max(1)));
-            phase.demand_sound();
+            let (phase, usage) = self.measured(&gateway, &mut sender, Until::Count((rows / SLICES).max(1)));
+            let appends = phase.answered() as f64;
             done += phase.answered() as u64;
-            last = phase.rate();
-            first.get_or_insert(last);
+            rates.push(phase.rate());
+            costs.push(usage.gateway_cpu / appends * 1e6);
             println!(
-                "{done:>10} {last:>10.0} {:>8.0} {:>8.0} {:>8.1} {:>10.0} {:>10.0}",
+                "{done:>9} {:>9.0} {:>8.0} {:>8.0} {:>8.1} {:>7.1} {:>8.1} {:>9.0} {:>8.0}",
+                phase.rate(),
                 phase.at(0.5),
                 phase.at(0.99),
                 phase.at(1.0) / 1000.0,
+                usage.gateway_cpu / appends * 1e6,
+                usage.written / appends / 1024.0,
                 disk::usage(gateway.folder()) as f64 / MIB,
                 gateway.memory().resident / MIB
             );
         }
-        println!("the last slice is at {:.2} of the first", last / first.unwrap_or(last));
+        println!("fdatasync of 8 KiB appended, after: {}", Syncs::measure(gateway.folder()));
+        println!(
+            "the last quarter beside the first, medians: appends/s {:.2}, gateway CPU an append {:.2}",
+            last_to_first(&rates),
+            last_to_first(&costs)
+        );
     }
 
     fn memory(&self, rows: u64) {
@@ -257,6 +265,17 @@ const MIB: f64 = 1_048_576.0;
 fn quantile(sorted: &[u32], share: f64) -> f64 {
     let last = sorted.len().saturating_sub(1);
     sorted.get((last as f64 * share).round() as usize).copied().map_or(f64::NAN, f64::from)
+}
+
+/// The median of the last quarter by that of the first: single slices tell more of the machine than of the store.
+fn last_to_first(values: &[f64]) -> f64 {
+    let quarter = (values.len() / 4).max(1);
+    let median = |part: &[f64]| {
+        let mut part = part.to_vec();
+        part.sort_by(f64::total_cmp);
+        part.get(part.len() / 2).copied().unwrap_or(f64::NAN)
+    };
+    median(&values[values.len().saturating_sub(quarter)..]) / median(&values[..quarter.min(values.len())])
 }
 
 fn read(path: impl AsRef<Path>) -> String {
