@@ -27,6 +27,9 @@ const SLICE: i64 = 64;
 /// Expired claims that go in one step.
 const CLAIMS: i64 = 256;
 
+/// The keeper may be writing the log back just now.
+const KEEPER_WAIT: Duration = Duration::from_millis(20);
+
 const CLAIMS_STAY: Duration = Duration::from_secs(3600);
 
 /// Pages given back in one step: each may have to be moved.
@@ -208,7 +211,7 @@ impl Room {
         self.used(connection).map_or(u64::MAX, |used| max_size.saturating_sub(used))
     }
 
-    /// Writes the log back and cuts it off, where it is long enough to matter. Waits for nobody: a reader that is in the
+    /// Writes the log back and cuts it off, where it is long enough to matter. Waits for nobody for long: a reader that is in the
     /// way leaves it as it is.
     pub(super) fn shorten_log(&self, connection: &Connection) {
         let log = std::fs::metadata(&self.log).map_or(0, |log| log.len());
@@ -216,7 +219,7 @@ impl Room {
             return;
         }
         let shorten = || {
-            connection.busy_timeout(Duration::ZERO)?;
+            connection.busy_timeout(KEEPER_WAIT)?;
             connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
         };
         // Harmless when it fails: nothing in it is lost, and whoever asked for room finds none.

@@ -317,6 +317,8 @@ impl Writer {
         }
         if all > left {
             self.clear_away();
+            // Clearing away was written to the log as well.
+            self.room.shorten_log(&self.connection);
             left = self.room.left(&self.connection);
         }
         let mut refused = 0;
