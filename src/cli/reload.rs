@@ -126,18 +126,17 @@ impl Running {
                 _ => fresh.push(bind(plan, None, &self.door.metrics, &self.permits)?),
             }
         }
-        match (&*self.door.inbox.load(), config.inbox) {
-            (None, Some(settings)) => {
-                let inbox = open_inbox(&settings, &self.door.clock, &self.door.metrics)?;
-                self.door.inbox.store(Some(inbox));
-            }
-            (Some(inbox), Some(settings)) if !inbox.is_in(&settings.folder) => {
-                tracing::warn!("[inbox] path takes effect at the next start");
-            }
-            (Some(inbox), Some(settings)) => inbox.quarantine.limit(settings.quarantine),
-            (_, None) => {}
+        if let (None, Some(settings)) = (&*self.door.inbox.load(), &config.inbox) {
+            let inbox = open_inbox(settings, &self.door.clock, &self.door.metrics)?;
+            self.door.inbox.store(Some(inbox));
         }
         self.door.swap(config.plan).map_err(|error| error.to_string())?;
+        if let (Some(inbox), Some(settings)) = (&*self.door.inbox.load(), config.inbox) {
+            if !inbox.is_in(&settings.folder) {
+                tracing::warn!("[inbox] path takes effect at the next start");
+            }
+            inbox.adjust(settings);
+        }
         self.door.metrics.config_last_success.set(self.door.clock.now().as_secs() as f64);
         self.permits.resize(config.max_connections);
 

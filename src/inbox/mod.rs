@@ -251,6 +251,7 @@ impl Inbox {
 
     /// Goes by other settings from now on; the folder stays.
     pub(crate) fn adjust(&self, settings: Settings) {
+        self.quarantine.limit(settings.quarantine);
         self.rules.store(Arc::new(settings));
     }
 

@@ -567,3 +567,23 @@ fn an_upgrade_behind_a_socket_of_systemd_loses_nothing() {
     assert_eq!(upstream.count(), sent);
     drop(newer);
 }
+
+#[test]
+fn the_bounds_of_the_inbox_are_those_of_the_configuration_in_force() {
+    let upstream = Upstream::start();
+    let with = |min_free: &str| {
+        format!(
+            "{PLAIN}{}\n[inbox]\nmin_free = \"{min_free}\"\n[sources.stored]\npath = \"/stored\"\nupstream = \"app\"\n\
+             delivery = \"inbox\"\ndanger_accept_unverified = true\n",
+            upstream.table()
+        )
+    };
+    // More than any disk has.
+    let mut gateway = Gateway::start_in(Arc::new(Folder::new()), &with("1PiB"));
+    let send = |gateway: &Gateway| Request::post("/stored", "{}").send(gateway.public());
+    let refused = send(&gateway);
+    assert_eq!((refused.status, refused.header("retry-after").as_deref()), (503, Some("60")));
+    assert!(gateway.reload(&with("1MiB")));
+    // The disk is looked at once a second.
+    eventually("there is room", || (send(&gateway).status == 202).then_some(()));
+}
