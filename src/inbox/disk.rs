@@ -169,6 +169,13 @@ pub(super) fn open(settings: &Settings, now: UnixMillis) -> Result<Opened, OpenE
             return Err(OpenError::Damaged { path, detail });
         }
     }
+    if log::is_short(&beside(&path, "db-wal"), &beside(&path, "db-shm"), PAGE_BYTES as usize).map_err(unusable)? {
+        let detail =
+            "its log is shorter than what had been committed to it; where it was restored from a copy, inbox.db-shm \
+                      is not of that copy and is to be removed"
+                .to_owned();
+        return Err(OpenError::Damaged { path, detail });
+    }
     let connection = connect(&path, &failed)?;
     let was_closed: Option<i64> = connection
         .query_row("SELECT value FROM meta WHERE key = 'clean'", [], |row| row.get(0))

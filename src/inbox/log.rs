@@ -57,6 +57,57 @@ pub(super) fn examine(path: &Path, page_size: usize) -> io::Result<Verdict> {
     Ok(if log.saw_current_after_bad { Verdict::Torn } else { Verdict::Whole })
 }
 
+/// Does the log hold less than had been committed to it? The index beside it (sqlite.org/walformat.html) outlives a killed
+/// process, and says how many frames the last commit ended at: it was told so after these had been synced. A log that was
+/// cut, or is gone, looks like one that had never been longer, and nothing else would tell.
+///
+/// False where the index says nothing: there is none, it was being written, or it is another log's, as beside a store that
+/// was restored from a copy.
+pub(super) fn is_short(log: &Path, index: &Path, page_size: usize) -> io::Result<bool> {
+    let Some((salts, frames)) = committed(index, page_size)? else { return Ok(false) };
+    let Some(mut log) = Log::open(log, page_size)? else { return Ok(true) };
+    if log.header_is_right && log.salts != salts {
+        return Ok(false);
+    }
+    let mut found = 0;
+    while found < frames {
+        match log.next()? {
+            Some(frame) if frame.is_current && frame.follows => found += 1,
+            Some(_) | None => return Ok(true),
+        }
+    }
+    Ok(false)
+}
+
+/// The round and the number of frames that the index speaks of; None: nothing that is not in the database anyway. Its
+/// numbers are in the machine's own order.
+fn committed(index: &Path, page_size: usize) -> io::Result<Option<([u8; 8], u32)>> {
+    const COPY: usize = 48;
+    let mut bytes = [0; 2 * COPY + 4];
+    let mut file = match File::open(index) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if !filled(&mut file, &mut bytes)? {
+        return Ok(None);
+    }
+    let (copy, rest) = bytes.split_at(COPY);
+    let native = |from: &[u8], at: usize| {
+        from.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |found| u32::from_ne_bytes(*found))
+    };
+    let is_big = cfg!(target_endian = "big");
+    let is_right = Some(copy) == rest.get(..COPY)
+        && copy.get(12) == Some(&1)
+        && checksum((0, 0), copy.get(..40).unwrap_or_default(), is_big) == (native(copy, 40), native(copy, 44));
+    let size = copy.get(14..16).and_then(|size| size.first_chunk()).map_or(0, |size| u16::from_ne_bytes(*size));
+    let (frames, written_back) = (native(copy, 16), native(rest, COPY));
+    if !is_right || usize::from(size) != page_size || written_back >= frames {
+        return Ok(None);
+    }
+    Ok(copy.get(32..40).and_then(|salts| salts.first_chunk()).map(|salts| (*salts, frames)))
+}
+
 struct Bad {
     at: u64,
     /// A commit has been seen at it or behind it.
@@ -368,5 +419,52 @@ mod tests {
         let uncommitted = &log[..commits(&log)[7]];
         let (_, before) = apply_to(uncommitted);
         assert_eq!(rows(&before, &folder), 6);
+    }
+
+    #[test]
+    fn a_log_that_lacks_what_its_index_had_seen_committed_is_short_and_another_stores_index_says_nothing() {
+        let folder = std::env::temp_dir().join(format!("hookward-log-short-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        let crashed = |name: &str| {
+            let path = folder.join(name);
+            let connection = Connection::open(&path).unwrap();
+            connection
+                .execute_batch(
+                    "PRAGMA page_size = 4096; PRAGMA journal_mode = wal; PRAGMA wal_autocheckpoint = 0;
+                     CREATE TABLE t (filler BLOB); INSERT INTO t VALUES (randomblob(6000));
+                     INSERT INTO t VALUES (randomblob(6000));",
+                )
+                .unwrap();
+            let read = |ending: &str| fs::read(folder.join(format!("{name}-{ending}"))).unwrap();
+            let found = (read("wal"), read("shm"));
+            connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).unwrap();
+            (found, read("shm"))
+        };
+        let ((log, index), written_back) = crashed("one");
+        let ((other, _), _) = crashed("other");
+        let (at_log, at_index) = (folder.join("log"), folder.join("index"));
+        let short = |log: &[u8], index: &[u8]| {
+            fs::write(&at_log, log).unwrap();
+            fs::write(&at_index, index).unwrap();
+            is_short(&at_log, &at_index, PAGE).unwrap()
+        };
+        assert!(!short(&log, &index));
+        for cut in [0, 31, HEADER, HEADER + FRAME + PAGE, log.len() - 1] {
+            assert!(short(&log[..cut], &index), "cut to {cut} of {}", log.len());
+            // What is in the database anyway is not missed.
+            assert!(!short(&log[..cut], &written_back), "cut to {cut} of {}", log.len());
+        }
+        // A log that was restored from a copy; an index that was being written, is cut, or is not there.
+        assert!(!short(&other[..other.len() / 2], &index));
+        for at in [0, 16, 40, 60] {
+            let mut torn = index.clone();
+            torn[at] ^= 1;
+            assert!(!short(&log[..HEADER], &torn), "{at}");
+        }
+        assert!(!short(&log[..HEADER], &index[..90]));
+        fs::remove_file(&at_index).unwrap();
+        assert!(!is_short(&at_log, &at_index, PAGE).unwrap());
+        let _ = fs::remove_dir_all(&folder);
     }
 }

@@ -205,6 +205,18 @@ fn a_damaged_log_of_a_killed_process_is_refused_and_an_undamaged_one_is_used() {
     let folder = copied(&whole);
     zero(&log(&folder), 0, 32);
     assert_eq!(start_on(&folder, "a log without its head"), Met::Refused);
+    for to in [0, 32, 40_000, long / 2, long - 1] {
+        let folder = copied(&whole);
+        truncate(&log(&folder), to);
+        let damage = format!("the log cut to {to} of {long}");
+        assert_eq!(start_on(&folder, &damage), Met::Refused, "{damage}");
+    }
+    let folder = copied(&whole);
+    std::fs::remove_file(log(&folder)).expect("removed");
+    assert_eq!(start_on(&folder, "no log"), Met::Refused);
+    let folder = copied(&whole);
+    flip(&log(&folder), long - 100);
+    assert_eq!(start_on(&folder, "a flipped bit in the last commit"), Met::Refused);
 }
 
 #[test]
