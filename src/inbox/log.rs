@@ -5,8 +5,9 @@
 //! for the end of a write that power loss tore, which nobody had been told of. It is wrong for a bit that flipped in the
 //! middle: behind it are transactions that were synced and acknowledged. The two can be told apart, because every commit
 //! here is synced before the next one begins: where a bad frame has a *commit and then another frame* of the same log
-//! behind it, the bad one had been on the disk, whole. Only damage within the very last transaction looks like a torn
-//! write; that is said as a warning and the start goes on.
+//! behind it, the bad one had been on the disk, whole. Damage within the very last transaction, or a log that was cut,
+//! is told by the index beside it, which a killed process leaves and which knows what was committed ([`is_short`]). Where
+//! there is none, the former looks like a torn write; that is said as a warning and the start goes on.
 //!
 //! The format is SQLite's (sqlite.org/fileformat2.html#walformat): a header of 32 bytes, then frames of 24 bytes and one
 //! page each. Checksums are cumulative, each seeded with the one stored before it. So a single bad frame does not spoil
