@@ -6,6 +6,7 @@
 //! settlements are written at any limit, for the database may grow a little beyond `max_size` for them.
 
 use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -62,11 +63,16 @@ pub(super) struct Standing {
     pub(super) remainder: AtomicBool,
     /// The keeper has found damage.
     pub(super) is_damaged: AtomicBool,
+    /// Its file is no longer where it was opened: what was added now would be gone with the process.
+    pub(super) is_gone: AtomicBool,
 }
 
 impl Standing {
     /// What can be said before the writer has to be asked.
     pub(super) fn refusal(&self, source: &str, settings: &Settings, now: UnixMillis) -> Option<AppendError> {
+        if self.is_gone.load(Ordering::Relaxed) {
+            return Some(AppendError::Store("its file was taken away".to_owned()));
+        }
         if self.is_short.load(Ordering::Relaxed) {
             return Some(AppendError::NoRoomOnDisk);
         }
@@ -106,6 +112,9 @@ pub(super) struct Room {
     standing: Arc<Standing>,
     folder: PathBuf,
     log: PathBuf,
+    database: PathBuf,
+    /// The file that is open, whatever its name is by now.
+    inode: Option<u64>,
     page_bytes: u64,
     /// How far what may go has been looked for; None while resting.
     sweep: Option<Sweep>,
@@ -138,6 +147,8 @@ impl Room {
             standing,
             folder: database.parent().unwrap_or(Path::new(".")).to_owned(),
             log: database.with_extension("db-wal"),
+            database: database.to_owned(),
+            inode: inode(database),
             page_bytes: u64::from(page_bytes.max(512)),
             sweep: None,
             press: None,
@@ -184,6 +195,18 @@ impl Room {
     }
 
     fn look_at_the_disk(&self) {
+        let is_gone = inode(&self.database) != self.inode;
+        if self.standing.is_gone.swap(is_gone, Ordering::Relaxed) != is_gone {
+            let path = self.database.display();
+            if is_gone {
+                tracing::error!(
+                    %path,
+                    "the inbox's file was moved away or replaced while it is open: deliveries are refused with 503; put it back"
+                );
+            } else {
+                tracing::warn!(%path, "the inbox's file is back");
+            }
+        }
         let Ok(disk) = rustix::fs::statvfs(&self.folder) else { return };
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
         let min_free = self.rules.load().min_free;
@@ -371,6 +394,11 @@ impl Room {
         }
         Ok(is_over)
     }
+}
+
+/// Asked of its name: opening the file a second time would drop SQLite's locks on it.
+fn inode(path: &Path) -> Option<u64> {
+    std::fs::metadata(path).ok().map(|file| file.ino())
 }
 
 fn millis(of: Duration) -> i64 {

@@ -201,6 +201,7 @@ impl Handle {
         self.vitals.runs.load(Ordering::Relaxed)
             && self.vitals.writes.load(Ordering::Relaxed)
             && !self.standing.is_damaged.load(Ordering::Relaxed)
+            && !self.standing.is_gone.load(Ordering::Relaxed)
     }
 
     pub(super) async fn close(&self) {

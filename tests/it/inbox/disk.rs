@@ -338,3 +338,21 @@ fn a_folder_that_cannot_be_one_is_named_at_the_start_with_what_is_wrong_with_it(
     std::fs::set_permissions(folder.path("closed"), Permissions::from_mode(0o700)).expect("open again");
     assert_eq!(std::fs::read(folder.path("a-file")).expect("the file"), b"something", "it was changed");
 }
+
+#[test]
+fn a_file_that_is_moved_away_while_it_is_open_is_missed_and_back_in_its_place_it_is_used_again() {
+    let app = Upstream::start();
+    let text = configuration("", &format!("{}{}", upstream("app", &app, ""), source("shop", "app", "")));
+    let gateway = Gateway::start_in(Arc::new(Folder::new()), &text);
+    assert_eq!(event("shop", "before", 0).send(gateway.public()).status, 202);
+    app.wait_for(1);
+    let (file, away) = (gateway.folder.path("inbox/inbox.db"), gateway.folder.path("inbox/away.db"));
+    std::fs::rename(&file, &away).expect("moved away");
+    gateway.wait_for_log("moved away or replaced");
+    assert_eq!(event("shop", "meanwhile", 0).send(gateway.public()).status, 503);
+    assert_eq!(gateway.get("/readyz").expect("an answer").status, 503);
+    std::fs::rename(&away, &file).expect("put back");
+    gateway.wait_for_log("file is back");
+    assert_eq!(event("shop", "meanwhile", 0).send(gateway.public()).status, 202);
+    app.wait_for(2);
+}
