@@ -16,7 +16,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
-const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 const LARGEST: u64 = 1 << 50;
@@ -40,9 +39,9 @@ pub(super) fn read(table: &Table<'_>) -> Settings {
     let settings = Settings {
         max_size: table.size("max_size", defaults.max_size, (1 << 20)..=LARGEST),
         min_free: table.size("min_free", defaults.min_free, 0..=LARGEST),
-        max_age: table.duration("max_age", defaults.max_age, Duration::from_secs(60)..=YEAR),
+        max_age: table.duration("max_age", defaults.max_age, SECOND..=YEAR),
         keep_delivered: table.duration("keep_delivered", defaults.keep_delivered, Duration::ZERO..=YEAR),
-        keep_dead: table.duration("keep_dead", defaults.keep_dead, HOUR..=10 * YEAR),
+        keep_dead: table.duration("keep_dead", defaults.keep_dead, SECOND..=10 * YEAR),
         quarantine: quarantine::limits(&table.table_or_empty("quarantine")),
         packing: packing(table),
         ..defaults
