@@ -47,6 +47,7 @@ use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
@@ -133,9 +134,16 @@ pub(crate) enum OpenError {
     Unusable { path: PathBuf, detail: String },
 }
 
+/// Open for as long as the store is.
+pub(super) struct Held {
+    _lock: File,
+    /// For syncing alone. Nobody may close it while SQLite has the same file open.
+    pub(super) database: Arc<File>,
+}
+
 pub(super) struct Opened {
     pub(super) connection: Connection,
-    pub(super) lock: File,
+    pub(super) held: Held,
     pub(super) folder: PathBuf,
     pub(super) path: PathBuf,
     pub(super) counts: Counts,
@@ -198,7 +206,8 @@ pub(super) fn open(settings: &Settings, now: UnixMillis) -> Result<Opened, OpenE
     let last_time = set_back(&connection, last_time, now).map_err(failed)?;
     // Not before all of it could be read: what is refused is left as it is.
     connection.execute("REPLACE INTO meta VALUES ('clean', 0)", []).map_err(failed)?;
-    Ok(Opened { connection, lock, folder, path, counts, last_time })
+    let held = Held { _lock: lock, database: Arc::new(File::open(&path).map_err(unusable)?) };
+    Ok(Opened { connection, held, folder, path, counts, last_time })
 }
 
 /// The clock was set back while nothing ran: what was due in an hour is due in an hour, and not when the clock has caught

@@ -5,6 +5,7 @@
 //! nobody for it). The little that was written meanwhile is left to the writer, between two batches: only when nothing
 //! is left does the log begin anew, and so it stays as short as [`room::log_bytes`] says under any load.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -35,10 +36,16 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    pub(super) fn start(path: &Path, rules: Rules, standing: Arc<Standing>) -> std::io::Result<Self> {
+    pub(super) fn start(
+        path: &Path,
+        database: Arc<File>,
+        rules: Rules,
+        standing: Arc<Standing>,
+    ) -> std::io::Result<Self> {
         let (nudge, nudged) = sync_channel(1);
         let keeping = Keeping {
             path: path.to_owned(),
+            database,
             rules,
             standing,
             nudged,
@@ -75,6 +82,8 @@ impl Drop for Keeper {
 
 struct Keeping {
     path: PathBuf,
+    /// Shared with the writer, which lets go of it last.
+    database: Arc<File>,
     rules: Rules,
     standing: Arc<Standing>,
     nudged: Receiver<()>,
@@ -140,7 +149,7 @@ impl Keeping {
 
     fn write_back(&self, connection: &Connection) -> rusqlite::Result<()> {
         let page_bytes = u64::from(disk::PAGE_BYTES);
-        let long = i64::try_from(room::log_bytes(&self.rules.load()) / page_bytes / 4).unwrap_or(i64::MAX);
+        let long = i64::try_from(room::nudge_bytes(&self.rules.load()) as u64 / page_bytes).unwrap_or(i64::MAX);
         for _ in 0..ROUNDS {
             let (log, written_back) = checkpoint(connection)?;
             if log < long {
@@ -150,6 +159,9 @@ impl Keeping {
                 break;
             }
         }
+        // What was copied is synced here, or the writer would have to wait for all of it. Should that fail, its own sync
+        // fails as well, and says so.
+        let _ = self.database.sync_data();
         self.standing.remainder.store(true, Ordering::Release);
         Ok(())
     }

@@ -228,7 +228,7 @@ impl Inbox {
         let writer = writer::start(
             &opened.path,
             opened.connection,
-            opened.lock,
+            opened.held,
             clock,
             rules.clone(),
             meters,

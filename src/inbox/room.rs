@@ -28,9 +28,6 @@ const SLICE: i64 = 64;
 /// Expired claims that go in one step.
 const CLAIMS: i64 = 256;
 
-/// The keeper may be writing the log back just now.
-const KEEPER_WAIT: Duration = Duration::from_millis(20);
-
 const CLAIMS_STAY: Duration = Duration::from_secs(3600);
 
 /// Pages given back in one step: each may have to be moved.
@@ -106,6 +103,17 @@ pub(super) fn log_bytes(settings: &Settings) -> u64 {
     (settings.max_size / 8).clamp(256 << 10, 64 << 20)
 }
 
+/// Beyond it the log is cut off. Above what it comes to in steady use: cutting it off and growing it again takes longer
+/// than a sync.
+fn longest_log(settings: &Settings) -> u64 {
+    log_bytes(settings) * 2
+}
+
+/// How much may be in the log before it is written back, if the second is not over.
+pub(super) fn nudge_bytes(settings: &Settings) -> usize {
+    usize::try_from(log_bytes(settings) / 4).unwrap_or(usize::MAX)
+}
+
 /// Of the writer.
 pub(super) struct Room {
     rules: Rules,
@@ -121,6 +129,8 @@ pub(super) struct Room {
     /// The same for what was delivered and has to make room early.
     press: Option<Sweep>,
     rest: Duration,
+    /// The log is not tried to be cut off before.
+    shorten_at: Instant,
     sweep_at: Instant,
     press_at: Instant,
     /// There are expired claims.
@@ -153,6 +163,7 @@ impl Room {
             sweep: None,
             press: None,
             rest: REST,
+            shorten_at: now,
             sweep_at: now,
             press_at: now,
             claims: true,
@@ -173,7 +184,7 @@ impl Room {
             let limited = connection
                 .pragma_update(None, "max_page_count", i64::try_from(max_pages).unwrap_or(i64::MAX))
                 .and_then(|()| {
-                    let longest = i64::try_from(log_bytes(&settings)).unwrap_or(i64::MAX);
+                    let longest = i64::try_from(longest_log(&settings)).unwrap_or(i64::MAX);
                     connection.pragma_update(None, "journal_size_limit", longest)
                 });
             if limited.is_ok() {
@@ -224,7 +235,14 @@ impl Room {
     fn used(&self, connection: &Connection) -> rusqlite::Result<u64> {
         let (all, free) = pages(connection)?;
         let log = std::fs::metadata(&self.log).map_or(0, |log| log.len());
+        // What it may come to counts already, or there would be room at one moment and none at the next.
+        let log = log.max(longest_log(&self.rules.load()));
         Ok(all.saturating_sub(free) * self.page_bytes + log)
+    }
+
+    /// Is it time to write the log back, with so many bytes written to it since?
+    pub(super) fn is_long(&self, written: usize) -> bool {
+        written > nudge_bytes(&self.rules.load())
     }
 
     /// How many bytes of new deliveries there is room for.
@@ -234,20 +252,23 @@ impl Room {
         self.used(connection).map_or(u64::MAX, |used| max_size.saturating_sub(used))
     }
 
-    /// Writes the log back and cuts it off, where it is long enough to matter. Waits for nobody for long: a reader that is in the
-    /// way leaves it as it is.
-    pub(super) fn shorten_log(&self, connection: &Connection) {
+    /// Writes the log back and cuts it off, where it is long enough to matter. Waits a moment for the keeper, which may
+    /// be at it; a reader that is in the way for longer leaves it as it is, and is not waited for again and again.
+    pub(super) fn shorten_log(&mut self, connection: &Connection) {
         let log = std::fs::metadata(&self.log).map_or(0, |log| log.len());
-        if log < log_bytes(&self.rules.load()) / 4 {
+        if log <= longest_log(&self.rules.load()) || Instant::now() < self.shorten_at {
             return;
         }
         let shorten = || {
-            connection.busy_timeout(KEEPER_WAIT)?;
-            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+            connection.busy_timeout(LAST_SEARCH)?;
+            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))
         };
         // Harmless when it fails: nothing in it is lost, and whoever asked for room finds none.
-        let _ = shorten();
+        let is_in_the_way = shorten().unwrap_or(true);
         let _ = connection.busy_timeout(disk::BUSY_WAIT);
+        if is_in_the_way {
+            self.shorten_at = Instant::now() + REST;
+        }
     }
 
     pub(super) fn cost(content: usize) -> u64 {

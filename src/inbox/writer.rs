@@ -4,7 +4,6 @@
 //! others with it: a batch that cannot be committed is tried again one by one. A settlement is never given up: it is
 //! kept until it can be written, and its task stays leased so long.
 
-use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +14,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
-use super::disk;
+use super::disk::{self, Held};
 use super::feed::Feeds;
 use super::keeper::{self, Keeper};
 use super::packing::Packed;
@@ -40,8 +39,8 @@ const PACKED_AT_ONCE: usize = 256 << 10;
 
 const TICK: Duration = Duration::from_secs(1);
 
-/// So much may be written before the keeper is told, if the second is not over.
-const NUDGE_BYTES: usize = 4 << 20;
+/// Pages that a commit writes to the log, however little is in it: the ends of tables and indexes.
+const PAGES_OF_A_COMMIT: usize = 12;
 
 type Answer<T> = oneshot::Sender<Result<T, String>>;
 
@@ -93,7 +92,7 @@ const STOPPED: &str = "the writer has stopped";
 pub(super) fn start(
     path: &Path,
     connection: Connection,
-    lock: File,
+    held: Held,
     clock: Steady,
     rules: Rules,
     meters: Meters,
@@ -105,7 +104,7 @@ pub(super) fn start(
     let next_seq = connection.query_row("SELECT ifnull(max(seq), 0) + 1 FROM deliveries", [], |row| row.get(0));
     let standing = Arc::<Standing>::default();
     let room = Room::new(rules.clone(), standing.clone(), path, &connection);
-    let keeper = Keeper::start(path, rules.clone(), standing.clone())?;
+    let keeper = Keeper::start(path, held.database.clone(), rules.clone(), standing.clone())?;
     let writer = Writer {
         connection,
         inbox,
@@ -123,7 +122,7 @@ pub(super) fn start(
         closing: None,
         runs: Running(vitals.clone()),
         keeper,
-        _lock: lock,
+        _held: held,
     };
     let ticking = to_writer.downgrade();
     thread::Builder::new().name("inbox-writer".into()).spawn(move || writer.run())?;
@@ -233,7 +232,7 @@ struct Writer {
     closing: Option<oneshot::Sender<()>>,
     runs: Running,
     keeper: Keeper,
-    _lock: File,
+    _held: Held,
 }
 
 /// However the writer ends, it is known.
@@ -356,7 +355,8 @@ impl Writer {
 
     /// The log stays short: see `keeper.rs`.
     fn keep_log(&mut self) {
-        if self.unkept > NUDGE_BYTES {
+        // Before the second is over, where it is long enough by then.
+        if self.room.is_long(self.unkept) {
             self.unkept = 0;
             self.keeper.nudge();
         }
@@ -391,7 +391,8 @@ impl Writer {
         match tried {
             Ok(stored) => {
                 self.meters.commit.observe(begun.elapsed().as_secs_f64());
-                self.unkept += 2048 * together + appends.iter().map(|a| a.packed.content.len()).sum::<usize>();
+                self.unkept += PAGES_OF_A_COMMIT * disk::PAGE_BYTES as usize + 2048 * together;
+                self.unkept += appends.iter().map(|a| a.packed.content.len()).sum::<usize>();
                 if !appends.is_empty() {
                     self.meters.batch.observe(appends.len() as f64);
                 }
