@@ -146,7 +146,7 @@ pub(super) struct Opened {
     pub(super) held: Held,
     pub(super) folder: PathBuf,
     pub(super) path: PathBuf,
-    pub(super) counts: Counts,
+    pub(super) counts: Arc<Counts>,
     /// The latest time that the store has seen.
     pub(super) last_time: UnixMillis,
 }
@@ -197,7 +197,7 @@ pub(super) fn open(settings: &Settings, now: UnixMillis) -> Result<Opened, OpenE
     }
     // The log's own name must survive power loss too.
     File::open(&folder).and_then(|folder| folder.sync_all()).map_err(unusable)?;
-    let counts = Counts::read(&connection).map_err(failed)?;
+    let counts = Arc::new(Counts::read(&connection).map_err(failed)?);
     let last_time = connection
         .query_row("SELECT value FROM meta WHERE key = 'last_time'", [], |row| row.get::<_, i64>(0))
         .optional()

@@ -152,7 +152,6 @@ pub(crate) struct Task {
     pub(crate) delivery_id: String,
     /// Made before.
     pub(crate) attempts: u32,
-    pub(crate) is_in_lane: bool,
     /// Its path is the task's.
     pub(crate) parcel: Arc<Parcel>,
 }
@@ -219,23 +218,14 @@ impl Inbox {
         let clock = Steady::from(now.max(opened.last_time));
         let rules = Arc::new(ArcSwap::from_pointee(settings.clone()));
         let feeds = Arc::new(Feeds::default());
-        let counts = Arc::new(opened.counts);
+        let counts = opened.counts.clone();
         let readers = Readers::new(opened.path.clone(), rules.clone());
         let folder = opened.folder.clone();
         let unusable = |detail: String| OpenError::Unusable { path: folder.clone(), detail };
         let quarantine =
             Quarantine::read(&opened.connection, settings.quarantine).map_err(|error| unusable(error.to_string()))?;
-        let writer = writer::start(
-            &opened.path,
-            opened.connection,
-            opened.held,
-            clock,
-            rules.clone(),
-            meters,
-            feeds.clone(),
-            counts.clone(),
-        )
-        .map_err(|error| unusable(error.to_string()))?;
+        let writer = writer::start(opened, clock, rules.clone(), meters, feeds.clone())
+            .map_err(|error| unusable(error.to_string()))?;
         Ok(Arc::new(Self { writer, readers, feeds, counts, clock, folder, rules, quarantine }))
     }
 

@@ -99,7 +99,8 @@ impl SealingKey {
         Ok(Self { id: KeyId(id), key: Secret::new(bytes.to_vec()) })
     }
 
-    pub(crate) fn id(&self) -> KeyId {
+    #[cfg(test)]
+    pub(super) fn id(&self) -> KeyId {
         self.id
     }
 

@@ -91,7 +91,7 @@ impl Readers {
         self.read(|connection| {
             let Some(id) = tally::known(connection, Kind::Upstream, upstream)? else { return Ok(Vec::new()) };
             let mut select = connection.prepare_cached(
-                "SELECT t.attempts, t.generation, t.lane IS NOT NULL, t.path, n.name, d.received, d.request_id,
+                "SELECT t.attempts, t.generation, t.path, n.name, d.received, d.request_id,
                         d.delivery_id, c.content, c.key, c.packing
                  FROM tasks t LEFT JOIN deliveries d ON d.seq = t.seq LEFT JOIN contents c ON c.seq = t.seq
                  LEFT JOIN names n ON n.id = t.source
@@ -174,18 +174,18 @@ impl Readers {
 fn read_task(row: &rusqlite::Row<'_>, seq: i64, upstream: &Arc<str>, packing: &Packing) -> rusqlite::Result<Loaded> {
     let key = TaskKey { seq, upstream: upstream.clone(), generation: row.get(1)? };
     let unreadable = |why: &str| Ok(Loaded::Unreadable { key: key.clone(), why: why.to_owned() });
-    let (Some(source), Some(received)) = (row.get::<_, Option<String>>(4)?, row.get::<_, Option<i64>>(5)?) else {
+    let (Some(source), Some(received)) = (row.get::<_, Option<String>>(3)?, row.get::<_, Option<i64>>(4)?) else {
         return unreadable("its delivery is missing");
     };
-    let (Ok(request_id), Some(content)) = (row.get(6), row.get::<_, Option<Vec<u8>>>(8)?) else {
+    let (Ok(request_id), Some(content)) = (row.get(5), row.get::<_, Option<Vec<u8>>>(7)?) else {
         return unreadable("its content is missing");
     };
-    let sealed_with: Option<Vec<u8>> = row.get(9)?;
-    let content = match packing.unpack(&request_id, sealed_with.as_deref(), row.get(10)?, content) {
+    let sealed_with: Option<Vec<u8>> = row.get(8)?;
+    let content = match packing.unpack(&request_id, sealed_with.as_deref(), row.get(9)?, content) {
         Ok(content) => content,
         // It can be read again with the key, or by the version, that is wanting: it waits for that.
         Err(why @ (Sealed::KeyMissing { .. } | Sealed::Unknown(_))) => {
-            return Err(rusqlite::Error::FromSqlConversionFailure(8, Type::Blob, Box::new(why)));
+            return Err(rusqlite::Error::FromSqlConversionFailure(7, Type::Blob, Box::new(why)));
         }
         Err(why) => return unreadable(&why.to_string()),
     };
@@ -193,16 +193,15 @@ fn read_task(row: &rusqlite::Row<'_>, seq: i64, upstream: &Arc<str>, packing: &P
         Ok(parcel) => parcel,
         Err(why) => return unreadable(&why.to_string()),
     };
-    if let Some(path) = row.get(3)? {
+    if let Some(path) = row.get(2)? {
         parcel.path_and_query = path;
     }
     Ok(Loaded::Task(Box::new(Task {
         source: source.into(),
         received: time(received),
         request_id: Uuid::from_bytes(request_id),
-        delivery_id: row.get(7)?,
+        delivery_id: row.get(6)?,
         attempts: row.get(0)?,
-        is_in_lane: row.get(2)?,
         parcel: Arc::new(parcel),
         key,
     })))

@@ -5,7 +5,6 @@
 //! kept until it can be written, and its task stays leased so long.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -90,21 +89,19 @@ struct Vitals {
 const STOPPED: &str = "the writer has stopped";
 
 pub(super) fn start(
-    path: &Path,
-    connection: Connection,
-    held: Held,
+    opened: disk::Opened,
     clock: Steady,
     rules: Rules,
     meters: Meters,
     feeds: Arc<Feeds>,
-    counts: Arc<Counts>,
 ) -> io::Result<Handle> {
+    let disk::Opened { connection, held, path, counts, .. } = opened;
     let vitals = Arc::new(Vitals { runs: AtomicBool::new(true), writes: AtomicBool::new(true) });
     let (to_writer, inbox) = mpsc::channel(QUEUE);
     let next_seq = connection.query_row("SELECT ifnull(max(seq), 0) + 1 FROM deliveries", [], |row| row.get(0));
     let standing = Arc::<Standing>::default();
-    let room = Room::new(rules.clone(), standing.clone(), path, &connection);
-    let keeper = Keeper::start(path, held.database.clone(), rules.clone(), standing.clone())?;
+    let room = Room::new(rules.clone(), standing.clone(), &path, &connection);
+    let keeper = Keeper::start(&path, held.database.clone(), rules.clone(), standing.clone())?;
     let writer = Writer {
         connection,
         inbox,
@@ -224,7 +221,7 @@ struct Writer {
     /// When the present time was last written down.
     last_time: UnixMillis,
     /// Settlements that could not be written yet.
-    unwritten: Vec<Box<Settling>>,
+    unwritten: Vec<Settling>,
     room: Room,
     standing: Arc<Standing>,
     /// About how many bytes were written since the keeper was told.
@@ -247,8 +244,8 @@ impl Drop for Running {
 /// What one transaction is made of.
 #[derive(Default)]
 struct Batch {
-    appends: Vec<Box<Append>>,
-    settlings: Vec<Box<Settling>>,
+    appends: Vec<Append>,
+    settlings: Vec<Settling>,
     works: Vec<Work>,
     bytes: usize,
 }
@@ -286,9 +283,9 @@ impl Writer {
             match message {
                 Message::Append(append) => {
                     batch.bytes += append.packed.content.len();
-                    batch.appends.push(append);
+                    batch.appends.push(*append);
                 }
-                Message::Settle(settling) => batch.settlings.push(settling),
+                Message::Settle(settling) => batch.settlings.push(*settling),
                 Message::Work(work) => batch.works.push(work),
                 Message::Tick => ticked = true,
                 Message::Close(done) => {
@@ -306,7 +303,7 @@ impl Writer {
     /// Of the deliveries that came, those for which there is room: what was delivered goes before anybody is refused.
     fn make_room(&mut self, batch: &mut Batch) {
         let cost = |append: &Append| Room::cost(append.packed.content.len());
-        let all: u64 = batch.appends.iter().map(|append| cost(append)).sum();
+        let all: u64 = batch.appends.iter().map(cost).sum();
         if all == 0 {
             return;
         }
@@ -400,7 +397,7 @@ impl Writer {
                     self.feeds.of(&upstream).look_again();
                 }
                 for (append, stored) in appends.into_iter().zip(stored) {
-                    self.acknowledge(*append, &stored);
+                    self.acknowledge(append, &stored);
                 }
                 if !settlings.is_empty() {
                     self.room.settled();
@@ -437,8 +434,8 @@ impl Writer {
 
     fn commit(
         &mut self,
-        appends: &[Box<Append>],
-        settlings: &[Box<Settling>],
+        appends: &[Append],
+        settlings: &[Settling],
         works: Vec<Work>,
     ) -> (Vec<Conclusion>, rusqlite::Result<Vec<Stored>>) {
         let mut conclusions = Vec::new();
@@ -515,7 +512,6 @@ impl Writer {
                 request_id: entry.request_id,
                 delivery_id: entry.delivery_id.clone(),
                 attempts: 0,
-                is_in_lane: task.lane.is_some(),
                 parcel,
             });
         }

@@ -4,6 +4,7 @@
 //! finds out which it is, and nothing else here knows. What a stranger wrote (ids, headers, bodies) reaches the terminal
 //! through `print.rs` alone, which lets none of it drive the terminal.
 
+mod export;
 mod place;
 mod print;
 mod reverify;
@@ -18,8 +19,7 @@ use place::Place;
 use serde_json::Value;
 use serde_json::value::RawValue;
 use std::io::{IsTerminal as _, Write};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use url::form_urlencoded;
 
@@ -28,7 +28,7 @@ pub(super) struct Arguments {
     #[command(subcommand)]
     what: What,
     /// The operator's port of a running gateway, where it is not the configured address: http://10.0.0.5:9090. The token
-    /// is that of [admin].
+    /// is the configured one.
     #[arg(long, global = true, value_name = "URL")]
     admin: Option<Uri>,
 }
@@ -44,7 +44,7 @@ enum What {
     /// Give up: dead letters, where neither --state nor an id says otherwise.
     Discard(Discarding),
     /// Everything that is needed to make the requests again, a JSON object a line, the oldest first.
-    Export(Exporting),
+    Export(export::Exporting),
     /// How many wait, for how long, and how large it has grown.
     Stats {
         /// For programs: one object.
@@ -163,21 +163,6 @@ struct Discarding {
     choice: Choice,
 }
 
-#[derive(clap::Args)]
-struct Exporting {
-    #[command(flatten)]
-    filter: Filter,
-    /// At most so many.
-    #[arg(long, value_name = "N")]
-    limit: Option<u64>,
-    /// A new file, readable by its owner alone; default: standard output.
-    #[arg(long, value_name = "FILE")]
-    output: Option<PathBuf>,
-    /// Credentials too, which are masked otherwise: needed where a request is to be made again with them.
-    #[arg(long)]
-    reveal: bool,
-}
-
 /// Why there is no answer, and the exit code that says so.
 struct Failure {
     code: u8,
@@ -207,7 +192,7 @@ pub(super) fn inbox(config: &Path, arguments: &Arguments) -> ExitCode {
                 act(&place, "retry", choice, rate.iter().map(|rate| ("rate", rate.clone())).collect())
             }
             What::Discard(Discarding { choice }) => act(&place, "discard", choice, Vec::new()),
-            What::Export(exporting) => export(&place, exporting),
+            What::Export(exporting) => export::export(&place, exporting),
             What::Stats { json } => stats(&place, *json),
             What::Quarantine(listing) => reverify::list(&place, listing),
             What::Reverify(reverifying) => reverify::reverify(&place, reverifying),
@@ -436,59 +421,6 @@ fn act(place: &Place, verb: &str, choice: &Choice, mut query: Query) -> Done {
         say(&format!("{what}{waits}"));
     }
     Ok(if matched == 0 { ExitCode::from(NO) } else { ExitCode::SUCCESS })
-}
-
-fn export(place: &Place, exporting: &Exporting) -> Done {
-    let mut query = exporting.filter.query();
-    query.extend(exporting.limit.map(|limit| ("limit", limit.to_string())));
-    if exporting.reveal {
-        query.push(("reveal", "1".to_owned()));
-    }
-    let named =
-        exporting.output.as_ref().map_or_else(|| "standard output".to_owned(), |path| path.display().to_string());
-    let fail = |error: std::io::Error| Failure::new(NO, format!("{named}: {error}"));
-    let mut out: Box<dyn Write> = match &exporting.output {
-        Some(path) => {
-            let mut options = std::fs::OpenOptions::new();
-            // Never into what is there: its mode would stay, and others might read it.
-            let file = options.write(true).create_new(true).mode(0o600).open(path).map_err(fail)?;
-            Box::new(std::io::BufWriter::new(file))
-        }
-        None => Box::new(std::io::stdout().lock()),
-    };
-    let (mut found, mut masked, mut is_read) = (0, 0, true);
-    each_page(place, (&Method::GET, "/inbox/export"), query, |page| {
-        for delivery in &page.deliveries {
-            masked += u64::from(delivery.get().contains(r#""masked":true"#));
-            let line = print::json(delivery.get());
-            match writeln!(out, "{line}") {
-                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
-                    is_read = false;
-                    return Ok(Enough::Yes);
-                }
-                done => done.map_err(fail)?,
-            }
-        }
-        found += page.deliveries.len() as u64;
-        Ok(match exporting.limit {
-            Some(limit) if found >= limit => Enough::Yes,
-            limit => Enough::No(limit.map(|limit| limit - found)),
-        })
-    })?;
-    if !is_read {
-        return Ok(ExitCode::SUCCESS);
-    }
-    out.flush().map_err(fail)?;
-    if masked > 0 {
-        complain(&format!(
-            "of {found} deliveries {masked} have credentials, which were masked; --reveal writes them too"
-        ));
-    }
-    if found == 0 {
-        complain("nothing in the inbox matches");
-        return Ok(ExitCode::from(NO));
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 fn stats(place: &Place, as_json: bool) -> Done {

@@ -169,7 +169,8 @@ fn is_refused(number: usize) -> bool {
 
 /// By the life that ended: how many events were delivered again after the upstream had said 200 to them in that life.
 fn repeats(application: &Upstream, lives: &[usize], sent: &HashMap<String, Fate>) -> BTreeMap<usize, usize> {
-    let mut by_body: HashMap<Vec<u8>, Vec<(usize, Vec<Option<String>>)>> = HashMap::new();
+    type Copy = (usize, Vec<Option<String>>);
+    let mut by_body: HashMap<Vec<u8>, Vec<Copy>> = HashMap::new();
     for (number, request) in application.received().into_iter().enumerate() {
         let ids = ["x-request-id", "idempotency-key"].map(|name| request.header(name)).to_vec();
         assert!(ids.iter().all(Option::is_some), "{ids:?}");

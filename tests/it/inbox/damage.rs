@@ -22,7 +22,7 @@ fn name(number: usize) -> String {
 
 /// Some of several pages.
 fn padding(number: usize) -> usize {
-    if number % 10 == 0 { 20_000 } else { number * 17 }
+    if number.is_multiple_of(10) { 20_000 } else { number * 17 }
 }
 
 /// `EVENTS` acknowledged ones, none of them delivered; the gateway ended as told.

@@ -189,8 +189,7 @@ fn what_is_discarded_is_not_delivered_and_what_comes_after_it_is() {
 
 /// A sender whose customers choose the ids (those with control characters are none); and a header that is no text.
 fn hostile(gateway: &Gateway) -> Answer {
-    let body =
-        format!("{{\"id\":\"--all\\u202etxt' OR 1\",\"type\":\"paid\\u2028dead\",\"x\":\"\u{9b}2J\u{7f}\u{202e}\"}}");
+    let body = "{\"id\":\"--all\\u202etxt' OR 1\",\"type\":\"paid\\u2028dead\",\"x\":\"\u{9b}2J\u{7f}\u{202e}\"}";
     let signature = sign::stripe("a-secret-of-28-letters-0001", sign::now(), body.as_bytes());
     Request::post("/stripe?token=needle-in-the-query&x=1", body)
         .header("Stripe-Signature", signature)
