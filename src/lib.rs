@@ -29,7 +29,6 @@ mod delivery;
 mod fetch;
 mod fetched;
 mod gateway;
-#[expect(dead_code, reason = "what is stored is delivered by what comes next")]
 mod inbox;
 mod parcel;
 mod refusal;

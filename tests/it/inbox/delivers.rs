@@ -1,6 +1,6 @@
 //! What is stored reaches its upstream: exactly, at least once, in time, and none in another's way.
 
-use super::stage::{body, configuration, event, number, source, upstream};
+use super::stage::{body, configuration, event, number, refused_for_now, source, upstream};
 use crate::support::gateway::{Folder, hookward};
 use crate::support::http::Answer;
 use crate::support::upstream::{ClosedPort, Received};
@@ -283,6 +283,26 @@ fn a_reload_changes_the_schedule_and_the_upstream_of_what_waits() {
     app.wait_for(1);
     wait_for_attempts(&gateway, "app", "dead", 1);
     assert_eq!(app.count(), 1);
+}
+
+#[test]
+fn a_reload_with_a_larger_max_size_takes_deliveries_again() {
+    let closed = ClosedPort::new();
+    let rest = format!("\n[upstreams.app]\nurls = [\"http://{}\"]\n{}", closed.address(), source("shop", "app", ""));
+    let small = configuration("max_size = \"1MiB\"", &rest);
+    let mut gateway = Gateway::start_in(Default::default(), &small);
+    let is_taken = |gateway: &Gateway, number: usize| {
+        let answer = event("shop", &format!("event-{number}"), 100_000).send(gateway.public());
+        assert!(answer.status == 202 || refused_for_now(&answer), "{answer:?}");
+        answer.status == 202
+    };
+    let full = (0..20).find(|number| !is_taken(&gateway, *number)).expect("it is full");
+    assert!(gateway.reload(&small));
+    assert!(!is_taken(&gateway, full), "as full as before");
+    assert!(gateway.reload(&configuration("max_size = \"64MiB\"", &rest)));
+    assert!((full..full + 5).all(|number| is_taken(&gateway, number)));
+    assert!(gateway.reload(&small));
+    assert!(!is_taken(&gateway, 100), "and a smaller one is kept to");
 }
 
 #[test]
