@@ -2,6 +2,12 @@
 //!
 //! Built with `--cfg fuzzing` alone (cargo fuzz sets it), so that no other build has them.
 
+mod route;
+mod stored;
+
+pub use route::route;
+pub use stored::stored;
+
 use crate::cli::saved_request::SavedRequest;
 use crate::clock::UnixMillis;
 use crate::config;

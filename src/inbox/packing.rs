@@ -201,6 +201,16 @@ impl Packing {
         Ok(Packed { key: Some(key.id), packing, content: sealed })
     }
 
+    /// Any bytes as a row without a key would have them, so that a fuzzer need not guess a checksum.
+    #[cfg(fuzzing)]
+    pub(crate) fn checksummed(request_id: &[u8; 16], packing: u8, content: &[u8]) -> Vec<u8> {
+        let crc = checksum(request_id, packing, content);
+        [content, &crc].concat()
+    }
+
+    #[cfg(fuzzing)]
+    pub(crate) const MOST_PER_BYTE: usize = MOST_PER_BYTE;
+
     pub(crate) fn unpack(
         &self,
         request_id: &[u8; 16],
