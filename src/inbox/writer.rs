@@ -1,4 +1,5 @@
-//! The one writer: everything that waits, in one transaction and one sync.
+//! The one writer: everything that waits, in one transaction and one sync. One file, since what a batch is, how it is
+//! committed and who hears of it are one promise.
 //!
 //! Invariant: whoever waits hears `Ok` only after the commit that holds what was asked for. One failure does not take
 //! others with it: a batch that cannot be committed is tried again one by one. A settlement is never given up: it is
