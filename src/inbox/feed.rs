@@ -12,6 +12,7 @@
 //! Nothing of this is written anywhere: a process that ends has held nothing.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,11 @@ const MOST_TASKS: usize = 1024;
 /// Bytes of their parcels, beyond which no further one is read.
 const MOST_BYTES: usize = 16 << 20;
 
+/// And of all upstreams together, beyond which each has [`LEAST_BYTES`] all the same: however many are down with much that
+/// waits for them, the others are sent what is theirs, and memory does not grow by [`MOST_BYTES`] with each.
+const MOST_OF_ALL: usize = 256 << 20;
+const LEAST_BYTES: usize = 1 << 20;
+
 /// What a parcel takes beside its body.
 const BESIDE_THE_BODY: usize = 1024;
 
@@ -40,6 +46,9 @@ const AFTER_A_FAILURE: Duration = Duration::from_secs(1);
 /// For so long a task that could not be read, or at whose sending something broke, is left alone, so that it does not stand in the way of those that can.
 const ASIDE: Duration = Duration::from_secs(60);
 
+/// Of those so many: a number each. What is behind them is sent; with more than that, something is wrong with all.
+const MOST_ASIDE: usize = 1 << 16;
+
 /// What was read so long ago may have ended by an operator's hand since.
 const OLD: Duration = Duration::from_secs(1);
 
@@ -50,11 +59,13 @@ pub(crate) struct Feeds {
     // Guards the map alone.
     by_upstream: Mutex<HashMap<Arc<str>, Arc<Feed>>>,
     scans: Arc<Semaphore>,
+    /// Of all that is held, by whichever feed.
+    bytes: Arc<AtomicUsize>,
 }
 
 impl Default for Feeds {
     fn default() -> Self {
-        Self { by_upstream: Mutex::default(), scans: Arc::new(Semaphore::new(SCANS_AT_ONCE)) }
+        Self { by_upstream: Mutex::default(), scans: Arc::new(Semaphore::new(SCANS_AT_ONCE)), bytes: Arc::default() }
     }
 }
 
@@ -65,7 +76,7 @@ impl Feeds {
             return feed.clone();
         }
         let upstream: Arc<str> = upstream.into();
-        let feed = Arc::new(Feed::new(upstream.clone(), self.scans.clone()));
+        let feed = Arc::new(Feed::new(upstream.clone(), self.scans.clone(), self.bytes.clone()));
         feeds.insert(upstream, feed.clone());
         feed
     }
@@ -84,12 +95,15 @@ pub(crate) struct Feed {
 struct State {
     most_tasks: usize,
     most_bytes: usize,
+    most_of_all: usize,
     /// Somebody takes tasks from here; else none is kept in memory.
     is_served: bool,
     ready: VecDeque<Ready>,
     held: HashMap<i64, Hold>,
     /// Of all that is held.
     bytes: usize,
+    /// And by all feeds.
+    of_all: Arc<AtomicUsize>,
     /// There may be tasks on the disk that are due and not held.
     more: bool,
     /// When the first of those that are on the disk and not held comes due, as far as is known.
@@ -100,8 +114,8 @@ struct State {
     not_before: Option<Instant>,
     /// Counts what came from outside: operators, lanes.
     news: u64,
-    /// Held though nobody has them, until then.
-    aside: Vec<(Instant, i64)>,
+    /// Held though nobody has them, until then; the first to be taken back first.
+    aside: VecDeque<(Instant, i64)>,
 }
 
 struct Ready {
@@ -124,14 +138,16 @@ enum Then {
 }
 
 impl Feed {
-    fn new(upstream: Arc<str>, scans: Arc<Semaphore>) -> Self {
+    fn new(upstream: Arc<str>, scans: Arc<Semaphore>, of_all: Arc<AtomicUsize>) -> Self {
         let state = State {
             most_tasks: MOST_TASKS,
             most_bytes: MOST_BYTES,
+            most_of_all: MOST_OF_ALL,
             is_served: false,
             ready: VecDeque::new(),
             held: HashMap::new(),
             bytes: 0,
+            of_all,
             // What an earlier process left.
             more: true,
             wake: None,
@@ -139,7 +155,7 @@ impl Feed {
             last_scan: None,
             not_before: None,
             news: 0,
-            aside: Vec::new(),
+            aside: VecDeque::new(),
         };
         Self { upstream, scans, state: Mutex::new(state), changed: Notify::new() }
     }
@@ -230,16 +246,22 @@ impl Feed {
 
 impl State {
     fn has_room(&self) -> bool {
-        self.held.len() < self.most_tasks && self.has_bytes()
+        self.has_places() && self.has_bytes()
+    }
+
+    /// Those that are left alone take none: what cannot be sent now must not keep back what can.
+    fn has_places(&self) -> bool {
+        self.held.len() < self.most_tasks + self.aside.len() && self.aside.len() < MOST_ASIDE
     }
 
     fn has_bytes(&self) -> bool {
-        self.bytes < self.most_bytes
+        let is_tight = self.bytes >= LEAST_BYTES && self.of_all.load(Ordering::Relaxed) >= self.most_of_all;
+        self.bytes < self.most_bytes && !is_tight
     }
 
     fn hold(&mut self, seq: i64, bytes: usize) {
-        self.held.insert(seq, Hold { bytes, news: self.news });
-        self.bytes += bytes;
+        self.held.insert(seq, Hold { bytes: 0, news: self.news });
+        self.weigh(seq, bytes);
     }
 
     /// What was held before it was known how large it is.
@@ -247,12 +269,14 @@ impl State {
         if let Some(hold) = self.held.get_mut(&seq) {
             hold.bytes = bytes;
             self.bytes += bytes;
+            self.of_all.fetch_add(bytes, Ordering::Relaxed);
         }
     }
 
     fn let_go(&mut self, seq: i64, then: Then) {
         if let Some(hold) = self.held.remove(&seq) {
             self.bytes -= hold.bytes;
+            self.of_all.fetch_sub(hold.bytes, Ordering::Relaxed);
             // What was told meanwhile was perhaps of this one, and passed over since it was held.
             self.more |= hold.news != self.news;
         }
@@ -273,8 +297,8 @@ impl State {
     /// Those that were left alone for long enough.
     fn take_back(&mut self) {
         let now = Instant::now();
-        while let Some(position) = self.aside.iter().position(|(until, _)| *until <= now) {
-            let (_, seq) = self.aside.swap_remove(position);
+        while let Some((_, seq)) = self.aside.front().copied().filter(|(until, _)| *until <= now) {
+            self.aside.pop_front();
             self.let_go(seq, Then::Unchanged);
         }
     }
@@ -301,7 +325,7 @@ impl State {
         if let Some(wake) = self.wake {
             wait = wait.min(Duration::from_millis(wake.0.saturating_sub(now.0)));
         }
-        for (time, _) in &self.aside {
+        if let Some((time, _)) = self.aside.front() {
             wait = wait.min(until(*time));
         }
         // A time that has come by now is met at the next turn; a timer needs a moment.
@@ -363,7 +387,7 @@ impl Scan {
                 state.wake_at(row.due);
                 break;
             }
-            if state.held.len() >= state.most_tasks {
+            if !state.has_places() {
                 state.more = true;
                 break;
             }
@@ -401,7 +425,7 @@ impl Scan {
                             "a delivery cannot be read from the inbox; it is left for a minute, and so are others like it"
                         );
                     }
-                    feed.lock().aside.push((Instant::now() + ASIDE, *seq));
+                    feed.lock().aside.push_back((Instant::now() + ASIDE, *seq));
                 }
             }
         }
@@ -513,7 +537,7 @@ impl Drop for Lease {
         let seq = leased.loaded.key().seq;
         if std::thread::panicking() {
             // It would do so again, at once and for ever.
-            self.feed.lock().aside.push((Instant::now() + ASIDE, seq));
+            self.feed.lock().aside.push_back((Instant::now() + ASIDE, seq));
         } else {
             self.feed.let_go(seq, Then::Unchanged);
         }
@@ -757,6 +781,74 @@ mod tests {
         assert!(timeout(Duration::from_millis(20), feed.next(&inbox)).await.is_err());
         feed.lock().aside[0].0 = Instant::now();
         assert_eq!(body(&next(&feed, &inbox).await), "a");
+    }
+
+    #[tokio::test]
+    async fn however_many_want_a_key_that_is_missing_what_comes_behind_them_is_sent() {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        let feed = feed(&inbox, 4, MOST_BYTES);
+        for number in 0..20 {
+            inbox.append(entry(&format!("sealed {number}"), None)).await.expect("room");
+        }
+        let sealed = inbox.write(|connection, _| {
+            connection.execute("UPDATE contents SET key = x'0102030405060708', packing = packing | 2", [])
+        });
+        assert_eq!(sealed.await, Ok(20));
+        for number in 0..6 {
+            inbox.append(entry(&number.to_string(), None)).await.expect("room");
+        }
+        for number in 0..6 {
+            let lease = next(&feed, &inbox).await;
+            assert_eq!(body(&lease), number.to_string());
+            settle(&inbox, lease, End::Delivered).await;
+        }
+        inbox.append(entry("new", None)).await.expect("room");
+        assert_eq!(body(&next(&feed, &inbox).await), "new");
+        // None of them was given up: they wait for their key.
+        assert_eq!(waiting(&inbox), 21);
+    }
+
+    #[tokio::test]
+    async fn upstreams_with_much_that_waits_do_not_fill_the_memory_and_each_other_has_its_share() {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        let names = ["a", "b", "c", "d"];
+        let feeds = names.map(|name| inbox.feed(name));
+        for feed in &feeds {
+            feed.lock().most_of_all = 2 * LEAST_BYTES;
+        }
+        let half = "x".repeat(LEAST_BYTES / 2);
+        for _ in 0..10 {
+            let mut entry = entry(&half, None);
+            let task = entry.tasks.remove(0);
+            entry.tasks = names.map(|name| super::super::NewTask { upstream: name.into(), ..task.clone() }).into();
+            entry.event_id = None;
+            entry.delivery_id = "one".to_owned();
+            inbox.append(entry).await.expect("room");
+        }
+        let mut taken = Vec::new();
+        for feed in &feeds {
+            // Nobody gives anything back, and each has something.
+            taken.push(next(feed, &inbox).await);
+            taken.push(next(feed, &inbox).await);
+        }
+        let of_all = || feeds[0].lock().of_all.load(Ordering::Relaxed);
+        let held_by = |feed: &Arc<Feed>| feed.lock().bytes;
+        assert_eq!(of_all(), feeds.iter().map(held_by).sum::<usize>());
+        // The first might have more, as nobody else had anything; one that comes when there is no more has its share.
+        assert!(held_by(&feeds[3]) <= LEAST_BYTES + half.len() + 2 * BESIDE_THE_BODY, "{}", held_by(&feeds[3]));
+        assert!(of_all() <= 2 * LEAST_BYTES + 4 * (LEAST_BYTES + half.len()), "{}", of_all());
+        for lease in taken {
+            drop(lease);
+        }
+        for feed in &feeds {
+            for _ in 0..10 {
+                let lease = next(feed, &inbox).await;
+                settle(&inbox, lease, End::Delivered).await;
+            }
+        }
+        assert_eq!((of_all(), waiting(&inbox)), (0, 0));
     }
 
     /// What one who has a task does with it.
