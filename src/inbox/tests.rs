@@ -162,3 +162,60 @@ async fn a_claim_that_ends_with_a_second_lies_in_the_order_of_arrival_and_never_
     inbox.seeds("shop", |seed| seeds.push((seed.print, seed.until))).expect("claims");
     assert_eq!(seeds, expected);
 }
+
+#[tokio::test]
+async fn a_mistake_in_what_an_operator_asked_for_is_undone_and_ends_no_delivery() {
+    let folder = Folder::new();
+    let inbox = open(&folder);
+    inbox.append(entry("a", None)).await.expect("room");
+    let broken = inbox.write(|connection, tally| -> rusqlite::Result<()> {
+        connection.execute("DELETE FROM tasks", [])?;
+        tally.add(1, 1, State::Waiting, -1);
+        panic!("a mistake");
+    });
+    assert!(broken.await.is_err());
+    inbox.append(entry("b", None)).await.expect("room");
+    assert!(inbox.is_healthy());
+    assert_eq!(bodies(&inbox), ["a", "b"]);
+    let waiting: i64 = inbox.counts().iter().map(|count| count.tasks).sum();
+    assert_eq!(waiting, 2);
+}
+
+#[tokio::test]
+async fn what_was_delivered_is_written_down_where_there_is_no_room_for_what_comes() {
+    let folder = Folder::new();
+    let inbox = open(&folder);
+    inbox.append(entry("a", None)).await.expect("room");
+    let a = due(&inbox).remove(0).0;
+    let pages = inbox.write(|connection, _| {
+        let pages: i64 = connection.pragma_query_value(None, "page_count", |row| row.get(0))?;
+        connection.pragma_update(None, "max_page_count", pages)
+    });
+    pages.await.expect("a limit");
+    // While the writer is held, both come: they share a transaction.
+    let (held, holding) = std::sync::mpsc::channel::<()>();
+    let held_up = inbox.write(move |_, _| {
+        // An error means that the test is over.
+        let _ = holding.recv();
+        Ok(())
+    });
+    let body: String = (0..100_000).map(|_| char::from(rand::random_range(b' '..b'~'))).collect();
+    let (_, appended, settled, ()) = tokio::join!(
+        biased;
+        held_up,
+        async {
+            let appended = inbox.append(entry(&body, None)).await;
+            (appended, Instant::now())
+        },
+        async {
+            let settled = inbox.settle(&a, ended(End::Delivered)).await;
+            (settled, Instant::now())
+        },
+        async { drop(held) }
+    );
+    assert!(matches!(appended.0, Err(AppendError::Store(_))), "{:?}", appended.0);
+    assert_eq!(settled.0, Ok(()));
+    let after = settled.1.saturating_duration_since(appended.1);
+    assert!(after < Duration::from_millis(400), "written at once and not with the next second's tick: {after:?}");
+    assert!(bodies(&inbox).is_empty());
+}

@@ -6,6 +6,7 @@
 //! kept until it can be written, and its task stays leased so long.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -177,13 +178,13 @@ impl Handle {
         work: impl FnOnce(&Connection, &mut Tally) -> rusqlite::Result<T> + Send + 'static,
         answer: Answer<T>,
     ) -> Result<(), String> {
-        let work: Work = Box::new(move |connection, tally| match work(connection, tally) {
+        let work: Work = Box::new(move |connection, tally| match guarded(|| work(connection, tally)) {
             Ok(done) => Some(Box::new(move |committed| {
                 // Whoever asked may be gone; what was done is done.
                 let _ = answer.send(committed.map(|()| done));
             })),
             Err(error) => {
-                let _ = answer.send(Err(error.to_string()));
+                let _ = answer.send(Err(error));
                 None
             }
         });
@@ -207,6 +208,15 @@ impl Handle {
             // An error means that the writer ended without answering: then too it is closed.
             let _ = closed.await;
         }
+    }
+}
+
+/// A mistake in what somebody asked for must not end the writer, on which all deliveries depend: it is undone, as is
+/// whatever fails.
+fn guarded<T>(work: impl FnOnce() -> rusqlite::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => done.map_err(|error| error.to_string()),
+        Err(_) => Err("it broke off half-way, and was undone".to_owned()),
     }
 }
 
@@ -425,10 +435,16 @@ impl Writer {
                 self.try_write(Batch { appends, settlings, ..Batch::default() }, false);
             }
             Err(error) => {
+                let is_tried_alone = !appends.is_empty() && !settlings.is_empty();
                 for append in appends {
                     let _ = append.answer.send(Err(AppendError::Store(error.to_string())));
                 }
-                self.unwritten.extend(settlings);
+                if is_tried_alone {
+                    // They need less room, and may have it where deliveries have none; and they make some.
+                    self.try_write(Batch { settlings, ..Batch::default() }, false);
+                } else {
+                    self.unwritten.extend(settlings);
+                }
             }
         }
     }
