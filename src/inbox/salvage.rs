@@ -233,9 +233,12 @@ fn reconcile(new: &Connection, counted: Option<i64>, salvaged: &mut Salvaged) ->
         [],
     )?;
     lost(empty, "tasks have no content any more and are dead letters");
+    // Of a lane that has lost the one that was waiting, the next is. Where an older one is behind it, an operator retried that.
     new.execute(
         "UPDATE tasks SET state = 0 WHERE state = 1 AND seq = (
-             SELECT min(b.seq) FROM tasks b WHERE b.upstream = tasks.upstream AND b.lane = tasks.lane AND b.state < 2)",
+             SELECT min(b.seq) FROM tasks b WHERE b.upstream = tasks.upstream AND b.lane = tasks.lane AND b.state < 2)
+         AND NOT EXISTS (
+             SELECT 1 FROM tasks w WHERE w.upstream = tasks.upstream AND w.lane = tasks.lane AND w.state = 0)",
         [],
     )?;
     Ok(())

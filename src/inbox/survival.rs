@@ -533,3 +533,27 @@ async fn salvage_takes_what_only_the_log_has_and_leaves_out_what_is_damaged_in_i
     let back = readable(&open(&Settings { folder: to, ..settings(&left) }, NOW));
     assert!(back.len() >= 30, "{} of 40", back.len());
 }
+
+/// An operator retried an older one of a lane, which comes when the one that waits has ended.
+#[tokio::test]
+async fn salvage_lets_no_two_of_one_lane_go_at_once() {
+    let folder = Folder::new();
+    let inbox = open(&settings(&folder), NOW);
+    for name in ["a", "b", "c"] {
+        inbox.append(entry(name, Some(7))).await.expect("room");
+    }
+    let a = waiting(&inbox).remove(0);
+    inbox.settle(&a, ended(End::Dead)).await.expect("a settlement");
+    let retried = inbox.write(|connection, _| connection.execute("UPDATE tasks SET state = 1 WHERE state = 3", []));
+    assert_eq!(retried.await, Ok(1));
+    inbox.close().await;
+    drop(inbox);
+    let to = Folder::new();
+    salvage(&folder.0, &to.0).expect("a store to copy from");
+    let inbox = open(&settings(&to), NOW);
+    for expected in [2, 1, 3] {
+        let now = waiting(&inbox);
+        assert_eq!(now.iter().map(|key| key.seq).collect::<Vec<_>>(), [expected]);
+        inbox.settle(&now[0], ended(End::Delivered)).await.expect("a settlement");
+    }
+}
