@@ -23,8 +23,8 @@
 //!
 //! `inbox.db-wal`, `inbox.db-shm`   SQLite's write-ahead log and its index. The log belongs to the database: without it,
 //!              deliveries are missing. A copy of the store is a copy of both.
-//! `lock`       empty; locked by the one process that has the store open. The kernel lets go of it when the process ends
-//!              in whatever way.
+//! `lock`       locked by the one process that has the store open. The kernel lets go of it when the process ends in
+//!              whatever way. Holds the id of the machine's boot in which the store was used last.
 //! `inbox.db.new`  a database being made, never one in use.
 //!
 //! # What survives
@@ -45,7 +45,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -177,7 +177,11 @@ pub(super) fn open(settings: &Settings, now: UnixMillis) -> Result<Opened, OpenE
             return Err(OpenError::Damaged { path, detail });
         }
     }
-    if log::is_short(&beside(&path, "db-wal"), &beside(&path, "db-shm"), PAGE_BYTES as usize).map_err(unusable)? {
+    // After power loss the index, which is never synced, may be older than the log: it would tell of commits that are in
+    // the database by now, and a whole store would be refused.
+    let tells = is_of_this_boot(&lock, boot().as_deref());
+    let short = || log::is_short(&beside(&path, "db-wal"), &beside(&path, "db-shm"), PAGE_BYTES as usize);
+    if tells && short().map_err(unusable)? {
         let detail =
             "its log is shorter than what had been committed to it; where it was restored from a copy, inbox.db-shm \
                       is not of that copy and is to be removed"
@@ -204,6 +208,8 @@ pub(super) fn open(settings: &Settings, now: UnixMillis) -> Result<Opened, OpenE
         .map_err(failed)?;
     let last_time = UnixMillis(u64::try_from(last_time.unwrap_or(0)).unwrap_or(0));
     let last_time = set_back(&connection, last_time, now).map_err(failed)?;
+    // Harmless when it fails: the index beside the log is not asked then.
+    let _ = write_boot(&lock, boot().as_deref());
     // Not before all of it could be read: what is refused is left as it is.
     connection.execute("REPLACE INTO meta VALUES ('clean', 0)", []).map_err(failed)?;
     let held = Held { _lock: lock, database: Arc::new(File::open(&path).map_err(unusable)?) };
@@ -234,13 +240,30 @@ fn set_back(connection: &Connection, last_time: UnixMillis, now: UnixMillis) -> 
 pub(super) fn lock(folder: &Path) -> Result<File, OpenError> {
     let path = folder.join("lock");
     let unusable = |detail| OpenError::Unusable { path: path.clone(), detail };
-    let options = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let options = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path);
     let held = options.map_err(|error| unusable(error.to_string()))?;
     match held.try_lock() {
         Ok(()) => Ok(held),
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: folder.into() }),
         Err(TryLockError::Error(error)) => Err(unusable(format!("it cannot be locked: {error}"))),
     }
+}
+
+/// None where the system does not tell one boot from another.
+fn boot() -> Option<Vec<u8>> {
+    std::fs::read("/proc/sys/kernel/random/boot_id").ok().filter(|id| !id.is_empty())
+}
+
+/// Nothing but a process can have ended since the store was used last: what it had written is there, synced or not.
+fn is_of_this_boot(lock: &File, boot: Option<&[u8]>) -> bool {
+    let Some(boot) = boot else { return false };
+    let mut found = vec![0; boot.len()];
+    lock.read_exact_at(&mut found, 0).is_ok() && found == boot
+}
+
+fn write_boot(lock: &File, boot: Option<&[u8]>) -> io::Result<()> {
+    let Some(boot) = boot else { return lock.set_len(0) };
+    lock.write_all_at(boot, 0)
 }
 
 /// Makes an empty database beside its final name, whole and synced, and only then names it.

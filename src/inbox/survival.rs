@@ -557,3 +557,30 @@ async fn salvage_lets_no_two_of_one_lane_go_at_once() {
         inbox.settle(&now[0], ended(End::Delivered)).await.expect("a settlement");
     }
 }
+
+/// The log was written back and cut off; its index, which is never synced, is on the disk as it was before that.
+#[tokio::test]
+async fn an_index_that_power_loss_left_behind_keeps_no_whole_store_from_starting() {
+    let folder = Folder::new();
+    let inbox = open(&settings(&folder), NOW);
+    for n in 0..5 {
+        inbox.append(entry(&format!("n{n}"), None)).await.expect("room");
+    }
+    let left = as_a_crash_would_leave_it(&folder);
+    for name in ["inbox.db-shm", "lock"] {
+        fs::copy(folder.0.join(name), left.0.join(name)).unwrap();
+    }
+    inbox.close().await;
+    drop(inbox);
+    // All is in the database, and nothing in the log.
+    fs::copy(folder.0.join("inbox.db"), left.0.join("inbox.db")).unwrap();
+    fs::write(left.0.join("inbox.db-wal"), b"").unwrap();
+    // In one and the same boot that cannot be, and so the log was cut.
+    assert!(matches!(refusal(&left), OpenError::Damaged { .. }));
+    let lock = left.0.join("lock");
+    let boot = fs::read_to_string(&lock).unwrap();
+    fs::write(&lock, boot.replace(|letter: char| letter.is_ascii_hexdigit(), "0")).unwrap();
+    let inbox = open(&settings(&left), NOW);
+    assert_eq!(readable(&inbox).len(), 5);
+    assert_eq!(fs::read_to_string(&lock).unwrap(), boot);
+}
