@@ -8,7 +8,7 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,9 @@ const MAX_BATCH_BYTES: usize = 16 << 20;
 const PACKED_AT_ONCE: usize = 256 << 10;
 
 const TICK: Duration = Duration::from_secs(1);
+
+/// The writer has been at one thing for so long: the disk hangs, and nobody knows for how long.
+const HANGS: Duration = Duration::from_secs(10);
 
 /// Pages that a commit writes to the log, however little is in it: the ends of tables and indexes.
 const PAGES_OF_A_COMMIT: usize = 12;
@@ -86,6 +89,17 @@ pub(super) struct Handle {
 struct Vitals {
     runs: AtomicBool,
     writes: AtomicBool,
+    /// By the inbox's clock, in milliseconds: since when the writer has been at what it does. 0: it waits.
+    since: AtomicU64,
+}
+
+impl Vitals {
+    fn hangs(&self, now: UnixMillis) -> bool {
+        match self.since.load(Ordering::Relaxed) {
+            0 => false,
+            since => UnixMillis(since).after(HANGS) <= now,
+        }
+    }
 }
 
 const STOPPED: &str = "the writer has stopped";
@@ -98,7 +112,8 @@ pub(super) fn start(
     feeds: Arc<Feeds>,
 ) -> io::Result<Handle> {
     let disk::Opened { connection, held, path, counts, .. } = opened;
-    let vitals = Arc::new(Vitals { runs: AtomicBool::new(true), writes: AtomicBool::new(true) });
+    let vitals =
+        Arc::new(Vitals { runs: AtomicBool::new(true), writes: AtomicBool::new(true), since: AtomicU64::new(0) });
     let (to_writer, inbox) = mpsc::channel(QUEUE);
     let next_seq = connection.query_row("SELECT ifnull(max(seq), 0) + 1 FROM deliveries", [], |row| row.get(0));
     let standing = Arc::<Standing>::default();
@@ -142,6 +157,10 @@ impl Handle {
     pub(super) async fn append(&self, entry: Entry, release: Option<Release>) -> Result<(), AppendError> {
         if let Some(refusal) = self.refusal(&entry.source) {
             return Err(refusal);
+        }
+        // Those that wait hold their bodies until it is known what became of them. No more of them, while nothing moves.
+        if self.vitals.hangs(self.clock.now()) {
+            return Err(AppendError::Store("the disk takes too long".to_owned()));
         }
         let packed = self.pack(&entry).await.map_err(AppendError::Store)?;
         let (answer, answered) = oneshot::channel();
@@ -198,6 +217,7 @@ impl Handle {
     pub(super) fn is_healthy(&self) -> bool {
         self.vitals.runs.load(Ordering::Relaxed)
             && self.vitals.writes.load(Ordering::Relaxed)
+            && !self.vitals.hangs(self.clock.now())
             && !self.standing.is_damaged.load(Ordering::Relaxed)
             && !self.standing.is_gone.load(Ordering::Relaxed)
     }
@@ -270,6 +290,7 @@ impl Batch {
 impl Writer {
     fn run(mut self) {
         while let Some(first) = self.inbox.blocking_recv() {
+            self.begin();
             let (mut batch, ticked) = self.gather(first);
             self.make_room(&mut batch);
             self.write(batch);
@@ -277,12 +298,19 @@ impl Writer {
                 self.probe();
                 self.room.tick(&self.connection);
             }
+            self.begin();
             self.keep_log();
             while self.inbox.is_empty() && self.room.has_work() && self.runs.0.writes.load(Ordering::Relaxed) {
                 self.keep_house();
             }
+            self.runs.0.since.store(0, Ordering::Relaxed);
         }
         self.finish();
+    }
+
+    /// It is seen to move.
+    fn begin(&self) {
+        self.runs.0.since.store(self.clock.now().0, Ordering::Relaxed);
     }
 
     /// All that waits, up to the bounds of a batch; and whether a tick was among it.
@@ -455,6 +483,7 @@ impl Writer {
         settlings: &[Settling],
         works: Vec<Work>,
     ) -> (Vec<Conclusion>, rusqlite::Result<Vec<Stored>>) {
+        self.begin();
         let mut conclusions = Vec::new();
         let tally = &mut self.tally;
         let (now, mut seq) = (self.clock.now(), self.next_seq);
@@ -605,4 +634,44 @@ fn is_of_the_disk(error: &rusqlite::Error) -> bool {
                 | SystemIoFailure
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Folder, entry, open};
+    use super::*;
+
+    #[tokio::test]
+    async fn while_the_disk_hangs_senders_are_refused_at_once_and_it_shows_and_both_end_with_it() {
+        let folder = Folder::new();
+        let inbox = open(&folder);
+        let (held, holding) = std::sync::mpsc::channel::<()>();
+        let (begun, has_begun) = oneshot::channel();
+        let (hung, (waits, refused)) = tokio::join!(
+            inbox.write(move |_, _| {
+                // An error in either means that the test is over.
+                let _ = (begun.send(()), holding.recv());
+                Ok(())
+            }),
+            async {
+                has_begun.await.expect("a writer at work");
+                let mut waits = Box::pin(inbox.append(entry("waits", None)));
+                assert!(tokio::time::timeout(Duration::from_millis(1), &mut waits).await.is_err());
+                assert!(inbox.is_healthy());
+                let since = inbox.now().0 - 10_000;
+                inbox.writer.vitals.since.store(since, Ordering::Relaxed);
+                let refused = inbox.append(entry("refused", None)).await;
+                assert!(!inbox.is_healthy());
+                drop(held);
+                (waits.await, refused)
+            }
+        );
+        assert_eq!(hung, Ok(()));
+        assert_eq!(waits, Ok(()));
+        assert!(matches!(refused, Err(AppendError::Store(_))), "{refused:?}");
+        assert_eq!(inbox.append(entry("new", None)).await, Ok(()));
+        assert!(inbox.is_healthy());
+        let stored: i64 = inbox.counts().iter().map(|count| count.tasks).sum();
+        assert_eq!(stored, 2);
+    }
 }
