@@ -414,7 +414,9 @@ fn stats(inbox: &Inbox, now: UnixMillis) -> Result<Value, Failure> {
 async fn change(inbox: &Arc<Inbox>, verb: &str, asked: Asked) -> Result<Value, Failure> {
     let Asked { mut filter, after, limit, is_for_all, is_trial, gap, due_from, .. } = asked;
     if filter.is_empty() && !is_for_all {
-        return Err(Failure::Usage(format!("{verb} what? Name ids or a filter, or say --all (all=1)")));
+        return Err(Failure::Usage(format!(
+            "{verb} what? Name ids or a filter, or say --all (all=1) for every dead letter"
+        )));
     }
     if filter.states.is_empty() && filter.ids.is_empty() {
         filter.states.push(State::Dead);

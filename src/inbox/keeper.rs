@@ -5,6 +5,7 @@
 //! nobody for it). The little that was written meanwhile is left to the writer, between two batches: only when nothing
 //! is left does the log begin anew, and so it stays as short as [`room::log_bytes`] says under any load.
 
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +18,8 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::check::{Piece, Pieces};
 use super::room::{self, Standing};
-use super::{Rules, disk};
+use super::{Rules, Steady, disk};
+use crate::clock::UnixMillis;
 
 const TICK: Duration = Duration::from_secs(1);
 
@@ -40,6 +42,7 @@ impl Keeper {
         path: &Path,
         database: Arc<File>,
         rules: Rules,
+        clock: Steady,
         standing: Arc<Standing>,
     ) -> std::io::Result<Self> {
         let (nudge, nudged) = sync_channel(1);
@@ -47,8 +50,10 @@ impl Keeper {
             path: path.to_owned(),
             database,
             rules,
+            clock,
             standing,
             nudged,
+            too_old: BTreeSet::new(),
             is_failing: false,
             pieces: Some(Pieces::default()),
         };
@@ -85,8 +90,11 @@ struct Keeping {
     /// Shared with the writer, which lets go of it last.
     database: Arc<File>,
     rules: Rules,
+    clock: Steady,
     standing: Arc<Standing>,
     nudged: Receiver<()>,
+    /// Sources that are refused for their oldest delivery, as told last.
+    too_old: BTreeSet<Arc<str>>,
     is_failing: bool,
     /// Until all of the store has been seen.
     pieces: Option<Pieces>,
@@ -106,7 +114,9 @@ impl Keeping {
             let kept = connected(&self.path, &mut connection).and_then(|connection| {
                 if is_tick {
                     ticked = Instant::now();
-                    self.standing.set_oldest(room::oldest(connection)?);
+                    let oldest = room::oldest(connection)?;
+                    self.tell(&oldest);
+                    self.standing.set_oldest(oldest);
                 }
                 self.check(connection)?;
                 if is_tick || is_nudged { self.write_back(connection) } else { Ok(()) }
@@ -123,6 +133,26 @@ impl Keeping {
                 self.is_failing = false;
             }
         }
+    }
+
+    /// Once for each source and time: the answers say 503 alone, and full looks the same.
+    fn tell(&mut self, oldest: &HashMap<Arc<str>, UnixMillis>) {
+        let (max_age, now) = (self.rules.load().max_age, self.clock.now());
+        let is_too_old = |received: &UnixMillis| room::is_too_old(*received, max_age, now);
+        let names: BTreeSet<Arc<str>> =
+            oldest.iter().filter(|(_, received)| is_too_old(received)).map(|(source, _)| source.clone()).collect();
+        for source in names.difference(&self.too_old) {
+            tracing::error!(
+                source = &**source,
+                ?max_age,
+                "a delivery of this source has waited for longer than [inbox] max_age: more of it is refused with 503 until \
+                 its upstream has taken it, or it is discarded"
+            );
+        }
+        for source in self.too_old.difference(&names) {
+            tracing::warn!(source = &**source, "nothing of this source has waited for longer than max_age any more");
+        }
+        self.too_old = names;
     }
 
     fn check(&mut self, connection: &Connection) -> rusqlite::Result<()> {

@@ -74,12 +74,16 @@ impl Standing {
             return Some(AppendError::NoRoomOnDisk);
         }
         let oldest = self.oldest.load().get(source).copied();
-        oldest.is_some_and(|oldest| oldest.after(settings.max_age) < now).then_some(AppendError::TooOld)
+        oldest.is_some_and(|oldest| is_too_old(oldest, settings.max_age, now)).then_some(AppendError::TooOld)
     }
 
     pub(super) fn set_oldest(&self, oldest: HashMap<Arc<str>, UnixMillis>) {
         self.oldest.store(Arc::new(oldest));
     }
+}
+
+pub(super) fn is_too_old(received: UnixMillis, max_age: Duration, now: UnixMillis) -> bool {
+    received.after(max_age) < now
 }
 
 /// When the oldest delivery of each source was received that some upstream is still to have.

@@ -118,7 +118,7 @@ pub(super) fn start(
     let next_seq = connection.query_row("SELECT ifnull(max(seq), 0) + 1 FROM deliveries", [], |row| row.get(0));
     let standing = Arc::<Standing>::default();
     let room = Room::new(rules.clone(), standing.clone(), &path, &connection);
-    let keeper = Keeper::start(&path, held.database.clone(), rules.clone(), standing.clone())?;
+    let keeper = Keeper::start(&path, held.database.clone(), rules.clone(), clock, standing.clone())?;
     let writer = Writer {
         connection,
         inbox,

@@ -38,7 +38,13 @@ pub(super) fn export(place: &Place, exporting: &Exporting) -> Done {
         Some(path) => {
             let mut options = std::fs::OpenOptions::new();
             // Never into what is there: its mode would stay, and others might read it.
-            let file = options.write(true).create_new(true).mode(0o600).open(path).map_err(fail)?;
+            let file =
+                options.write(true).create_new(true).mode(0o600).open(path).map_err(|error| match error.kind() {
+                    std::io::ErrorKind::AlreadyExists => {
+                        Failure::new(NO, format!("{named}: is there already, and is not written over: name a new file"))
+                    }
+                    _ => fail(error),
+                })?;
             Box::new(std::io::BufWriter::new(file))
         }
         None => Box::new(std::io::stdout().lock()),

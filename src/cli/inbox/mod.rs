@@ -64,10 +64,13 @@ enum What {
 #[derive(clap::Args)]
 #[group(skip)]
 struct Filter {
+    /// Of this source; several with commas, or the option again.
     #[arg(long = "source", value_name = "NAME", value_delimiter = ',')]
     sources: Vec<String>,
+    /// For this upstream.
     #[arg(long = "upstream", value_name = "NAME", value_delimiter = ',')]
     upstreams: Vec<String>,
+    /// What became of it; behind: an earlier one of its order comes first.
     #[arg(long = "state", value_name = "STATE", value_delimiter = ',')]
     states: Vec<State>,
     /// Received at this time or later: RFC 3339, or an age: 90s, 15m, 2h, 3d.
@@ -134,7 +137,7 @@ struct Choice {
     named: Vec<String>,
     #[command(flatten)]
     filter: Filter,
-    /// Needed where nothing else says which.
+    /// Needed where nothing else says which: every dead letter.
     #[arg(long)]
     all: bool,
     /// At most so many, the oldest first.
@@ -420,7 +423,14 @@ fn act(place: &Place, verb: &str, choice: &Choice, mut query: Query) -> Done {
         };
         say(&format!("{what}{waits}"));
     }
-    Ok(if matched == 0 { ExitCode::from(NO) } else { ExitCode::SUCCESS })
+    if matched > 0 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let Filter { states, ids, .. } = &choice.filter;
+    if states.is_empty() && ids.is_empty() && choice.named.is_empty() {
+        complain("without --state and without an id dead letters alone are looked for");
+    }
+    Ok(ExitCode::from(NO))
 }
 
 fn stats(place: &Place, as_json: bool) -> Done {

@@ -121,7 +121,13 @@ fn open(settings: &inbox::Settings) -> Result<Option<Arc<Inbox>>, Failure> {
                 "there is no inbox here: is this the gateway's configuration, and has a source delivery = \"inbox\"?";
             return Err(Failure::new(NO, format!("{}: {why}", settings.folder.display())));
         }
-        Err(error) => return Err(Failure::new(UNUSABLE_CONFIGURATION, format!("{}: {error}", database.display()))),
+        Err(error) => {
+            let hint = match error.kind() {
+                std::io::ErrorKind::PermissionDenied => "; run this as the user that the gateway runs as",
+                _ => "",
+            };
+            return Err(Failure::new(UNUSABLE_CONFIGURATION, format!("{}: {error}{hint}", database.display())));
+        }
     };
     // Files that were made beside it would be root's, and the gateway could not open them at its next start.
     if rustix::process::geteuid().is_root() && owner != 0 {

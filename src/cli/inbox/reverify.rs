@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 #[derive(clap::Args)]
 pub(super) struct Listing {
+    /// Of this source alone.
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
     /// For programs: one object.
@@ -30,7 +31,7 @@ pub(super) struct Reverifying {
     json: bool,
 }
 
-const COLUMNS: [&str; 6] = ["SOURCE", "REQUESTS", "BYTES", "CLIENTS", "OLDEST", "NEWEST"];
+const COLUMNS: [&str; 6] = ["source", "requests", "bytes", "clients", "oldest", "newest"];
 
 /// One round's answer, and the sum of all.
 #[derive(Default, serde::Deserialize, serde::Serialize)]

@@ -74,8 +74,13 @@ impl Flow {
         drop(state);
         let upstream: &str = &self.upstream;
         match (was_open, is_open) {
-            (false, true) => tracing::warn!(upstream, "it fails time after time: what waits for it goes on waiting"),
-            (true, false) => tracing::warn!(upstream, "it works again: what waits for it follows"),
+            (false, true) => tracing::warn!(
+                upstream,
+                "the upstream fails time after time: what waits for it in the inbox goes on waiting, and one at a time is tried"
+            ),
+            (true, false) => {
+                tracing::warn!(upstream, "the upstream works again: what waits for it in the inbox follows")
+            }
             (true, true) | (false, false) => {}
         }
         self.changed.notify_one();

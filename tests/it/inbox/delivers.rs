@@ -167,7 +167,7 @@ fn an_upstream_that_fails_is_asked_by_one_delivery_before_the_others_follow() {
     gate.open();
     wait_for_attempts(&gateway, "app", "delivered", 51);
     assert_eq!(stage(), 0.0);
-    gateway.wait_for_log("it works again");
+    gateway.wait_for_log("the upstream works again");
 }
 
 #[test]

@@ -146,6 +146,23 @@ fn a_process_told_to_stop_on_a_full_disk_ends_in_time_and_what_it_could_not_writ
     }
 }
 
+#[test]
+fn a_source_that_is_refused_for_its_oldest_delivery_is_named_in_the_log_and_so_is_the_end_of_it() {
+    let gate = Gate::default();
+    let held = gate.clone();
+    let application = Upstream::with(move |_, _| Reply::Held(held.clone(), Box::new(Reply::Status(200))));
+    let rest = upstream("app", &application, "timeout = \"60s\"") + &source("shop", "app", "");
+    let gateway = Gateway::start_in(Default::default(), &configuration("max_age = \"1s\"", &rest));
+    assert_eq!(event("shop", "old", 0).send(gateway.public()).status, 202);
+    application.wait_for(1);
+    let told = gateway.wait_for_log("has waited for longer than [inbox] max_age: more of it is refused with 503");
+    assert!(told.contains("shop"), "{told}");
+    eventually("it is refused", || refused_for_now(&event("shop", "new", 0).send(gateway.public())).then_some(()));
+    gate.open();
+    gateway.wait_for_log("nothing of this source has waited for longer than max_age any more");
+    eventually("it is taken", || (event("shop", "newer", 0).send(gateway.public()).status == 202).then_some(()));
+}
+
 /// Whether this machine lets a test mount a file system that only the test sees.
 fn may_mount(folder: &Folder) -> bool {
     std::fs::create_dir_all(folder.path("inbox")).expect("a folder");

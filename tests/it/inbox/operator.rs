@@ -154,7 +154,7 @@ fn a_dead_letter_that_is_retried_arrives_under_a_key_of_its_own() {
     let folder = stop(gateway);
     assert_eq!(ask_file(&folder, &["retry", "--all"]), (0, "1 retried\n".to_owned(), String::new()));
     let (code, _, said) = ask_file(&folder, &["retry", "--all"]);
-    assert_eq!((code, said.as_str()), (1, ""));
+    assert_eq!((code, &*said), (1, "without --state and without an id dead letters alone are looked for\n"));
     let gateway = Gateway::start_in(folder, &text);
     wait_until_settled(&gateway, 2);
     assert_eq!(app.wait_for(4)[3].body, body("gone-2", 0));
@@ -278,8 +278,12 @@ fn the_operators_port_wants_the_token_the_right_method_and_words_that_it_knows()
         assert_eq!(with("GET", path).status, 200, "{path}");
     }
     for (method, target, words) in [
-        ("POST", "/inbox/retry", "retry what? Name ids or a filter, or say --all (all=1)"),
-        ("POST", "/inbox/discard?dry_run=1", "discard what? Name ids or a filter, or say --all (all=1)"),
+        ("POST", "/inbox/retry", "retry what? Name ids or a filter, or say --all (all=1) for every dead letter"),
+        (
+            "POST",
+            "/inbox/discard?dry_run=1",
+            "discard what? Name ids or a filter, or say --all (all=1) for every dead letter",
+        ),
         ("POST", "/inbox/discard?sorce=shop", "\"sorce\" is no parameter of this"),
         ("GET", "/inbox/deliveries?limit=0", "limit: \"0\" is not a number above 0"),
         ("GET", "/inbox/deliveries?after=x", "after: \"x\" is not a cursor"),
@@ -375,7 +379,17 @@ fn what_cannot_be_asked_is_said_with_what_to_do() {
     );
     assert_eq!(said(ask_file(&folder, &["show", "nobody"])), (1, "nothing in the inbox has this id".to_owned()));
     let (code, words) = said(ask_file(&folder, &["retry"]));
-    assert_eq!((code, words.as_str()), (64, "retry what? Name ids or a filter, or say --all (all=1)"));
+    assert_eq!(
+        (code, words.as_str()),
+        (64, "retry what? Name ids or a filter, or say --all (all=1) for every dead letter")
+    );
+    for verb in ["retry", "discard"] {
+        let (code, words) = said(ask_file(&folder, &[verb, "--source", "shop"]));
+        assert_eq!((code, words.as_str()), (1, "without --state and without an id dead letters alone are looked for"));
+        assert_eq!(said(ask_file(&folder, &[verb, "--state", "waiting"])), (1, String::new()), "{verb}");
+    }
+    let (code, words) = said(ask_file(&folder, &["export", "--output", "gateway.toml"]));
+    assert_eq!((code, words.as_str()), (1, "gateway.toml: is there already, and is not written over: name a new file"));
     assert_eq!(ask_file(&folder, &["list", "--since", "yesterday"]).0, 64);
     assert_eq!(ask_file(&folder, &["list", "--state", "alive"]).0, 64);
     assert_eq!(ask_file(&folder, &["retry", "--all", "--rate", "fast"]).0, 64);
