@@ -3,7 +3,8 @@
 //!
 //! Invariant: whoever waits hears `Ok` only after the commit that holds what was asked for. One failure does not take
 //! others with it: a batch that cannot be committed is tried again one by one. A settlement is never given up: it is
-//! kept until it can be written, and its task stays leased so long.
+//! kept until it can be written, and its task stays leased so long. One file, for what a batch is made of, how it is
+//! committed and who hears of it when are one order.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -420,6 +421,12 @@ impl Writer {
         if !(may_repeat && tried.as_ref().is_err_and(is_full)) {
             self.note(&tried);
         }
+        if tried.is_ok() {
+            // Before anybody hears of it: whoever asks then for the counts finds what was done.
+            for upstream in self.tally.publish(&self.counts) {
+                self.feeds.of(&upstream).look_again();
+            }
+        }
         let told = tried.as_ref().map(|_| ()).map_err(ToString::to_string);
         for conclusion in conclusions {
             conclusion(told.clone());
@@ -431,9 +438,6 @@ impl Writer {
                 self.unkept += appends.iter().map(|a| a.packed.content.len()).sum::<usize>();
                 if !appends.is_empty() {
                     self.meters.batch.observe(appends.len() as f64);
-                }
-                for upstream in self.tally.publish(&self.counts) {
-                    self.feeds.of(&upstream).look_again();
                 }
                 for (append, stored) in appends.into_iter().zip(stored) {
                     self.acknowledge(append, &stored);
