@@ -128,7 +128,7 @@ pub(crate) struct Seed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NewTask {
     pub(crate) upstream: Arc<str>,
-    /// In place of the parcel's.
+    /// In place of the parcel's, whose query goes along. Not encrypted: it is the operator's, or what anybody may see.
     pub(crate) path: Option<String>,
     /// What must arrive in order has one lane; None: it need not.
     pub(crate) lane: Option<i64>,
@@ -223,7 +223,7 @@ impl Inbox {
         let folder = opened.folder.clone();
         let unusable = |detail: String| OpenError::Unusable { path: folder.clone(), detail };
         let quarantine =
-            Quarantine::read(&opened.connection, settings.quarantine).map_err(|error| unusable(error.to_string()))?;
+            Quarantine::read(&opened.connection, rules.clone()).map_err(|error| unusable(error.to_string()))?;
         let writer = writer::start(opened, clock, rules.clone(), meters, feeds.clone())
             .map_err(|error| unusable(error.to_string()))?;
         Ok(Arc::new(Self { writer, readers, feeds, counts, clock, folder, rules, quarantine }))

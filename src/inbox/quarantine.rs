@@ -2,7 +2,7 @@
 //!
 //! Invariant: bounded for each source, in number, bytes and age, and one client has at most an eighth of that; who comes
 //! when it is full is dropped, and nobody is pushed out: anybody on the internet can fill it, and must not be able to
-//! empty it by that. Nothing in here is delivered by itself. A request leaves it in the very transaction that makes a
+//! empty it by that. All of them together have at most a quarter of the store, for what is proven goes before. Nothing in here is delivered by itself. A request leaves it in the very transaction that makes a
 //! delivery of it, so that a crash leaves it in one of the two places and never in both.
 
 use std::collections::HashMap;
@@ -15,11 +15,17 @@ use uuid::Uuid;
 use super::disk::stored;
 use super::packing::{KeyId, Unreadable};
 use super::tally::{self, Kind};
-use super::{AppendError, Entry, Inbox};
+use super::{AppendError, Entry, Inbox, Rules};
 use crate::clock::UnixMillis;
 
 /// Of what there is, one client has so much at most.
 const SHARE: u64 = 8;
+
+/// Of the store's `max_size`, all that is kept has so much at most, of whatever sources: the rest is for what is proven.
+const PART: u64 = 4;
+
+/// What a row takes beside the request as it came.
+const ROW: u64 = 1 << 10;
 
 /// Large ones take many pages each: a step must not keep deliveries waiting.
 const EXPIRED_IN_A_STEP: usize = 16;
@@ -101,12 +107,15 @@ struct Held {
 struct Books {
     limits: Limits,
     last_id: i64,
+    /// Of the store, about.
+    bytes: u64,
     by_source: HashMap<Arc<str>, Held>,
 }
 
 pub(crate) struct Quarantine {
     // Held for a look-up; shared with the places that are taken and not yet filled.
     books: Arc<Mutex<Books>>,
+    rules: Rules,
 }
 
 /// Room for one request. Dropped unfilled it is free again.
@@ -155,6 +164,7 @@ impl Books {
     fn forget(&mut self, source: &str, client: &str, size: u64) {
         let Some(held) = self.by_source.get_mut(source) else { return };
         held.all.sub(size);
+        self.bytes = self.bytes.saturating_sub(size.saturating_add(ROW));
         if let Some(load) = held.by_client.get_mut(client) {
             load.sub(size);
             if load.count == 0 {
@@ -165,8 +175,8 @@ impl Books {
 }
 
 impl Quarantine {
-    pub(super) fn read(connection: &Connection, limits: Limits) -> rusqlite::Result<Self> {
-        let mut books = Books { limits, ..Books::default() };
+    pub(super) fn read(connection: &Connection, rules: Rules) -> rusqlite::Result<Self> {
+        let mut books = Books { limits: rules.load().quarantine, ..Books::default() };
         books.last_id = connection.query_row("SELECT ifnull(max(id), 0) FROM quarantine", [], |row| row.get(0))?;
         let mut select = connection.prepare(
             "SELECT n.name, q.client, count(*), sum(q.size) FROM quarantine q JOIN names n ON n.id = q.source
@@ -176,12 +186,13 @@ impl Quarantine {
         while let Some(row) = rows.next()? {
             let (source, client): (String, String) = (row.get(0)?, row.get(1)?);
             let load = Load { count: number(row.get(2)?), bytes: number(row.get(3)?) };
+            books.bytes = books.bytes.saturating_add(load.bytes).saturating_add(load.count.saturating_mul(ROW));
             let held = books.by_source.entry(source.into()).or_default();
             held.all.count += load.count;
             held.all.bytes = held.all.bytes.saturating_add(load.bytes);
             held.by_client.insert(client.into(), load);
         }
-        Ok(Self { books: Arc::new(Mutex::new(books)) })
+        Ok(Self { books: Arc::new(Mutex::new(books)), rules })
     }
 
     /// What is kept beyond new limits stays until it expires.
@@ -211,6 +222,10 @@ impl Quarantine {
         if size > share.bytes {
             return Err(Dropped::TooLarge);
         }
+        let bytes = books.bytes.saturating_add(size.saturating_add(ROW));
+        if bytes > self.rules.load().max_size / PART {
+            return Err(Dropped::Full);
+        }
         let held = books.by_source.entry(source.clone()).or_default();
         if !held.all.has_room(size, most) {
             return Err(Dropped::Full);
@@ -221,6 +236,7 @@ impl Quarantine {
         }
         held.all.add(size);
         held.by_client.entry(client.clone()).or_default().add(size);
+        books.bytes = bytes;
         books.last_id += 1;
         Ok(Place {
             books: self.books.clone(),
@@ -434,6 +450,7 @@ fn time(stored: i64) -> UnixMillis {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{Folder, NOW, entry, open};
+    use super::super::{Meters, Settings};
     use super::*;
 
     fn inbox(limits: Limits) -> (Arc<Inbox>, Folder) {
@@ -495,6 +512,39 @@ mod tests {
         drop(place);
         assert_eq!(keep(&inbox, "b", 10).await, Ok(()));
         assert_eq!((kept(&inbox), count(&inbox)), (vec!["b".to_owned()], 1));
+    }
+
+    /// Each source has its own, and a store may serve many.
+    #[tokio::test]
+    async fn strangers_fill_a_quarter_of_the_store_and_the_rest_is_for_what_is_proven() {
+        let folder = Folder::new();
+        let of = |max_size| Settings { max_size, ..Settings::new(folder.0.clone()) };
+        let inbox = Inbox::open(&of(4 << 20), NOW, Meters::unregistered()).expect("a store");
+        let admit = |inbox: &Inbox, source: String, client: &str| {
+            inbox.quarantine.admit(&source.into(), &client.into(), 100 << 10)
+        };
+        let mut places = Vec::new();
+        let dropped = loop {
+            match admit(&inbox, format!("source-{}", places.len()), "a") {
+                Ok(place) => places.push(place),
+                Err(dropped) => break dropped,
+            }
+        };
+        assert_eq!((places.len(), dropped), (10, Dropped::Full), "1 MiB of 4");
+        places.pop();
+        places.push(admit(&inbox, "one".to_owned(), "a").expect("what was given back is room"));
+        for place in places {
+            inbox.confine(place, NOW, Uuid::from_bytes(rand::random()), b"x".to_vec()).await.expect("it is kept");
+        }
+        inbox.close().await;
+        drop(inbox);
+        let inbox = Inbox::open(&of(4 << 20), NOW, Meters::unregistered()).expect("a store");
+        assert_eq!(admit(&inbox, "two".to_owned(), "b").unwrap_err(), Dropped::Full, "and a restart makes no room");
+        inbox.adjust(of(8 << 20));
+        assert!(admit(&inbox, "two".to_owned(), "b").is_ok());
+        while inbox.expire_quarantine(NOW.after(Limits::default().max_age)).await.expect("it is let go") {}
+        inbox.adjust(of(1 << 20));
+        assert!(admit(&inbox, "two".to_owned(), "b").is_ok());
     }
 
     /// A crash between two writes would lose a request, or keep one that was delivered.
