@@ -59,15 +59,29 @@ impl Parcel {
     fn wrap(delivery: Delivery, path_and_query: String, statement: Statement<'_>) -> Self {
         let mut headers = delivery.headers;
         strip(&mut headers);
-        for (name, value) in statement.forwarding.into_iter().chain(statement.added) {
+        for (name, value) in statement.forwarding {
             headers.insert(name, value);
         }
         headers.insert("traceparent", statement.traceparent);
         let mut parcel = Self { method: delivery.method, path_and_query, headers, body: delivery.body };
+        for (name, value) in statement.added {
+            parcel.replace(name, value);
+        }
         parcel.say("x-hookward-source", statement.source);
         parcel.say("x-request-id", statement.request_id);
         parcel.say("x-hookward-client-cert", statement.client_certificate.unwrap_or_default());
         parcel
+    }
+
+    /// A header of the gateway's own, in place of the sender's in whatever spelling.
+    pub(crate) fn replace(&mut self, name: HeaderName, value: HeaderValue) {
+        let wanted = folded(name.as_str());
+        let others: Vec<HeaderName> =
+            self.headers.keys().filter(|other| **other != name && folded(other.as_str()) == wanted).cloned().collect();
+        for other in others {
+            self.headers.remove(other);
+        }
+        self.headers.insert(name, value);
     }
 
     /// The first byte of an encoding.
@@ -191,9 +205,14 @@ fn strip(headers: &mut HeaderMap) {
     }
 }
 
-/// Names that only the gateway may write, in any spelling that a CGI-like receiver would fold into ours (`_` for `-`).
+/// As a CGI-like receiver tells names apart: `_`, `-` and, by PHP and others, `.` are one to it.
+fn folded(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect()
+}
+
+/// Names that only the gateway may write, in any spelling that a CGI-like receiver would fold into ours.
 fn is_ours(name: &str) -> bool {
-    let folded = name.replace('_', "-");
+    let folded = folded(name);
     folded.starts_with("x-hookward-")
         || folded.starts_with("x-forwarded-")
         || matches!(folded.as_str(), "x-request-id" | "forwarded" | "traceparent" | "tracestate" | "x-real-ip")
@@ -259,6 +278,9 @@ mod tests {
         let sent = delivery(&[
             ("x-hookward-verified", "github"),
             ("x_hookward_source", "stripe"),
+            ("x.hookward.verified", "stripe"),
+            ("x-hookward-attempt", "1"),
+            ("x_hookward.attempt", "1"),
             ("x-request-id", "mine"),
             ("x-forwarded-for", "10.0.0.1"),
             ("x_forwarded_host", "evil"),
@@ -281,6 +303,30 @@ mod tests {
                 "x-request-id: r1",
             ]
         );
+    }
+
+    #[test]
+    fn what_the_gateway_adds_stands_there_once_whatever_the_sender_spells_it() {
+        let mut statement = statement();
+        statement.added.push((HeaderName::from_static("webhook-id"), HeaderValue::from_static("ours")));
+        let sent = delivery(&[
+            ("webhook-id", "a"),
+            ("webhook_id", "b"),
+            ("webhook.id", "c"),
+            ("idempotency_key", "d"),
+            ("idempotency-key", "e"),
+            ("webhook-idea", "kept"),
+        ]);
+        let mut parcel = Parcel::pack_unproven(sent, "/x".to_owned(), "stale", statement);
+        parcel.replace(HeaderName::from_static("idempotency-key"), HeaderValue::from_static("ours"));
+        let mut ids: Vec<_> = parcel
+            .headers
+            .iter()
+            .filter(|(name, _)| ["ide", "webhook"].iter().any(|part| name.as_str().contains(part)))
+            .collect();
+        ids.sort_by_key(|(name, _)| name.as_str());
+        let ids: Vec<_> = ids.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        assert_eq!(ids, [("idempotency-key", &b"ours"[..]), ("webhook-id", b"ours"), ("webhook-idea", b"kept")]);
     }
 
     #[test]

@@ -159,7 +159,7 @@ fn dress(task: &Task, signs: Option<&SigningKey>, now: UnixMillis) -> Parcel {
     let id = header_safe(&task.delivery_id);
     if let Some(key) = signs {
         for (name, value) in key.sign(&id, now, &parcel.body) {
-            parcel.headers.insert(name, value);
+            parcel.replace(name, value);
         }
     }
     let mut key = format!("{}:{id}", task.source);
@@ -167,7 +167,7 @@ fn dress(task: &Task, signs: Option<&SigningKey>, now: UnixMillis) -> Parcel {
         key.push_str(&format!(":{}", task.key.generation));
     }
     if let Ok(key) = HeaderValue::from_str(&key) {
-        parcel.headers.insert(HeaderName::from_static("idempotency-key"), key);
+        parcel.replace(HeaderName::from_static("idempotency-key"), key);
     }
     let attempt = HeaderValue::from(u64::from(task.attempts) + 1);
     parcel.headers.insert(HeaderName::from_static("x-hookward-attempt"), attempt);
