@@ -73,6 +73,14 @@ impl Parcel {
         parcel
     }
 
+    /// Under another path, with the query that it has.
+    pub(crate) fn go_to(&mut self, path: &str) {
+        self.path_and_query = match self.path_and_query.split_once('?') {
+            Some((_, query)) => format!("{path}?{query}"),
+            None => path.to_owned(),
+        };
+    }
+
     /// A header of the gateway's own, in place of the sender's in whatever spelling.
     pub(crate) fn replace(&mut self, name: HeaderName, value: HeaderValue) {
         let wanted = folded(name.as_str());

@@ -79,16 +79,21 @@ impl Bound {
 }
 
 impl Target {
-    /// What the upstream is asked for; the query is kept.
-    pub(super) fn path_and_query(&self, source: &Source, delivery: &Delivery) -> String {
-        let mut path = match (&self.path, &source.settings.path) {
+    /// What the upstream is asked for, without the query, in which a credential may stand.
+    pub(super) fn path(&self, source: &Source, delivery: &Delivery) -> String {
+        match (&self.path, &source.settings.path) {
             (None, _) => delivery.path.clone(),
             (Some(UpstreamPath::Whole(path)), _) => path.clone(),
             (Some(UpstreamPath::Prefix(new)), PathRule::Prefix(old)) => {
                 format!("{new}{}", delivery.path.strip_prefix(old.as_str()).unwrap_or_default())
             }
             (Some(UpstreamPath::Prefix(new)), PathRule::Exact(_)) => new.clone(),
-        };
+        }
+    }
+
+    /// The query is kept.
+    pub(super) fn path_and_query(&self, source: &Source, delivery: &Delivery) -> String {
+        let mut path = self.path(source, delivery);
         if let Some(query) = &delivery.query {
             path.push('?');
             path.push_str(query);

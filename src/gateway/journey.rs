@@ -290,13 +290,14 @@ impl Journey {
         let event_type = verified.event_type().map(str::to_owned);
         let source = &self.source.settings;
         visit.upstreams = bound.names();
-        let path_of = |target: &Target| target.path_and_query(&self.source, verified.delivery());
-        let paths: Vec<String> = bound.targets.iter().map(path_of).collect();
         let [target, ..] = &*bound.targets else { return visit.refuse(Refusal::Internal) };
+        let path_of = |target: &Target| target.path(&self.source, verified.delivery());
+        let paths: Vec<String> = bound.targets.iter().map(path_of).collect();
+        let of_parcel = path_of(target);
         let parcel = Arc::new(self.pack(Judged::Proven(verified), target, &visit, None));
         let tasks = bound.targets.iter().zip(paths).map(|(target, path)| NewTask {
             upstream: target.upstream.clone(),
-            path: (path != parcel.path_and_query).then_some(path),
+            path: (path != of_parcel).then_some(path),
             lane: bound.lane,
         });
         let tasks = tasks.collect();

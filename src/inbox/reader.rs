@@ -193,8 +193,8 @@ fn read_task(row: &rusqlite::Row<'_>, seq: i64, upstream: &Arc<str>, packing: &P
         Ok(parcel) => parcel,
         Err(why) => return unreadable(&why.to_string()),
     };
-    if let Some(path) = row.get(2)? {
-        parcel.path_and_query = path;
+    if let Some(path) = row.get::<_, Option<String>>(2)? {
+        parcel.go_to(&path);
     }
     Ok(Loaded::Task(Box::new(Task {
         source: source.into(),

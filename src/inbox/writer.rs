@@ -552,7 +552,7 @@ impl Writer {
             let mut parcel = entry.parcel.clone();
             if let Some(path) = task.path {
                 let mut own = (*parcel).clone();
-                own.path_and_query = path;
+                own.go_to(&path);
                 parcel = Arc::new(own);
             }
             self.feeds.of(&task.upstream).offer(Task {
