@@ -69,8 +69,8 @@ enum Step {
 }
 
 impl Journey {
-    /// Steps 8 to 10. The permits are held until the upstream has answered.
-    pub(super) async fn conclude(self, judged: Judged, mut visit: Visit, _permits: (Share, Place)) -> Reply {
+    /// Steps 8 to 10. The permits are held until the upstream has answered, or nothing waits for the inbox any more.
+    pub(super) async fn conclude(self, judged: Judged, mut visit: Visit, permits: (Share, Place)) -> Reply {
         let observes = self.source.settings.observe;
         let (judged, bound) = match self.bind(judged).await {
             Ok(bound) => bound,
@@ -104,7 +104,7 @@ impl Journey {
         }
         match (self.source.settings.delivery, judged) {
             _ if bound.targets.is_empty() => self.keep_to_ourselves(reservation, lease, visit).await,
-            (Way::Inbox, Judged::Proven(verified)) => self.store(verified, bound, reservation, visit).await,
+            (Way::Inbox, Judged::Proven(verified)) => self.store(verified, bound, reservation, visit, permits).await,
             (Way::Proxy, judged) | (Way::Inbox, judged) => {
                 let target = bound.targets.first();
                 let Some((target, outlet)) =
@@ -273,12 +273,15 @@ impl Journey {
     }
 
     /// Step 9, by the inbox: the delivery and its claim become durable together, and only then is it acknowledged.
+    /// `permits` go with the body: one that waits for a disk that hangs takes its room for as long as it waits, though its
+    /// sender was told to come again.
     pub(super) async fn store(
         &self,
         verified: Box<Verified>,
         bound: Bound,
         reservation: Option<Reservation>,
         mut visit: Visit,
+        permits: impl Send + 'static,
     ) -> Reply {
         let Some(inbox) = self.door.inbox.load_full() else { return visit.refuse(Refusal::InboxError) };
         let claim = match reservation.map(|reservation| reservation.hand_over(self.door.clock.now())) {
@@ -321,7 +324,7 @@ impl Journey {
             if let Some(claim) = claim {
                 decide(claim, &appended);
             }
-            drop(work);
+            drop((work, permits));
             appended
         });
         match timeout(APPEND_WAIT, &mut storing).await {

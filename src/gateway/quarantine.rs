@@ -348,7 +348,7 @@ impl Door {
         let visit = Visit::again(self.clone(), source.clone(), again, &verified);
         let reply = match bound.targets.is_empty() {
             true => journey.keep_to_ourselves(reservation, lease, visit).await,
-            false => journey.store(verified, bound, reservation, visit).await,
+            false => journey.store(verified, bound, reservation, visit, ()).await,
         };
         match reply.status() {
             // Its row went with the append, unless no upstream is for it.

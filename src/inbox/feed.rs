@@ -34,7 +34,7 @@ const MOST_BYTES: usize = 16 << 20;
 const MOST_OF_ALL: usize = 256 << 20;
 const LEAST_BYTES: usize = 1 << 20;
 
-/// What a parcel takes beside its body.
+/// What a parcel takes beside its body and what its headers say.
 const BESIDE_THE_BODY: usize = 1024;
 
 /// Nothing should be left behind; were it, it would be found at the latest after this.
@@ -467,7 +467,8 @@ impl Feed {
 }
 
 fn size(task: &Task) -> usize {
-    task.parcel.body.len() + BESIDE_THE_BODY
+    let headers = task.parcel.headers.iter().map(|(name, value)| name.as_str().len() + value.len());
+    task.parcel.body.len() + headers.sum::<usize>() + BESIDE_THE_BODY
 }
 
 /// A task that nobody else has. Dropped, it goes back to those that wait, as it was.
