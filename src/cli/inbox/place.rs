@@ -109,6 +109,17 @@ impl Place {
     }
 }
 
+/// Files that root made beside it would be root's, and the gateway could not open them at its next start; and root would
+/// write wherever that user's links lead.
+pub(super) fn not_as_root(file: &Path, owner: u32) -> Result<(), Failure> {
+    if rustix::process::geteuid().is_root() && owner != 0 {
+        let why =
+            format!("the inbox belongs to user {owner}; do this as that user: sudo -u '#{owner}' hookward inbox …");
+        return Err(Failure::new(NO, format!("{}: {why}", file.display())));
+    }
+    Ok(())
+}
+
 /// `None`: a gateway has it open.
 fn open(settings: &inbox::Settings) -> Result<Option<Arc<Inbox>>, Failure> {
     let database = settings.folder.join("inbox.db");
@@ -129,12 +140,7 @@ fn open(settings: &inbox::Settings) -> Result<Option<Arc<Inbox>>, Failure> {
             return Err(Failure::new(UNUSABLE_CONFIGURATION, format!("{}: {error}{hint}", database.display())));
         }
     };
-    // Files that were made beside it would be root's, and the gateway could not open them at its next start.
-    if rustix::process::geteuid().is_root() && owner != 0 {
-        let why =
-            format!("the inbox belongs to user {owner}; do this as that user: sudo -u '#{owner}' hookward inbox …");
-        return Err(Failure::new(NO, format!("{}: {why}", database.display())));
-    }
+    not_as_root(&database, owner)?;
     let metrics = Metrics::new();
     let meters = inbox::Meters {
         append: metrics.inbox_append_seconds.clone(),

@@ -2,9 +2,11 @@
 //!
 //! Invariant: the damaged store is left as it is; what was lost is said in numbers, and the exit code says that there was.
 
+use super::place::not_as_root;
 use super::{Done, Failure, NO, UNUSABLE_CONFIGURATION, say};
 use crate::config::{self, Office};
 use crate::inbox;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -20,6 +22,12 @@ pub(super) fn salvage(config: &Path, asked: &Salvaging) -> Done {
     let Office { inbox: Some(settings), .. } = config::office(config, &config::process_environment) else {
         return Err(Failure::new(UNUSABLE_CONFIGURATION, format!("{}: it cannot be read", config.display())));
     };
+    // Of the folder itself too: whoever owns it may put any link where the database was.
+    for file in [settings.folder.clone(), settings.folder.join("inbox.db")] {
+        if let Ok(found) = file.symlink_metadata() {
+            not_as_root(&file, found.uid())?;
+        }
+    }
     let beside = || {
         let mut name = settings.folder.as_os_str().to_owned();
         name.push(".salvaged");
