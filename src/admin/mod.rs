@@ -31,7 +31,7 @@ pub(crate) struct AdminPort {
     /// One explanation at a time: each may try thousands of ways.
     explaining: Arc<Semaphore>,
     /// Walks through the inbox: the disk belongs to the deliveries first.
-    searching: Semaphore,
+    searching: Arc<Semaphore>,
 }
 
 /// More than this would only make each other slow.
@@ -52,7 +52,7 @@ impl AdminPort {
             token: ArcSwapOption::from_pointee(token),
             workshop,
             explaining: Arc::new(Semaphore::new(1)),
-            searching: Semaphore::new(SEARCHES),
+            searching: Arc::new(Semaphore::new(SEARCHES)),
         }
     }
 
@@ -115,10 +115,19 @@ impl AdminPort {
         let Some(inbox) = self.door.inbox.load_full() else {
             return text(StatusCode::NOT_FOUND, "there is no inbox: no source has delivery = \"inbox\"\n");
         };
-        let Ok(Ok(_turn)) = timeout(LONGEST_TURN, self.searching.acquire()).await else {
+        let Ok(Ok(turn)) = timeout(LONGEST_TURN, self.searching.clone().acquire_owned()).await else {
             return text(StatusCode::SERVICE_UNAVAILABLE, "the inbox is being searched by others; ask again\n");
         };
-        let answer = inbox::answer(&inbox, method, path, query, self.door.clock.now()).await;
+        let (method, path, query, now) = (method.clone(), path.to_owned(), query.to_owned(), self.door.clock.now());
+        // Whoever asks and hangs up must not have more made at a time.
+        let answered = tokio::spawn(async move {
+            let answer = inbox::answer(&inbox, &method, &path, &query, now).await;
+            drop(turn);
+            answer
+        });
+        let Ok(answer) = answered.await else {
+            return text(StatusCode::INTERNAL_SERVER_ERROR, "the question could not be answered\n");
+        };
         let kind = if answer.status.is_success() { "application/json" } else { "text/plain; charset=utf-8" };
         let mut reply = typed(answer.status, answer.body, kind);
         if let Some(allow) = answer.allow {
