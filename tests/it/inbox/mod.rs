@@ -4,6 +4,7 @@
 #[allow(dead_code, reason = "each chapter uses a part of it")]
 mod stage;
 
+mod attacks;
 mod clock;
 mod crashes;
 mod damage;
