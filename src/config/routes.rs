@@ -8,7 +8,7 @@ use super::units::header_name;
 use crate::gateway::lane::Order;
 use crate::gateway::route::{Conditions, Glob, MOST_ALTERNATIVES, MOST_ROUTES, Route, Routes, Target};
 use crate::gateway::source::{PathRule, UpstreamPath, Way};
-use crate::verify::{Coverage, Verifier, is_pointer};
+use crate::verify::{Coverage, Locator, Verifier, is_pointer};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -72,6 +72,21 @@ pub(super) fn read(source: &Table<'_>, around: Around<'_>) -> Option<Routes> {
         let what =
             "there is no `upstream`: what no route takes is acknowledged, counted as `unrouted`, and goes nowhere";
         source.warn("", what, r#"upstream = "app", for all the rest"#);
+    }
+    if let Some(verifier) = around.verifier.filter(|verifier| verifier.has_signature()) {
+        for route in all.iter().filter(|route| route.is_whole) {
+            tell_unsigned(&route.table, &route.when, verifier);
+        }
+        let lane = match &around.order {
+            Order::Header(name) => Some(Locator::Header(name.clone())),
+            Order::Json(pointer) => Some(Locator::Json(pointer.clone())),
+            Order::None | Order::Source => None,
+        };
+        if lane.is_some_and(|locator| !verifier.signs(&locator)) {
+            let what =
+                "is not signed: whoever changes a delivery on its way chooses what it waits for, and what waits for it";
+            source.remark("order_by", what, "a value that the signature stands for");
+        }
     }
     let routes: Vec<_> = all
         .into_iter()
@@ -166,6 +181,25 @@ fn route<'t>(table: Table<'t>, around: &Around<'_>, path_of_all: Option<&Upstrea
     }
     let target = found.map(|(target, _)| target);
     Read { when: Conditions { events, headers, json }, target, is_whole, table }
+}
+
+/// A sender is proven before a route is chosen; what the choice goes by may not be.
+fn tell_unsigned(table: &Table<'_>, when: &Conditions, verifier: &Verifier) {
+    let told = |key: &str, what: &str| {
+        let what = format!("{what} is not signed: whoever changes a delivery on its way can choose this route");
+        table.remark(key, what, "");
+    };
+    if !when.events.is_empty() && !verifier.signs_events() {
+        told("events", "the event's type");
+    }
+    let header = when.headers.iter().find(|(name, _)| !verifier.signs(&Locator::Header(name.clone())));
+    if let Some((name, _)) = header {
+        told("headers", name.as_str());
+    }
+    let json = when.json.iter().find(|(pointer, _)| !verifier.signs(&Locator::Json(pointer.clone())));
+    if let Some((pointer, _)) = json {
+        told("json", pointer);
+    }
 }
 
 fn few_enough(table: &Table<'_>, name: &str, count: usize) -> bool {

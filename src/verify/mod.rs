@@ -447,6 +447,16 @@ impl Verifier {
         !self.id.is_empty() && self.id.iter().all(covers)
     }
 
+    /// Does a signature stand for what is found there?
+    pub(crate) fn signs(&self, locator: &Locator) -> bool {
+        self.proofs.iter().any(|proof| proof.covers(locator, self.public_url.as_deref()))
+    }
+
+    /// Wherever the event's type may stand.
+    pub(crate) fn signs_events(&self) -> bool {
+        self.event.iter().all(|locator| self.signs(locator))
+    }
+
     /// What of the body all the proofs together stand for.
     pub(crate) fn coverage(&self) -> Coverage {
         self.proofs.iter().map(|proof| proof.coverage()).max().unwrap_or(Coverage::Nothing)
