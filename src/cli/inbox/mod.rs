@@ -1,4 +1,5 @@
-//! `inbox`: looking into the durable inbox, and mending what lies in it.
+//! `inbox`: looking into the durable inbox, and mending what lies in it. One file, for every command is its words and the
+//! pages it asks for, and all of them share both.
 //!
 //! Invariant: the same questions with the same answers for a gateway that runs and for one that stands still; `place.rs`
 //! finds out which it is, and nothing else here knows. What a stranger wrote (ids, headers, bodies) reaches the terminal
