@@ -416,6 +416,11 @@ async fn after_a_clean_stop_damage_is_found_beside_the_traffic_and_makes_the_sto
     Connection::open(&path).unwrap().execute_batch("DELETE FROM contents WHERE seq = 40").unwrap();
     let inbox = open(&settings(&folder), NOW);
     until("the damage was found", || !inbox.is_healthy()).await;
+    inbox.close().await;
+    drop(inbox);
+    // Stopped in an orderly way, and still no store to start with.
+    let refused = Inbox::open(&settings(&folder), NOW, Meters::unregistered()).err();
+    assert!(matches!(refused, Some(OpenError::Damaged { .. })), "{refused:?}");
 }
 
 #[tokio::test]

@@ -599,8 +599,11 @@ impl Writer {
         // Harmless when it fails: what is due is so by a clock that is some seconds behind.
         let _ = rows::write_time(&self.connection, self.clock.now());
         self.keeper.stop();
-        // Harmless when it fails: the next start takes longer.
-        let _ = disk::mark_closed(&self.connection);
+        // Where damage was found the next start is to look at all of it, and to refuse what it finds. Harmless when it
+        // fails: that start takes longer.
+        if !self.standing.is_damaged.load(Ordering::Relaxed) {
+            let _ = disk::mark_closed(&self.connection);
+        }
         let closed = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         if let Err(error) = closed {
             // Harmless: the log stays as long as it is, and nothing in it is lost.
