@@ -178,7 +178,7 @@ impl AdminPort {
             return text(StatusCode::NOT_FOUND, "no such refusal is kept; see /refusals\n");
         };
         let gateway = self.door.snapshot();
-        let source = gateway.sources.all().iter().find(|source| source.settings.name == kept.source).cloned();
+        let source = gateway.sources.named(&kept.source).cloned();
         let Some(source) = source else {
             return text(StatusCode::NOT_FOUND, "its source is no longer configured\n");
         };

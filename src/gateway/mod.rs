@@ -340,8 +340,7 @@ impl Gateway {
                 Some(Outlet { upstream: (*name).clone(), destination, signs: signing.get(&***name).cloned() })
             };
             let outlets: Vec<Outlet> = settings.routes.upstreams().iter().filter_map(outlet).collect();
-            let before = previous
-                .and_then(|gateway| gateway.sources.all().iter().find(|old| old.settings.name == settings.name));
+            let before = previous.and_then(|gateway| gateway.sources.named(&settings.name));
             let budgets = match before {
                 Some(old) if old.budgets.are_for(&settings.rate_limits, plan.limits.failed_auth) => old.budgets.clone(),
                 _ => Arc::new(Budgets::new(&settings.rate_limits, plan.limits.failed_auth)),
@@ -405,7 +404,7 @@ impl Gateway {
     fn forget_what_is_gone(&self, old: &Self, metrics: &Metrics) {
         for source in old.sources.all() {
             let (name, secrets) = (&source.settings.name, &source.settings.secret_names);
-            match self.sources.all().iter().find(|new| new.settings.name == *name) {
+            match self.sources.named(name) {
                 None => metrics.forget_source(name, secrets),
                 Some(new) => {
                     if new.settings.expect_every.is_none() {

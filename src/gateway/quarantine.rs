@@ -208,8 +208,7 @@ impl Door {
     /// round has time for. Goes on to its end though nobody waits for it.
     pub(crate) async fn reverify(self: &Arc<Self>, source: &str, after: i64) -> Result<Reverified, NoRound> {
         let gateway = self.snapshot();
-        let found = gateway.sources.all().iter().find(|known| *known.settings.name == *source);
-        let source = found.ok_or(NoRound::NoSource)?.clone();
+        let source = gateway.sources.named(source).ok_or(NoRound::NoSource)?.clone();
         let inbox =
             self.inbox.load_full().filter(|_| source.settings.delivery == Way::Inbox).ok_or(NoRound::NoInbox)?;
         let turn = self.aside.round.clone().try_acquire_owned().map_err(|_| NoRound::Busy)?;

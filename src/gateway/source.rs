@@ -301,6 +301,7 @@ fn constant(rate: &str, burst: u32) -> Quota {
 pub(crate) struct Sources {
     by_host: HashMap<String, Paths>,
     hostless: Paths,
+    by_name: HashMap<Arc<str>, Arc<Source>>,
     all: Vec<Arc<Source>>,
 }
 
@@ -315,6 +316,7 @@ impl Sources {
     pub(crate) fn new(all: Vec<Arc<Source>>) -> Self {
         let mut sources = Self { all, ..Self::default() };
         for source in &sources.all {
+            sources.by_name.insert(source.settings.name.clone(), source.clone());
             let paths = match &source.settings.host {
                 Some(host) => sources.by_host.entry(host.clone()).or_default(),
                 None => &mut sources.hostless,
@@ -340,6 +342,10 @@ impl Sources {
             let listeners = &source.settings.listeners;
             listeners.is_empty() || listeners.iter().any(|name| name == listener)
         })
+    }
+
+    pub(crate) fn named(&self, name: &str) -> Option<&Arc<Source>> {
+        self.by_name.get(name)
     }
 
     pub(crate) fn all(&self) -> &[Arc<Source>] {

@@ -148,7 +148,7 @@ impl Line {
 
 /// A source that is no longer configured leaves what it accepted to the usual schedule.
 fn with_schedule<T>(gateway: &Gateway, source: &str, judge: impl FnOnce(&Schedule) -> T) -> T {
-    match gateway.sources.all().iter().find(|known| *known.settings.name == *source) {
+    match gateway.sources.named(source) {
         Some(source) => judge(&source.settings.retry),
         None => judge(&Schedule::default()),
     }
