@@ -16,13 +16,14 @@
 //! | `verify` | does this request prove itself? Pure: no clock, no socket |
 //! | `state` | what was accepted, and how much of every budget is spent |
 //! | `server` | listeners, TLS, connections; knows no webhook |
-//! | `delivery`, `refusal`, `fetched`, `secret`, `client`, `clock` | the ground floor: words that everybody uses |
+//! | `delivery`, `refusal`, `fetched`, `secret`, `client`, `database`, `clock` | the ground floor: words that everybody uses |
 
 mod admin;
 mod cli;
 mod client;
 mod clock;
 mod config;
+mod database;
 mod deliver;
 mod delivery;
 #[cfg_attr(not(test), warn(clippy::indexing_slicing, reason = "it reads what strangers wrote"))]

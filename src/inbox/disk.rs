@@ -43,9 +43,9 @@
 //! Nothing here may open and close `inbox.db` by itself while SQLite has it open: closing any descriptor of a file drops
 //! all POSIX locks the process holds on it.
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +56,7 @@ use super::log::{self, Verdict};
 use super::tally::Counts;
 use super::{Settings, check};
 use crate::clock::UnixMillis;
+use crate::database::{self, Unlocked, beside, stored};
 
 /// "hkwi".
 const APPLICATION_ID: i32 = 0x686b_7769;
@@ -165,7 +166,7 @@ pub(super) fn open(settings: &Settings, now: UnixMillis) -> Result<Opened, OpenE
         true => OpenError::Damaged { path: path.clone(), detail: error.to_string() },
         false => OpenError::Unusable { path: path.clone(), detail: error.to_string() },
     };
-    let verdict = log::examine(&beside(&path, "db-wal"), PAGE_BYTES as usize).map_err(unusable)?;
+    let verdict = log::examine(&beside(&path, "-wal"), PAGE_BYTES as usize).map_err(unusable)?;
     match verdict {
         Verdict::Whole => {}
         Verdict::Torn => tracing::warn!(
@@ -180,7 +181,7 @@ pub(super) fn open(settings: &Settings, now: UnixMillis) -> Result<Opened, OpenE
     // After power loss the index, which is never synced, may be older than the log: it would tell of commits that are in
     // the database by now, and a whole store would be refused.
     let tells = is_of_this_boot(&lock, boot().as_deref());
-    let short = || log::is_short(&beside(&path, "db-wal"), &beside(&path, "db-shm"), PAGE_BYTES as usize);
+    let short = || log::is_short(&beside(&path, "-wal"), &beside(&path, "-shm"), PAGE_BYTES as usize);
     if tells && short().map_err(unusable)? {
         let detail =
             "its log is shorter than what had been committed to it; where it was restored from a copy, inbox.db-shm \
@@ -239,14 +240,10 @@ fn set_back(connection: &Connection, last_time: UnixMillis, now: UnixMillis) -> 
 
 pub(super) fn lock(folder: &Path) -> Result<File, OpenError> {
     let path = folder.join("lock");
-    let unusable = |detail| OpenError::Unusable { path: path.clone(), detail };
-    let options = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path);
-    let held = options.map_err(|error| unusable(error.to_string()))?;
-    match held.try_lock() {
-        Ok(()) => Ok(held),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: folder.into() }),
-        Err(TryLockError::Error(error)) => Err(unusable(format!("it cannot be locked: {error}"))),
-    }
+    database::lock(&path).map_err(|error| match error {
+        Unlocked::InUse => OpenError::InUse { path: folder.into() },
+        Unlocked::Failed(detail) => OpenError::Unusable { path, detail },
+    })
 }
 
 /// None where the system does not tell one boot from another.
@@ -266,34 +263,16 @@ fn write_boot(lock: &File, boot: Option<&[u8]>) -> io::Result<()> {
     lock.write_all_at(boot, 0)
 }
 
-/// Makes an empty database beside its final name, whole and synced, and only then names it.
 pub(super) fn create(path: &Path) -> Result<(), OpenError> {
-    if beside(path, "db-wal").exists() {
+    if beside(path, "-wal").exists() {
         return Err(OpenError::LogWithoutFile { path: path.into() });
     }
-    let unfinished = path.with_extension("db.new");
-    let make = || -> Result<(), Box<dyn std::error::Error>> {
-        for left in [unfinished.clone(), path.with_extension("db.new-journal")] {
-            match std::fs::remove_file(left) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-                _ => {}
-            }
-        }
-        OpenOptions::new().create_new(true).write(true).mode(0o600).open(&unfinished)?;
-        let connection = Connection::open_with_flags(&unfinished, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        connection.execute_batch(&format!(
-            "PRAGMA page_size = {PAGE_BYTES}; PRAGMA auto_vacuum = INCREMENTAL; PRAGMA synchronous = FULL; BEGIN;
-             PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; {SCHEMA}
-             INSERT INTO meta VALUES ('clean', 1); COMMIT;"
-        ))?;
-        connection.close().map_err(|(_, error)| error)?;
-        std::fs::rename(&unfinished, path)?;
-        if let Some(folder) = path.parent() {
-            File::open(folder)?.sync_all()?;
-        }
-        Ok(())
-    };
-    make().map_err(|error| OpenError::Unusable { path: path.into(), detail: error.to_string() })
+    let statements = format!(
+        "PRAGMA page_size = {PAGE_BYTES}; PRAGMA auto_vacuum = INCREMENTAL; PRAGMA synchronous = FULL; BEGIN;
+         PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; {SCHEMA}
+         INSERT INTO meta VALUES ('clean', 1); COMMIT;"
+    );
+    database::create(path, &statements).map_err(|detail| OpenError::Unusable { path: path.into(), detail })
 }
 
 fn connect(path: &Path, failed: &dyn Fn(rusqlite::Error) -> OpenError) -> Result<Connection, OpenError> {
@@ -328,11 +307,6 @@ fn connect(path: &Path, failed: &dyn Fn(rusqlite::Error) -> OpenError) -> Result
     Ok(connection)
 }
 
-/// `inbox.db` with another ending, as SQLite names the files beside a database.
-pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
-    path.with_extension(ending)
-}
-
 pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
     match error {
         rusqlite::Error::SqliteFailure(failure, why) => match failure.code {
@@ -355,9 +329,4 @@ pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
 /// After this nothing is written: the next start need not look at all of it first.
 pub(super) fn mark_closed(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute("REPLACE INTO meta VALUES ('clean', 1)", []).map(drop)
-}
-
-/// SQLite's integers are signed; a time past the year 292,278,994 is for ever.
-pub(super) fn stored(time: UnixMillis) -> i64 {
-    i64::try_from(time.0).unwrap_or(i64::MAX)
 }

@@ -12,11 +12,11 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, params};
 use uuid::Uuid;
 
-use super::disk::stored;
 use super::packing::{KeyId, Unreadable};
 use super::tally::{self, Kind};
 use super::{AppendError, Entry, Inbox, Rules};
 use crate::clock::UnixMillis;
+use crate::database::stored;
 
 /// Of what there is, one client has so much at most.
 const SHARE: u64 = 8;

@@ -18,6 +18,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::tally::{State, Tally};
 use super::{AppendError, Rules, Settings, disk};
 use crate::clock::UnixMillis;
+use crate::database::{beside, stored};
 
 /// What a step may take. A sync of a good disk takes as long.
 const STEP: Duration = Duration::from_millis(2);
@@ -160,7 +161,7 @@ impl Room {
             rules,
             standing,
             folder: database.parent().unwrap_or(Path::new(".")).to_owned(),
-            log: database.with_extension("db-wal"),
+            log: beside(database, "-wal"),
             database: database.to_owned(),
             inode: inode(database),
             page_bytes: u64::from(page_bytes.max(512)),
@@ -386,7 +387,7 @@ impl Room {
             let settings = self.rules.load();
             (millis(settings.keep_delivered), millis(settings.keep_dead))
         };
-        let now = disk::stored(now);
+        let now = stored(now);
         let mut select = transaction.prepare_cached(
             "SELECT d.seq, d.received,
                     (SELECT max(CASE WHEN state < 2 THEN 9223372036854775807
@@ -447,7 +448,7 @@ fn delete(transaction: &Connection, tally: &mut Tally, seq: i64) -> rusqlite::Re
 /// Some of the expired claims of one source; 0 when there are none.
 fn forget_claims(transaction: &Connection, now: UnixMillis) -> rusqlite::Result<usize> {
     // Some time later: the file's clock may be ahead of the one that judges claims, should that have been set back.
-    let now = disk::stored(now).saturating_sub(millis(CLAIMS_STAY));
+    let now = stored(now).saturating_sub(millis(CLAIMS_STAY));
     let source: Option<i64> = transaction
         .prepare_cached(
             "SELECT id FROM names

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::disk::{self, CLAIM_OF_A_MESSAGE, CLAIM_OF_AN_EVENT};
+use super::disk::{CLAIM_OF_A_MESSAGE, CLAIM_OF_AN_EVENT};
 use super::packing::KeyId;
 use super::tally::{Kind, State, Tally};
 use super::writer::{Append, Settling};
 use super::{Claims, End};
 use crate::clock::UnixMillis;
+use crate::database::stored;
 
 /// For a person to read.
 const LONGEST_NOTE: usize = 200;
@@ -35,7 +36,7 @@ pub(super) fn insert(
     transaction.prepare_cached("INSERT INTO deliveries VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?.execute(params![
         seq,
         source,
-        disk::stored(entry.received),
+        stored(entry.received),
         entry.request_id.as_bytes(),
         entry.delivery_id,
         entry.event_id,
@@ -60,7 +61,7 @@ pub(super) fn insert(
             .prepare_cached(
                 "INSERT INTO tasks (seq, upstream, source, state, due, lane, path) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             )?
-            .execute(params![seq, upstream, source, state as i64, disk::stored(now), task.lane, task.path])?;
+            .execute(params![seq, upstream, source, state as i64, stored(now), task.lane, task.path])?;
         tally.add(source, upstream, state, 1);
         waiting.push(state == State::Waiting);
     }
@@ -75,10 +76,10 @@ fn remember(transaction: &Connection, source: i64, claims: &Claims, received: Un
     let mut insert = transaction.prepare_cached("INSERT OR IGNORE INTO claims VALUES (?1, ?2, ?3, ?4)")?;
     let keep_until = in_order(claims.keep_until, received);
     for print in &claims.prints {
-        insert.execute(params![source, disk::stored(keep_until), CLAIM_OF_A_MESSAGE, print])?;
+        insert.execute(params![source, stored(keep_until), CLAIM_OF_A_MESSAGE, print])?;
     }
     if let Some(event) = &claims.event {
-        insert.execute(params![source, disk::stored(claims.event_keep_until), CLAIM_OF_AN_EVENT, event])?;
+        insert.execute(params![source, stored(claims.event_keep_until), CLAIM_OF_AN_EVENT, event])?;
     }
     Ok(())
 }
@@ -122,8 +123,8 @@ pub(super) fn settle(
         .query_row(
             params![
                 state as i64,
-                disk::stored(due),
-                finished.map(disk::stored),
+                stored(due),
+                finished.map(stored),
                 attempt.counted,
                 attempt.status,
                 note,
@@ -161,7 +162,7 @@ pub(super) fn promote(
                  SELECT 1 FROM tasks WHERE upstream = ?1 AND lane = ?2 AND state < 2 AND state = 0
              ) RETURNING source",
         )?
-        .query_row(params![upstream, lane, disk::stored(now)], |row| row.get::<_, i64>(0))
+        .query_row(params![upstream, lane, stored(now)], |row| row.get::<_, i64>(0))
         .optional()?;
     if let Some(source) = promoted {
         tally.add(source, upstream, State::Behind, -1);
@@ -178,5 +179,5 @@ pub(super) fn try_writing(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 pub(super) fn write_time(connection: &Connection, now: UnixMillis) -> rusqlite::Result<()> {
-    connection.prepare_cached("REPLACE INTO meta VALUES ('last_time', ?1)")?.execute([disk::stored(now)]).map(drop)
+    connection.prepare_cached("REPLACE INTO meta VALUES ('last_time', ?1)")?.execute([stored(now)]).map(drop)
 }

@@ -20,6 +20,7 @@ use rusqlite::{Connection, OpenFlags, params_from_iter};
 
 use super::disk::{self, PAGE_BYTES};
 use super::{check, log};
+use crate::database::beside;
 
 const PAGE: usize = PAGE_BYTES as usize;
 
@@ -62,7 +63,7 @@ pub(crate) fn salvage(from: &Path, to: &Path) -> Result<Salvaged, SalvageError> 
         return Err(unusable(&old, &"there is no database to copy from"));
     }
     DirBuilder::new().recursive(true).mode(0o700).create(to).map_err(|error| unusable(to, &error))?;
-    if new.exists() || disk::beside(&new, "db-wal").exists() {
+    if new.exists() || beside(&new, "-wal").exists() {
         return Err(unusable(&new, &"there is one already; choose another folder with --to"));
     }
     disk::create(&new)?;
@@ -96,7 +97,7 @@ fn mend(old: &Path, new: &Path, copy: &Path, salvaged: &mut Salvaged) -> io::Res
     if unread > 0 {
         salvaged.lost.push(format!("{unread} pages of the file cannot be read from the disk"));
     }
-    let applied = log::apply(&disk::beside(old, "db-wal"), PAGE, &mut target)?;
+    let applied = log::apply(&beside(old, "-wal"), PAGE, &mut target)?;
     if applied.bad > 0 {
         salvaged.lost.push(format!("{} of {} pages in the log are damaged", applied.bad, applied.bad + applied.pages));
     }

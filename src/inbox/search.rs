@@ -18,10 +18,11 @@
 //! of one lane the first then stands before those behind it. Discards walk from the newest: what is let past by a discard
 //! has been passed already, and is not discarded in its turn.
 
+use super::Inbox;
 use super::rows::{has_unended, promote};
 use super::tally::{Kind, State, Tally};
-use super::{Inbox, disk};
 use crate::clock::UnixMillis;
+use crate::database::stored;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use std::collections::{BTreeSet, HashMap};
@@ -301,10 +302,10 @@ impl Walk {
             walk.unended = Some(unended(connection, &upstreams, &sources)?);
         }
         if let Some(since) = filter.since {
-            walk.when("d.received >= ?", disk::stored(since));
+            walk.when("d.received >= ?", stored(since));
         }
         if let Some(until) = filter.until {
-            walk.when("d.received < ?", disk::stored(until));
+            walk.when("d.received < ?", stored(until));
         }
         if !filter.ids.is_empty() {
             walk.only_these(connection, &filter.ids)?;
@@ -670,7 +671,7 @@ fn retry(
     due: UnixMillis,
 ) -> rusqlite::Result<Option<State>> {
     let Some(task) = Current::read(connection, tally, found, states)? else { return Ok(None) };
-    let due = disk::stored(due);
+    let due = stored(due);
     if task.state == State::Waiting {
         connection.prepare_cached("UPDATE tasks SET due = ?3 WHERE seq = ?1 AND upstream = ?2")?.execute(params![
             found.seq,
@@ -706,7 +707,7 @@ fn discard(
     let Some(task) = Current::read(connection, tally, found, states)? else { return Ok(None) };
     connection
         .prepare_cached("UPDATE tasks SET state = ?3, finished = ?4 WHERE seq = ?1 AND upstream = ?2")?
-        .execute(params![found.seq, task.upstream, State::Discarded as i64, disk::stored(now)])?;
+        .execute(params![found.seq, task.upstream, State::Discarded as i64, stored(now)])?;
     tally.add(task.source, task.upstream, task.state, -1);
     tally.add(task.source, task.upstream, State::Discarded, 1);
     // It may be in memory already, about to be sent.
@@ -980,7 +981,7 @@ mod tests {
                     params![
                         seq,
                         source,
-                        disk::stored(received),
+                        stored(received),
                         Uuid::from_u128(seq as u128).as_bytes(),
                         format!("id-{seq}"),
                         format!("e{seq}")

@@ -50,9 +50,9 @@
 //! POSIX locks the process holds on it. The log carries no such locks.
 
 use std::collections::HashMap;
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc as std_mpsc};
@@ -67,6 +67,7 @@ use super::shelf::Print;
 use super::table::{Record, SharedTable, Table, Token, lock};
 use super::{Meters, StateError};
 use crate::clock::UnixMillis;
+use crate::database::{self, Unlocked, beside, folder_of, stored};
 use crate::secret::Secret;
 
 /// "hkwd".
@@ -609,42 +610,21 @@ impl Ticker {
 }
 
 fn lock_file(path: &Path) -> Result<File, OpenError> {
-    let options = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(beside(path, ".lock"));
-    let held = options.map_err(|error| OpenError::Unusable { path: path.into(), detail: error.to_string() })?;
-    match held.try_lock() {
-        Ok(()) => Ok(held),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: path.into() }),
-        Err(TryLockError::Error(error)) => {
-            Err(OpenError::Unusable { path: path.into(), detail: format!("it cannot be locked: {error}") })
-        }
-    }
+    database::lock(&beside(path, ".lock")).map_err(|error| match error {
+        Unlocked::InUse => OpenError::InUse { path: path.into() },
+        Unlocked::Failed(detail) => OpenError::Unusable { path: path.into(), detail },
+    })
 }
 
-/// Makes an empty database beside its final name, whole and synced, and only then names it.
 fn create(path: &Path) -> Result<(), OpenError> {
     if beside(path, "-wal").exists() {
         return Err(OpenError::LogWithoutFile { path: path.into() });
     }
-    let unfinished = beside(path, ".new");
-    let make = || -> Result<(), Box<dyn std::error::Error>> {
-        for left in [unfinished.clone(), beside(&unfinished, "-journal")] {
-            match std::fs::remove_file(left) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-                _ => {}
-            }
-        }
-        OpenOptions::new().create_new(true).write(true).mode(0o600).open(&unfinished)?;
-        let connection = Connection::open_with_flags(&unfinished, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        connection.execute_batch(&format!(
-            "PRAGMA synchronous = FULL; BEGIN; PRAGMA application_id = {APPLICATION_ID};
-             PRAGMA user_version = {SCHEMA_VERSION}; {SCHEMA} {SCHEMA_OF_CAPTURES} COMMIT;"
-        ))?;
-        connection.close().map_err(|(_, error)| error)?;
-        std::fs::rename(&unfinished, path)?;
-        File::open(folder_of(path))?.sync_all()?;
-        Ok(())
-    };
-    make().map_err(|error| OpenError::Unusable { path: path.into(), detail: error.to_string() })
+    let statements = format!(
+        "PRAGMA synchronous = FULL; BEGIN; PRAGMA application_id = {APPLICATION_ID};
+         PRAGMA user_version = {SCHEMA_VERSION}; {SCHEMA} {SCHEMA_OF_CAPTURES} COMMIT;"
+    );
+    database::create(path, &statements).map_err(|detail| OpenError::Unusable { path: path.into(), detail })
 }
 
 fn connect(settings: &Settings) -> Result<Connection, OpenError> {
@@ -694,22 +674,6 @@ fn connect(settings: &Settings) -> Result<Connection, OpenError> {
         ))
         .map_err(failed)?;
     Ok(connection)
-}
-
-/// SQLite's integers are signed; a time past the year 292,278,994 is for ever.
-fn stored(time: UnixMillis) -> i64 {
-    i64::try_from(time.0).unwrap_or(i64::MAX)
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// `PATH` and more, as SQLite names the files beside a database.
-fn beside(path: &Path, more: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(more);
-    name.into()
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
