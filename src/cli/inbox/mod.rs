@@ -35,7 +35,17 @@ pub(super) struct Arguments {
 }
 
 #[derive(Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it, for as long as the command runs")]
 enum What {
+    #[command(flatten)]
+    Asked(Asked),
+    /// Copy what is readable of a damaged inbox, whose gateway is stopped, into a new one.
+    Salvage(salvage::Salvaging),
+}
+
+/// What a store that can be opened is asked.
+#[derive(Subcommand)]
+enum Asked {
     /// Deliveries and what became of them at each upstream, the newest first.
     List(Listing),
     /// One delivery whole: its headers, its body, and each upstream's attempts.
@@ -57,8 +67,6 @@ enum What {
     /// Judge again what is kept of a source, at the time it came, now that its secret is mended: what proves genuine is
     /// delivered.
     Reverify(reverify::Reverifying),
-    /// Copy what is readable of a damaged inbox, whose gateway is stopped, into a new one.
-    Salvage(salvage::Salvaging),
 }
 
 /// What to look for. Several values of one kind: any of them; several kinds: all of them.
@@ -188,27 +196,25 @@ const LONGEST_IDS: usize = 8 << 10;
 type Query = Vec<(&'static str, String)>;
 
 pub(super) fn inbox(config: &Path, arguments: &Arguments) -> ExitCode {
-    let ask = |place: Place| {
-        let done = match &arguments.what {
-            What::List(listing) => list(&place, listing),
-            What::Show(showing) => show(&place, showing),
-            What::Retry(Retrying { choice, rate }) => {
+    let ask = |asked: &Asked, place: Place| {
+        let done = match asked {
+            Asked::List(listing) => list(&place, listing),
+            Asked::Show(showing) => show(&place, showing),
+            Asked::Retry(Retrying { choice, rate }) => {
                 act(&place, "retry", choice, rate.iter().map(|rate| ("rate", rate.clone())).collect())
             }
-            What::Discard(Discarding { choice }) => act(&place, "discard", choice, Vec::new()),
-            What::Export(exporting) => export::export(&place, exporting),
-            What::Stats { json } => stats(&place, *json),
-            What::Quarantine(listing) => reverify::list(&place, listing),
-            What::Reverify(reverifying) => reverify::reverify(&place, reverifying),
-            What::Salvage(salvaging) => salvage::salvage(config, salvaging),
+            Asked::Discard(Discarding { choice }) => act(&place, "discard", choice, Vec::new()),
+            Asked::Export(exporting) => export::export(&place, exporting),
+            Asked::Stats { json } => stats(&place, *json),
+            Asked::Quarantine(listing) => reverify::list(&place, listing),
+            Asked::Reverify(reverifying) => reverify::reverify(&place, reverifying),
         };
         place.leave();
         done
     };
     let done = match &arguments.what {
-        // A store that cannot be opened is what it is for.
         What::Salvage(salvaging) => salvage::salvage(config, salvaging),
-        _ => Place::find(config, arguments.admin.as_ref()).and_then(ask),
+        What::Asked(asked) => Place::find(config, arguments.admin.as_ref()).and_then(|place| ask(asked, place)),
     };
     done.unwrap_or_else(|Failure { code, why }| {
         complain(&why);
