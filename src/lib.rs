@@ -16,7 +16,8 @@
 //! | `verify` | does this request prove itself? Pure: no clock, no socket |
 //! | `state` | what was accepted, and how much of every budget is spent |
 //! | `server` | listeners, TLS, connections; knows no webhook |
-//! | `delivery`, `refusal`, `fetched`, `secret`, `client`, `database`, `clock` | the ground floor: words that everybody uses |
+//! | `redis_link` | a lasting connection to Redis, for `state` and `deliver` |
+//! | `delivery`, `refusal`, `fetched`, `secret`, `client`, `database`, `tls_client`, `clock` | the ground floor: words that everybody uses |
 
 mod admin;
 mod cli;
@@ -32,11 +33,13 @@ mod fetched;
 mod gateway;
 mod inbox;
 mod parcel;
+mod redis_link;
 mod refusal;
 mod secret;
 mod server;
 mod state;
 mod telemetry;
+mod tls_client;
 #[cfg_attr(not(test), warn(clippy::indexing_slicing, reason = "it judges what strangers wrote"))]
 mod verify;
 

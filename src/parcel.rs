@@ -3,11 +3,13 @@
 //! Invariant: a parcel is packed from a `Verified`, or (in observe mode only, and marked) from a delivery that was not
 //! proven. What the sender wrote into the gateway's own header names never gets through.
 
+use crate::clock::UnixMillis;
 use crate::delivery::Delivery;
 use crate::verify::Verified;
 use bytes::Bytes;
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method};
+use std::sync::Arc;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Parcel {
@@ -17,6 +19,32 @@ pub(crate) struct Parcel {
     /// Complete but for `Host` and `Content-Length`, which the sender of the parcel writes; no hop-by-hop headers.
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
+    /// Names of those headers with which the sender proved itself and whoever reads them could prove the same: services
+    /// may check them again, onto a broker they never go.
+    pub(crate) credentials: Vec<HeaderName>,
+}
+
+/// What a delivery is called where it goes: the same at every attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Tag {
+    pub(crate) source: Arc<str>,
+    /// The source's own name for it, the same for every retry of its sender.
+    pub(crate) delivery_id: String,
+    /// Above zero: sent again because an operator wanted it.
+    pub(crate) generation: u32,
+    pub(crate) received: UnixMillis,
+}
+
+impl Tag {
+    /// By which receivers and brokers tell a repetition: `{source}:{delivery id}`, and `:{n}` for an operator's nth
+    /// redelivery.
+    pub(crate) fn publish_key(&self) -> String {
+        let Self { source, delivery_id, generation, .. } = self;
+        match generation {
+            0 => format!("{source}:{delivery_id}"),
+            n => format!("{source}:{delivery_id}:{n}"),
+        }
+    }
 }
 
 /// What the gateway says of a delivery, in headers.
@@ -31,6 +59,8 @@ pub(crate) struct Statement<'a> {
     pub(crate) traceparent: HeaderValue,
     /// Further headers (a signature of our own) that replace what the sender wrote there.
     pub(crate) added: Vec<(HeaderName, HeaderValue)>,
+    /// The headers in which this source's senders present a password or token.
+    pub(crate) credentials: Vec<HeaderName>,
 }
 
 impl Parcel {
@@ -63,7 +93,8 @@ impl Parcel {
             headers.insert(name, value);
         }
         headers.insert("traceparent", statement.traceparent);
-        let mut parcel = Self { method: delivery.method, path_and_query, headers, body: delivery.body };
+        let credentials = statement.credentials;
+        let mut parcel = Self { method: delivery.method, path_and_query, headers, body: delivery.body, credentials };
         for (name, value) in statement.added {
             parcel.replace(name, value);
         }
@@ -93,10 +124,13 @@ impl Parcel {
     }
 
     /// The first byte of an encoding.
-    const ENCODING: u8 = 1;
+    const ENCODING: u8 = 2;
+
+    /// What was written before there were names of credentials.
+    const ENCODING_WITHOUT_CREDENTIALS: u8 = 1;
 
     /// For the store: the encoding's version, then method, path and query, the number of headers, each one's name and
-    /// value, and the body to the end. Every part but the last begins with its length in four bytes, the least first.
+    /// value, the number of headers that hold credentials, each one's name, and the body to the end. Every part but the last begins with its length in four bytes, the least first.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let headers: usize = self.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 8).sum();
         let mut text = Vec::with_capacity(64 + self.path_and_query.len() + headers + self.body.len());
@@ -108,17 +142,22 @@ impl Parcel {
             put(&mut text, name.as_str().as_bytes());
             put(&mut text, value.as_bytes());
         }
+        text.extend(length(self.credentials.len()));
+        for name in &self.credentials {
+            put(&mut text, name.as_str().as_bytes());
+        }
         text.extend_from_slice(&self.body);
         text
     }
 
     pub(crate) fn decode(mut text: &[u8]) -> Result<Self, Undecodable> {
         let text = &mut text;
-        match text.split_off_first() {
-            Some(&Self::ENCODING) => {}
+        let names_credentials = match text.split_off_first() {
+            Some(&Self::ENCODING) => true,
+            Some(&Self::ENCODING_WITHOUT_CREDENTIALS) => false,
             Some(other) => return Err(Undecodable::Version(*other)),
             None => return Err(Undecodable::Cut),
-        }
+        };
         let method = Method::from_bytes(take(text)?).map_err(|_| Undecodable::Part("method"))?;
         let path_and_query = String::from_utf8(take(text)?.to_vec()).map_err(|_| Undecodable::Part("path"))?;
         let mut headers = HeaderMap::new();
@@ -127,7 +166,11 @@ impl Parcel {
             let value = HeaderValue::from_bytes(take(text)?).map_err(|_| Undecodable::Part("header value"))?;
             headers.try_append(name, value).map_err(|_| Undecodable::Part("header count"))?;
         }
-        Ok(Self { method, path_and_query, headers, body: Bytes::copy_from_slice(text) })
+        let mut credentials = Vec::new();
+        for _ in 0..if names_credentials { number(text)? } else { 0 } {
+            credentials.push(HeaderName::from_bytes(take(text)?).map_err(|_| Undecodable::Part("header name"))?);
+        }
+        Ok(Self { method, path_and_query, headers, body: Bytes::copy_from_slice(text), credentials })
     }
 
     /// A header of the gateway's own; one that would be empty or that no header can hold is left out.
@@ -238,6 +281,7 @@ mod tests {
             forwarding: vec![(HeaderName::from_static("x-forwarded-for"), HeaderValue::from_static("192.0.2.1"))],
             traceparent: HeaderValue::from_static("00-1-1-00"),
             added: Vec::new(),
+            credentials: vec![HeaderName::from_static("x-token")],
         }
     }
 
@@ -274,7 +318,7 @@ mod tests {
         #[test]
         fn any_bytes_are_a_parcel_or_are_not(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..64)) {
             let mut bytes = bytes;
-            bytes.insert(0, 1);
+            bytes.insert(0, 1 + bytes.len() as u8 % 2);
             if let Ok(parcel) = Parcel::decode(&bytes) {
                 proptest::prop_assert_eq!(Parcel::decode(&parcel.encode()), Ok(parcel));
             }

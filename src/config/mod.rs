@@ -4,6 +4,8 @@
 //! is replaced. Whatever loads cannot fail later for what stands in the file.
 
 mod about;
+mod brokers;
+mod engine;
 mod fetch;
 mod guessable;
 mod handshakes;
@@ -20,6 +22,7 @@ mod properties;
 mod providers;
 mod quarantine;
 mod reader;
+mod redis;
 mod routes;
 mod scheme;
 mod secret_ref;
@@ -242,8 +245,12 @@ fn read(root: &Node, presets: &Presets, ledger: &Ledger) -> Option<Config> {
     let mut upstream_places = BTreeMap::new();
     for (name, table) in file.named("upstreams") {
         upstream_places.insert(name.clone(), table.at());
-        let upstream = upstreams::read(&name, table);
-        upstream_names.insert(name.clone(), upstream.as_ref().is_some_and(|upstream| upstream.signs.is_some()));
+        let upstream = upstreams::read(&name, table, max_body);
+        let facts = upstreams::Facts {
+            re_signs: upstream.as_ref().is_some_and(|upstream| upstream.signs.is_some()),
+            is_broker: upstream.as_ref().is_some_and(|upstream| upstream.settings.is_broker()),
+        };
+        upstream_names.insert(name.clone(), facts);
         upstreams.extend(upstream.map(|upstream| (name, upstream)));
     }
 

@@ -5,6 +5,7 @@
 
 use super::reader::Table;
 use super::units::header_name;
+use super::upstreams::{self, Facts};
 use crate::gateway::lane::Order;
 use crate::gateway::route::{Conditions, Glob, MOST_ALTERNATIVES, MOST_ROUTES, Route, Routes, Target};
 use crate::gateway::source::{PathRule, UpstreamPath, Way};
@@ -14,8 +15,8 @@ use std::sync::Arc;
 
 /// What decides of a source's routes beside themselves.
 pub(super) struct Around<'a> {
-    /// Names of upstreams, and whether each re-signs.
-    pub(super) upstreams: &'a BTreeMap<String, bool>,
+    /// By name.
+    pub(super) upstreams: &'a BTreeMap<String, upstreams::Facts>,
     pub(super) way: Way,
     pub(super) order: Order,
     pub(super) observes: bool,
@@ -44,9 +45,8 @@ pub(super) fn read(source: &Table<'_>, around: Around<'_>) -> Option<Routes> {
         }
         _ => {
             let found = target(source, &around, path.as_ref());
-            if found.as_ref().is_some_and(|(_, re_signs)| *re_signs && around.observes) {
-                let what = "observes, and the upstream re-signs: what is not proven must not carry our signature";
-                source.error("mode", what, "another upstream without `sign`");
+            if let Some((what, hint)) = found.as_ref().and_then(|(_, facts)| unfit_to_observe(*facts, &around)) {
+                source.error("mode", what, hint);
             }
             Some(found.map(|(target, _)| target))
         }
@@ -121,16 +121,32 @@ fn upstream_path(table: &Table<'_>, around: &Around<'_>) -> Option<UpstreamPath>
     path
 }
 
-/// And whether its upstream re-signs.
-fn target(table: &Table<'_>, around: &Around<'_>, path: Option<&UpstreamPath>) -> Option<(Target, bool)> {
+/// And what there is to know of its upstream.
+fn target(table: &Table<'_>, around: &Around<'_>, path: Option<&UpstreamPath>) -> Option<(Target, Facts)> {
     let name = table.needed_text("upstream", r#"upstream = "app""#)?;
-    let Some(re_signs) = around.upstreams.get(&name) else {
+    let Some(facts) = around.upstreams.get(&name) else {
         let known: Vec<_> = around.upstreams.keys().map(String::as_str).collect();
         let hint = format!("one of: {}", known.join(", "));
         table.error("upstream", format!("there is no [upstreams.{name}]"), &hint);
         return None;
     };
-    Some((Target { upstream: Arc::from(name), path: path.cloned() }, *re_signs))
+    Some((Target { upstream: Arc::from(name), path: path.cloned() }, *facts))
+}
+
+/// Observe mode lets pass what is not proven, and not everything may be handed that.
+fn unfit_to_observe(facts: Facts, around: &Around<'_>) -> Option<(&'static str, &'static str)> {
+    match facts {
+        _ if !around.observes => None,
+        Facts { re_signs: true, .. } => Some((
+            "the source observes, and the upstream re-signs: what is not proven must not carry our signature",
+            "another upstream without `sign`",
+        )),
+        Facts { is_broker: true, .. } => Some((
+            "the source observes, and the upstream is a broker: what is not proven would be taken for proven by whoever consumes it",
+            "an upstream of kind = \"http\", while it observes",
+        )),
+        Facts { .. } => None,
+    }
 }
 
 fn route<'t>(table: Table<'t>, around: &Around<'_>, path_of_all: Option<&UpstreamPath>) -> Read<'t> {
@@ -175,9 +191,8 @@ fn route<'t>(table: Table<'t>, around: &Around<'_>, path_of_all: Option<&Upstrea
     }
     let path = upstream_path(&table, around);
     let found = target(&table, around, path.as_ref().or(path_of_all));
-    if found.as_ref().is_some_and(|(_, re_signs)| *re_signs && around.observes) {
-        let what = "re-signs, and the source observes: what is not proven must not carry our signature";
-        table.error("upstream", what, "another upstream without `sign`");
+    if let Some((what, hint)) = found.as_ref().and_then(|(_, facts)| unfit_to_observe(*facts, around)) {
+        table.error("upstream", what, hint);
     }
     let target = found.map(|(target, _)| target);
     Read { when: Conditions { events, headers, json }, target, is_whole, table }

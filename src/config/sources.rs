@@ -6,11 +6,13 @@ use super::quarantine;
 use super::reader::Table;
 use super::routes;
 use super::units::header_value;
+use super::upstreams;
 use super::verification::{self, Credentials, Resends};
 use crate::gateway::source::{
-    Acknowledge, AlternativeName, ClientCertRule, OnDuplicate, OnReplay, PathRule, Per, RateLimit, Roots, Settings, Way,
+    Acknowledge, AlternativeName, ClientCertRule, OnDuplicate, OnReplay, PathRule, Roots, Settings, Way,
 };
 use crate::server::{DistinguishedName, roots_verifier};
+use crate::state::{Per, RateLimit};
 use crate::verify::Coverage;
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode};
@@ -26,8 +28,8 @@ const LONGEST_WINDOW: Duration = Duration::from_secs(90 * 86_400);
 /// What a source needs to know of the rest of the configuration.
 pub(super) struct Around<'a> {
     pub(super) listeners: &'a BTreeMap<String, ListenerFacts>,
-    /// Names of upstreams, and whether each re-signs.
-    pub(super) upstreams: &'a BTreeMap<String, bool>,
+    /// By name.
+    pub(super) upstreams: &'a BTreeMap<String, upstreams::Facts>,
     pub(super) max_body: u64,
     pub(super) max_claims: u64,
     pub(super) state_is_memory: bool,

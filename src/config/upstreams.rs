@@ -1,9 +1,11 @@
 //! `[upstreams.NAME]`: where parcels go.
 
+use super::brokers;
+use super::engine;
 use super::reader::Table;
-use crate::deliver::{self, Balance, ClientIdentity, HealthCheck, Protocol, Settings, TlsSettings};
+use crate::deliver::{self, Balance, HealthCheck, HttpSettings as Settings, Protocol};
 use crate::gateway::UpstreamSettings;
-use crate::secret::Secret;
+use crate::tls_client::TlsSettings;
 use crate::verify::SigningKey;
 use http::Uri;
 use std::sync::Arc;
@@ -11,9 +13,34 @@ use std::time::Duration;
 
 const MINUTES: Duration = Duration::from_secs(600);
 
-pub(super) fn read(name: &str, table: Table<'_>) -> Option<UpstreamSettings> {
+/// What its sources have to know of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Facts {
+    pub(super) re_signs: bool,
+    pub(super) is_broker: bool,
+}
+
+/// `max_body`: the largest that any source takes, as far as it is known.
+pub(super) fn read(name: &str, table: Table<'_>, max_body: u64) -> Option<UpstreamSettings> {
+    let kinds = [
+        ("http", None),
+        ("celery", Some(brokers::Kind::Celery)),
+        ("amqp", Some(brokers::Kind::Amqp)),
+        ("nats", Some(brokers::Kind::Nats)),
+        ("redis-stream", Some(brokers::Kind::RedisStream)),
+    ];
+    match table.choice("kind", Some("http"), &kinds).flatten() {
+        None => http(name, table),
+        Some(kind) => {
+            let settings = brokers::read(name, kind, &table, max_body);
+            table.finish();
+            Some(UpstreamSettings { settings: deliver::Settings::Broker(settings?), signs: None })
+        }
+    }
+}
+
+fn http(name: &str, table: Table<'_>) -> Option<UpstreamSettings> {
     let defaults = Settings::new(name.into(), Vec::new());
-    table.choice("kind", Some("http"), &[("http", ())]);
     let urls = table.all_parsed("urls", url);
     if !table.has("urls") {
         table.error("", "`urls` is missing", r#"urls = ["http://10.0.0.7:9000"]"#);
@@ -88,7 +115,7 @@ pub(super) fn read(name: &str, table: Table<'_>) -> Option<UpstreamSettings> {
         table.error("", error.to_string(), "");
     }
     table.finish();
-    Some(UpstreamSettings { settings, signs })
+    Some(UpstreamSettings { settings: deliver::Settings::Http(settings), signs })
 }
 
 fn count(number: u64) -> usize {
@@ -117,15 +144,5 @@ fn read_tls(table: &Table<'_>, urls: &[Uri]) -> TlsSettings {
     if urls.iter().all(|url| url.scheme_str() != Some("https")) {
         tls.warn("", "has no effect: no url begins with https://", "");
     }
-    let ca = tls.file("ca").map(|(_, pem)| pem);
-    let certificate = tls.file("certificate").map(|(_, pem)| pem);
-    let private_key = tls.file("private_key").map(|(_, pem)| Secret::new(pem));
-    if tls.has("certificate") != tls.has("private_key") {
-        tls.error("", "`certificate` and `private_key` go together", "");
-    }
-    let server_name = tls.text("server_name");
-    tls.finish();
-    let identity =
-        certificate.zip(private_key).map(|(certificate, private_key)| ClientIdentity { certificate, private_key });
-    TlsSettings { ca, identity, server_name }
+    engine::read_tls(tls)
 }

@@ -17,9 +17,8 @@ use http::uri::{Authority, Scheme};
 use http_body_util::Full;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -29,7 +28,7 @@ use tokio_rustls::TlsConnector;
 
 use super::failure::cause;
 use super::settings::BuildError;
-use crate::secret::Secret;
+use crate::tls_client::TlsSettings;
 
 /// Names of services resolve to a handful; a name with hundreds must not use up the time one address at a time.
 const MAX_ADDRESSES: usize = 8;
@@ -53,35 +52,6 @@ pub(crate) enum Protocol {
     Http1,
     /// In the clear: prior knowledge. Over TLS: offered alone.
     Http2,
-}
-
-/// All parts as they were read from files: PEM, not yet parsed.
-#[derive(Clone, Default)]
-pub(crate) struct TlsSettings {
-    /// None: the Mozilla roots.
-    pub(crate) ca: Option<Vec<u8>>,
-    pub(crate) identity: Option<ClientIdentity>,
-    /// The name to ask for and to find in the certificate, in place of the url's host.
-    pub(crate) server_name: Option<String>,
-}
-
-#[derive(Clone)]
-pub(crate) struct ClientIdentity {
-    pub(crate) certificate: Vec<u8>,
-    pub(crate) private_key: Secret,
-}
-
-impl TlsSettings {
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
-        let same_identity = match (&self.identity, &other.identity) {
-            (None, None) => true,
-            (Some(one), Some(two)) => {
-                one.certificate == two.certificate && one.private_key.matches(two.private_key.expose())
-            }
-            _ => false,
-        };
-        self.ca == other.ca && self.server_name == other.server_name && same_identity
-    }
 }
 
 pub(super) struct Connector {
@@ -283,48 +253,13 @@ impl Connector {
 
 /// What all https urls of one upstream share: roots, identity, and what is offered.
 pub(super) fn client_config(settings: &TlsSettings, protocol: Protocol) -> Result<Arc<ClientConfig>, BuildError> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| BuildError::Tls(error.to_string()))?
-        .with_root_certificates(roots(settings.ca.as_deref())?);
-    let mut config = match &settings.identity {
-        None => builder.with_no_client_auth(),
-        Some(identity) => {
-            let chain: Vec<_> = CertificateDer::pem_slice_iter(&identity.certificate)
-                .collect::<Result<_, _>>()
-                .map_err(|error| BuildError::Certificate(error.to_string()))?;
-            if chain.is_empty() {
-                return Err(BuildError::Certificate("no certificate in it".to_owned()));
-            }
-            // The parser's error could quote what it could not parse, and this is a key.
-            let key =
-                PrivateKeyDer::from_pem_slice(identity.private_key.expose()).map_err(|_| BuildError::PrivateKey)?;
-            builder.with_client_auth_cert(chain, key).map_err(|error| BuildError::Certificate(error.to_string()))?
-        }
-    };
+    let mut config = settings.client_config()?;
     config.alpn_protocols = match protocol {
         Protocol::Auto => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
         Protocol::Http1 => vec![b"http/1.1".to_vec()],
         Protocol::Http2 => vec![b"h2".to_vec()],
     };
     Ok(Arc::new(config))
-}
-
-fn roots(ca: Option<&[u8]>) -> Result<RootCertStore, BuildError> {
-    let mut roots = RootCertStore::empty();
-    let Some(pem) = ca else {
-        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        return Ok(roots);
-    };
-    for certificate in CertificateDer::pem_slice_iter(pem) {
-        let certificate = certificate.map_err(|error| BuildError::Ca(error.to_string()))?;
-        roots.add(certificate).map_err(|error| BuildError::Ca(error.to_string()))?;
-    }
-    if roots.is_empty() {
-        return Err(BuildError::Ca("no certificate in it".to_owned()));
-    }
-    Ok(roots)
 }
 
 fn without_user(url: &http::Uri) -> String {

@@ -15,6 +15,8 @@ pub(crate) enum Fault {
     TimedOut,
     /// The upstream's: it closed, reset or did not speak HTTP. It may have done the work.
     Broken,
+    /// Nobody's: it is larger than the broker takes. Nothing was sent, and sending it again would be no use.
+    TooLarge,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -376,7 +376,7 @@ impl Exchange {
         // The connection first, the place last: whoever is let in next shall find the connection at rest.
         match ending {
             Ending::TimedOut => self.lease.abandon(),
-            Ending::Broken | Ending::Busy | Ending::Unavailable => drop(self.lease),
+            Ending::Broken | Ending::Busy | Ending::Unavailable | Ending::TooLarge => drop(self.lease),
             Ending::Success | Ending::Redirect | Ending::ClientError | Ending::ServerError => {
                 self.lease.finish(&self.pool);
             }

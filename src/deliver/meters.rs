@@ -17,10 +17,11 @@ pub(crate) enum Ending {
     Unavailable,
     TimedOut,
     Broken,
+    TooLarge,
 }
 
 impl Ending {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Success,
         Self::Redirect,
         Self::ClientError,
@@ -29,6 +30,7 @@ impl Ending {
         Self::Unavailable,
         Self::TimedOut,
         Self::Broken,
+        Self::TooLarge,
     ];
 
     pub(crate) fn label(self) -> &'static str {
@@ -41,6 +43,7 @@ impl Ending {
             Self::Unavailable => "unavailable",
             Self::TimedOut => "timeout",
             Self::Broken => "broken",
+            Self::TooLarge => "too_large",
         }
     }
 
@@ -60,6 +63,7 @@ impl Ending {
             Fault::Unavailable => Self::Unavailable,
             Fault::TimedOut => Self::TimedOut,
             Fault::Broken => Self::Broken,
+            Fault::TooLarge => Self::TooLarge,
         }
     }
 
@@ -68,7 +72,7 @@ impl Ending {
             Self::Success | Self::Redirect | Self::ClientError | Self::ServerError => Sign::Life,
             Self::TimedOut | Self::Broken => Sign::Failure,
             Self::Unavailable => Sign::Unreachable,
-            Self::Busy => Sign::Nothing,
+            Self::Busy | Self::TooLarge => Sign::Nothing,
         }
     }
 }

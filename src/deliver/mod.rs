@@ -6,6 +6,7 @@
 
 mod answer;
 mod balance;
+mod broker;
 mod connect;
 mod failure;
 mod gate;
@@ -25,26 +26,71 @@ use tokio::sync::watch;
 
 pub(crate) use self::answer::{Answer, AnswerBody};
 pub(crate) use self::balance::Balance;
-pub(crate) use self::connect::{ClientIdentity, Protocol, TlsSettings};
+pub(crate) use self::broker::{
+    Alphabet, AmqpServer, AmqpTarget, Broker, CeleryTask, DEFAULT_DEDUPE, DEFAULT_TIMEOUT as DEFAULT_BROKER_TIMEOUT,
+    Declare, Engine, Format, NatsAuth, NatsTarget, Payload, RedisList, Settings as BrokerSettings, StreamTarget,
+    Template,
+};
+pub(crate) use self::connect::Protocol;
 pub(crate) use self::failure::{Fault, SendError};
 pub(crate) use self::meters::{Ending, Meters};
 pub(crate) use self::retry::{Ended, Schedule, Statuses, Verdict, retry_after};
-pub(crate) use self::settings::{BuildError, DEFAULT_PROBE_TIMEOUT, HealthCheck, Settings};
-use crate::parcel::Parcel;
+pub(crate) use self::settings::{BuildError, DEFAULT_PROBE_TIMEOUT, HealthCheck, Settings as HttpSettings};
+use crate::parcel::{Parcel, Tag};
 
 /// Where a parcel can go. A closed set, chosen by the configuration.
 pub(crate) enum Destination {
     Http {
         upstream: Arc<http::Upstream>,
-        settings: Box<Settings>,
+        settings: Box<HttpSettings>,
         /// Dropped with the destination: the health checks end.
         _probing: watch::Sender<bool>,
     },
+    Broker(Broker),
+}
+
+#[derive(Clone)]
+pub(crate) enum Settings {
+    Http(HttpSettings),
+    Broker(BrokerSettings),
+}
+
+/// What came of a parcel that arrived.
+pub(crate) enum Sent {
+    /// Whoever got it said so in its own words.
+    Answered(Answer),
+    /// A broker has it, and has said that it will keep it.
+    Confirmed,
+}
+
+impl Settings {
+    pub(crate) fn name(&self) -> &Arc<str> {
+        match self {
+            Self::Http(settings) => &settings.name,
+            Self::Broker(settings) => &settings.name,
+        }
+    }
+
+    /// As an operator looks for them in the metrics: without credentials.
+    pub(crate) fn url_labels(&self) -> Vec<String> {
+        match self {
+            Self::Http(settings) => settings.url_labels().collect(),
+            Self::Broker(settings) => vec![settings.label()],
+        }
+    }
+
+    pub(crate) fn is_broker(&self) -> bool {
+        matches!(self, Self::Broker(_))
+    }
 }
 
 impl Destination {
-    /// Builds it and starts its health checks. Needs a runtime.
+    /// Builds it and starts its health checks, or begins to connect. Needs a runtime.
     pub(crate) fn start(settings: Settings, meters: Meters) -> Result<Arc<Self>, BuildError> {
+        let settings = match settings {
+            Settings::Broker(settings) => return Ok(Arc::new(Self::Broker(Broker::start(settings, meters)?))),
+            Settings::Http(settings) => settings,
+        };
         let upstream = http::Upstream::new(settings.clone(), meters)?;
         let (probing, stop) = watch::channel(false);
         tokio::spawn(upstream.clone().probe_forever(stop));
@@ -53,27 +99,44 @@ impl Destination {
 
     /// Whether it was started with these settings, so that a reload can leave it as it is.
     pub(crate) fn has(&self, other: &Settings) -> bool {
-        match self {
-            Self::Http { settings, .. } => settings.is_same(other),
+        match (self, other) {
+            (Self::Http { settings, .. }, Settings::Http(other)) => settings.is_same(other),
+            (Self::Broker(broker), Settings::Broker(other)) => broker.settings().is_same(other),
+            (Self::Http { .. } | Self::Broker(_), _) => false,
         }
     }
 
-    pub(crate) fn settings(&self) -> &Settings {
+    pub(crate) fn is_broker(&self) -> bool {
+        matches!(self, Self::Broker(_))
+    }
+
+    pub(crate) fn url_labels(&self) -> Vec<String> {
         match self {
-            Self::Http { settings, .. } => settings,
+            Self::Http { settings, .. } => settings.url_labels().collect(),
+            Self::Broker(broker) => vec![broker.settings().label()],
         }
     }
 
-    pub(crate) async fn send(&self, parcel: &Parcel) -> Result<Answer, SendError> {
+    /// So many can be under way.
+    pub(crate) fn most_at_once(&self) -> usize {
         match self {
-            Self::Http { upstream, .. } => upstream.send(parcel).await,
+            Self::Http { settings, .. } => settings.urls.len().saturating_mul(settings.max_in_flight),
+            Self::Broker(broker) => broker.settings().max_in_flight,
+        }
+    }
+
+    pub(crate) async fn send(&self, parcel: &Parcel, tag: &Tag) -> Result<Sent, SendError> {
+        match self {
+            Self::Http { upstream, .. } => upstream.send(parcel).await.map(Sent::Answered),
+            Self::Broker(broker) => broker.send(parcel, tag).await.map(|()| Sent::Confirmed),
         }
     }
 
     /// Only if there is a place now that nobody waits for.
-    pub(crate) async fn send_at_once(&self, parcel: &Parcel) -> Result<Answer, SendError> {
+    pub(crate) async fn send_at_once(&self, parcel: &Parcel, tag: &Tag) -> Result<Sent, SendError> {
         match self {
-            Self::Http { upstream, .. } => upstream.send_at_once(parcel).await,
+            Self::Http { upstream, .. } => upstream.send_at_once(parcel).await.map(Sent::Answered),
+            Self::Broker(broker) => broker.send_at_once(parcel, tag).await.map(|()| Sent::Confirmed),
         }
     }
 
@@ -81,6 +144,7 @@ impl Destination {
     pub(crate) fn is_saturated(&self) -> bool {
         match self {
             Self::Http { upstream, .. } => upstream.is_saturated(),
+            Self::Broker(broker) => broker.is_saturated(),
         }
     }
 
@@ -88,6 +152,15 @@ impl Destination {
     pub(crate) fn can_forward(&self) -> bool {
         match self {
             Self::Http { upstream, .. } => upstream.can_forward(),
+            Self::Broker(broker) => broker.can_forward(),
+        }
+    }
+
+    /// Gauges that are read, not kept.
+    pub(crate) fn refresh_gauges(&self) {
+        match self {
+            Self::Http { .. } => {}
+            Self::Broker(broker) => broker.refresh_gauges(),
         }
     }
 
@@ -95,11 +168,12 @@ impl Destination {
     pub(crate) fn longest(&self) -> Duration {
         match self {
             Self::Http { upstream, .. } => upstream.longest(),
+            Self::Broker(broker) => broker.longest(),
         }
     }
 }
 
 /// Whether these settings can be put to work: certificates that parse, keys that fit, urls that can be asked.
-pub(crate) fn check(settings: &Settings) -> Result<(), BuildError> {
+pub(crate) fn check(settings: &HttpSettings) -> Result<(), BuildError> {
     http::Upstream::new(settings.clone(), Meters::unregistered(settings.urls.len())).map(drop)
 }

@@ -53,6 +53,7 @@ impl Schedule {
     pub(crate) fn verdict(&self, ended: Ended, attempts: u32, random: f64) -> Verdict {
         let (treatment, retry_after) = match ended {
             Ended::Status { status, retry_after } => (self.statuses.treatment(status), retry_after),
+            Ended::Confirmed => (Treatment::Delivered, None),
             Ended::Fault(fault) => (of_fault(fault), None),
         };
         match treatment {
@@ -75,7 +76,7 @@ impl Schedule {
             Ended::Status { status, .. } => {
                 status.as_u16() >= 500 && self.statuses.treatment(status) == Treatment::Retry
             }
-            Ended::Fault(Fault::Busy) => false,
+            Ended::Confirmed | Ended::Fault(Fault::Busy | Fault::TooLarge) => false,
             Ended::Fault(Fault::Unavailable | Fault::TimedOut | Fault::Broken) => true,
         }
     }
@@ -106,7 +107,12 @@ impl Default for Schedule {
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
-    Status { status: StatusCode, retry_after: Option<Duration> },
+    Status {
+        status: StatusCode,
+        retry_after: Option<Duration>,
+    },
+    /// A broker has it.
+    Confirmed,
     Fault(Fault),
 }
 
@@ -204,6 +210,7 @@ fn usual(code: u16) -> Treatment {
 fn of_fault(fault: Fault) -> Treatment {
     match fault {
         Fault::Busy | Fault::Unavailable | Fault::TimedOut | Fault::Broken => Treatment::Retry,
+        Fault::TooLarge => Treatment::Dead,
     }
 }
 

@@ -1,7 +1,8 @@
 //! What the configuration says of an HTTP upstream, and the defaults.
 
 use super::balance::Balance;
-use super::connect::{Protocol, TlsSettings};
+use super::connect::Protocol;
+use crate::tls_client::{TlsError, TlsSettings};
 use ::http::Uri;
 use std::sync::Arc;
 use std::time::Duration;
@@ -110,12 +111,8 @@ pub(crate) enum BuildError {
     Url { url: String, why: &'static str },
     #[error("the health path {path:?} is not one that HTTP can carry; it begins with `/`")]
     HealthPath { path: String },
-    #[error("the upstream's tls.ca cannot be used: {0}")]
-    Ca(String),
-    #[error("the upstream's tls.certificate cannot be used: {0}")]
-    Certificate(String),
-    #[error("the upstream's tls.private_key cannot be used: it is not one private key in PEM")]
-    PrivateKey,
-    #[error("TLS cannot be set up: {0}")]
-    Tls(String),
+    #[error("the upstream's {0}")]
+    Tls(#[from] TlsError),
+    #[error("{0}")]
+    Broker(String),
 }

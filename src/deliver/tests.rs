@@ -23,6 +23,7 @@ use super::meters::{Ending, Meters};
 use super::settings::{BuildError, HealthCheck, Settings};
 use super::*;
 use crate::secret::Secret;
+use crate::tls_client::{ClientIdentity, TlsError, TlsSettings};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 /// Long enough never to be reached by a test that passes.
@@ -68,6 +69,7 @@ fn parcel() -> Parcel {
         path_and_query: "/hook?a=b".to_owned(),
         headers,
         body: Bytes::from_static(b"{\"n\":1}"),
+        credentials: Vec::new(),
     }
 }
 
@@ -1114,10 +1116,10 @@ fn settings_that_cannot_work_are_refused_with_the_reason() {
     assert_eq!(why(&url("http://app:0")), "its port is 0");
     assert_eq!(why(&url("/only/a/path")), "it has no host");
     let ca = |pem: &'static str| move |settings: &mut Settings| settings.tls.ca = Some(pem.into());
-    assert!(matches!(refused(&ca("")), Some(BuildError::Ca(_))));
+    assert!(matches!(refused(&ca("")), Some(BuildError::Tls(TlsError::Ca(_)))));
     assert!(matches!(
         refused(&ca("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")),
-        Some(BuildError::Ca(_))
+        Some(BuildError::Tls(TlsError::Ca(_)))
     ));
     let identity = |certificate: Vec<u8>, key: Vec<u8>| {
         move |settings: &mut Settings| {
@@ -1126,10 +1128,13 @@ fn settings_that_cannot_work_are_refused_with_the_reason() {
         }
     };
     let (one, other) = (Pki::new().certify("a"), Pki::new().certify("b"));
-    assert_eq!(refused(&identity(one.certificate.clone(), b"hunter2".to_vec())), Some(BuildError::PrivateKey));
+    assert_eq!(
+        refused(&identity(one.certificate.clone(), b"hunter2".to_vec())),
+        Some(BuildError::Tls(TlsError::PrivateKey))
+    );
     assert!(matches!(
         refused(&identity(one.certificate, other.private_key.expose().to_vec())),
-        Some(BuildError::Certificate(_))
+        Some(BuildError::Tls(TlsError::Certificate(_)))
     ));
     let health = |settings: &mut Settings| {
         let timeout = Duration::from_secs(1);

@@ -12,12 +12,12 @@ use super::source::{OnDuplicate, OnReplay, Outlet, Source, Way};
 use super::visit::Visit;
 use crate::client::ClientKey;
 use crate::clock::UnixMillis;
-use crate::deliver::{Answer, Fault, SendError};
+use crate::deliver::{Fault, SendError, Sent};
 use crate::delivery::Delivery;
 use crate::inbox::{AppendError, Claims, Entry, NewTask, Suspect};
-use crate::parcel::Parcel;
+use crate::parcel::{Parcel, Tag};
 use crate::refusal::Refusal;
-use crate::state::{Ask, Claim, Committed, HandedOver, Record, Reservation, StateError};
+use crate::state::{Ask, Claimed, Committed, HandedOver, Record, Reservation, StateError};
 use crate::telemetry::Outcome;
 use crate::verify::Verified;
 use http::HeaderValue;
@@ -62,8 +62,13 @@ pub(super) struct Journey {
 
 /// What the claim says.
 enum Step {
-    Go(Option<Reservation>),
+    Go {
+        reservation: Option<Reservation>,
+        is_duplicate: bool,
+    },
     Stop(Refusal),
+    /// Over the source's rate, for so long.
+    Limited(Duration),
     /// Answered as accepted, and not forwarded.
     Acknowledge(Refusal),
 }
@@ -77,11 +82,13 @@ impl Journey {
             Err(refusal) => return visit.refuse(refusal),
         };
         let lease = self.lease(&bound);
-        let mut reservation = None;
+        let mut claimed = (None, false);
         if let Judged::Proven(verified) = &judged {
             match self.claim(verified, lease).await {
-                Step::Go(claimed) => reservation = claimed,
+                Step::Go { reservation, is_duplicate } => claimed = (reservation, is_duplicate),
                 Step::Stop(refusal) | Step::Acknowledge(refusal) if observes => visit.would_refuse = Some(refusal),
+                Step::Limited(_) if observes => visit.would_refuse = Some(Refusal::RateLimited),
+                Step::Limited(wait) => return visit.refuse_for(Refusal::RateLimited, Some(wait)),
                 Step::Stop(refusal) => return visit.refuse(refusal),
                 Step::Acknowledge(refusal) => {
                     let reply = respond::acknowledge(&self.source.settings.acknowledge, &visit.request_id);
@@ -89,22 +96,14 @@ impl Journey {
                     return reply;
                 }
             }
-            // First deliveries alone spend the source's rate: neither a forgery nor a replay gets here.
-            if visit.would_refuse.is_none()
-                && let Err(wait) = self.source.budgets.spend(self.key)
-            {
-                if let Some(reservation) = reservation.take() {
-                    reservation.release();
-                }
-                if !observes {
-                    return visit.refuse_for(Refusal::RateLimited, Some(wait));
-                }
-                visit.would_refuse = Some(Refusal::RateLimited);
-            }
         }
+        let (reservation, is_duplicate) = claimed;
+        let delivery_id = self.delivery_id(&judged, &visit, is_duplicate);
         match (self.source.settings.delivery, judged) {
             _ if bound.targets.is_empty() => self.keep_to_ourselves(reservation, lease, visit).await,
-            (Way::Inbox, Judged::Proven(verified)) => self.store(verified, bound, reservation, visit, permits).await,
+            (Way::Inbox, Judged::Proven(verified)) => {
+                self.store(verified, bound, delivery_id, reservation, visit, permits).await
+            }
             (Way::Proxy, judged) | (Way::Inbox, judged) => {
                 let target = bound.targets.first();
                 let Some((target, outlet)) =
@@ -112,7 +111,7 @@ impl Journey {
                 else {
                     return visit.refuse(Refusal::Internal);
                 };
-                self.forward(judged, (target, outlet), reservation, lease, visit).await
+                self.forward(judged, (target, outlet), delivery_id, reservation, lease, visit).await
             }
         }
     }
@@ -125,27 +124,26 @@ impl Journey {
     async fn claim(&self, verified: &Verified, lease: Duration) -> Step {
         let now = self.door.clock.now();
         let ask = match self.ask(verified, now, now, lease) {
-            Ok(Some(ask)) => ask,
-            Ok(None) => return Step::Go(None),
+            Ok(ask) => ask,
             Err(refusal) => return Step::Stop(refusal),
         };
         let settings = &self.source.settings;
+        let forwards_duplicates = settings.on_duplicate == OnDuplicate::Forward;
         let repeat = |refusal: Refusal, acknowledged: bool| match self.source.budgets.repeats.take(self.key) {
             Err(_) => Step::Stop(Refusal::RateLimited),
             Ok(()) if acknowledged => Step::Acknowledge(refusal),
             Ok(()) => Step::Stop(refusal),
         };
-        match self.source.ledger.reserve(ask, now).await {
-            Ok(Claim::First(reservation)) => Step::Go(Some(reservation)),
-            Ok(Claim::InFlight) => Step::Stop(Refusal::InFlight),
-            Ok(Claim::Replay) => repeat(Refusal::Replay, settings.on_replay == OnReplay::Acknowledge),
-            Ok(Claim::Duplicate(reservation)) => match settings.on_duplicate {
-                OnDuplicate::Forward => Step::Go(Some(reservation)),
-                OnDuplicate::Acknowledge | OnDuplicate::Reject => {
-                    reservation.release();
-                    repeat(Refusal::Duplicate, settings.on_duplicate == OnDuplicate::Acknowledge)
-                }
-            },
+        // First deliveries alone spend the source's rate: neither a forgery nor a replay gets so far.
+        match self.source.ledger.claim(ask, forwards_duplicates, &self.source.budgets.limits, self.key, now).await {
+            Ok(Claimed::First(reservation)) => Step::Go { reservation, is_duplicate: false },
+            Ok(Claimed::InFlight) => Step::Stop(Refusal::InFlight),
+            Ok(Claimed::Replay) => repeat(Refusal::Replay, settings.on_replay == OnReplay::Acknowledge),
+            Ok(Claimed::Duplicate(reservation @ Some(_))) => Step::Go { reservation, is_duplicate: true },
+            Ok(Claimed::Duplicate(None)) => {
+                repeat(Refusal::Duplicate, settings.on_duplicate == OnDuplicate::Acknowledge)
+            }
+            Ok(Claimed::Limited(wait)) => Step::Limited(wait),
             Err(StateError::Full) => Step::Stop(Refusal::ClaimsFull),
             Err(StateError::Store(what)) => {
                 tracing::error!(source = &*settings.name, what, "the state store cannot reserve");
@@ -211,26 +209,36 @@ impl Journey {
         &self,
         judged: Judged,
         (target, outlet): (&Target, &Outlet),
+        delivery_id: String,
         reservation: Option<Reservation>,
         lease: Duration,
         mut visit: Visit,
     ) -> Reply {
-        let parcel = self.pack(judged, target, &visit, outlet.signs.as_deref());
+        let parcel = self.pack(judged, target, &visit, &delivery_id, outlet.signs.as_deref());
+        let tag = Tag { source: self.source.settings.name.clone(), delivery_id, generation: 0, received: visit.at };
         let begun = Instant::now();
         visit.upstreams = target.upstream.to_string();
-        let sent = self.send(&parcel, outlet, reservation.as_ref(), lease).await;
+        let sent = self.send(&parcel, &tag, outlet, reservation.as_ref(), lease).await;
         visit.forwarding = begun.elapsed();
         let refusal = match sent {
-            Ok(answer) if answer.status.is_success() => {
+            Ok(Sent::Confirmed) => {
+                if let Some(reservation) = reservation {
+                    self.commit(reservation, lease).await;
+                }
+                let reply = respond::acknowledge(&self.source.settings.acknowledge, &visit.request_id);
+                visit.record(Outcome::Accepted, reply.status());
+                return reply;
+            }
+            Ok(Sent::Answered(answer)) if answer.status.is_success() => {
                 if let Some(reservation) = reservation {
                     self.commit(reservation, lease).await;
                 }
                 visit.record(Outcome::Accepted, answer.status);
                 return respond::relay(answer, &visit.request_id);
             }
-            Ok(answer) => {
+            Ok(Sent::Answered(answer)) => {
                 if let Some(reservation) = reservation {
-                    reservation.release();
+                    reservation.release().await;
                 }
                 let outcome = if answer.status.is_server_error() {
                     Outcome::Refused(Refusal::UpstreamError)
@@ -245,6 +253,9 @@ impl Journey {
                 tracing::warn!(upstream, request_id = visit.request_id, "not forwarded: {error}");
                 match error.fault {
                     Fault::Busy => Refusal::UpstreamBusy,
+                    Fault::TooLarge => Refusal::TooLarge,
+                    // Whatever it was: the broker has not said that it has it, and the sender is to come again.
+                    _ if outlet.destination.is_broker() => Refusal::UpstreamUnavailable,
                     Fault::Unavailable => Refusal::UpstreamUnavailable,
                     Fault::TimedOut => Refusal::UpstreamTimeout,
                     Fault::Broken => Refusal::UpstreamError,
@@ -252,7 +263,7 @@ impl Journey {
             }
         };
         if let Some(reservation) = reservation {
-            reservation.release();
+            reservation.release().await;
         }
         visit.refuse(refusal)
     }
@@ -279,6 +290,7 @@ impl Journey {
         &self,
         verified: Box<Verified>,
         bound: Bound,
+        delivery_id: String,
         reservation: Option<Reservation>,
         mut visit: Visit,
         permits: impl Send + 'static,
@@ -289,7 +301,7 @@ impl Journey {
             claim => claim.flatten(),
         };
         let Ok(request_id) = visit.request_id.parse() else { return visit.refuse(Refusal::Internal) };
-        let (delivery_id, event_id) = (self.delivery_id(&verified, &visit), verified.event_id().map(str::to_owned));
+        let event_id = verified.event_id().map(str::to_owned);
         let event_type = verified.event_type().map(str::to_owned);
         let source = &self.source.settings;
         visit.upstreams = bound.names();
@@ -297,7 +309,7 @@ impl Journey {
         let path_of = |target: &Target| target.path(&self.source, verified.delivery());
         let paths: Vec<String> = bound.targets.iter().map(path_of).collect();
         let of_parcel = path_of(target);
-        let parcel = Arc::new(self.pack(Judged::Proven(verified), target, &visit, None));
+        let parcel = Arc::new(self.pack(Judged::Proven(verified), target, &visit, &delivery_id, None));
         let tasks = bound.targets.iter().zip(paths).map(|(target, path)| NewTask {
             upstream: target.upstream.clone(),
             path: (path != of_parcel).then_some(path),
@@ -360,17 +372,18 @@ impl Journey {
     async fn send(
         &self,
         parcel: &Parcel,
+        tag: &Tag,
         outlet: &Outlet,
         reservation: Option<&Reservation>,
         lease: Duration,
-    ) -> Result<Answer, SendError> {
-        let mut sending = pin!(outlet.destination.send(parcel));
+    ) -> Result<Sent, SendError> {
+        let mut sending = pin!(outlet.destination.send(parcel, tag));
         loop {
             if let Ok(sent) = timeout(lease / 4, &mut sending).await {
                 return sent;
             }
             if let Some(reservation) = reservation {
-                reservation.renew(self.door.clock.now(), lease);
+                reservation.renew(self.door.clock.now(), lease).await;
             }
         }
     }
@@ -408,7 +421,7 @@ impl Journey {
                     break;
                 }
                 // The wall clock may be set forward; the lease is to last as long as this loop.
-                reservation.renew(now, COMMIT_RETRY * 8);
+                reservation.renew(now, COMMIT_RETRY * 8).await;
             }
             drop(work);
         });

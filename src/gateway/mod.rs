@@ -217,6 +217,9 @@ impl Door {
         if let Some(inbox) = &*self.inbox.load() {
             self.refresh_inbox(inbox);
         }
+        for upstream in self.current.load().upstreams.values() {
+            upstream.refresh_gauges();
+        }
         for source in self.current.load().sources.all() {
             source.meters.claims.set(i64::try_from(source.ledger.len()).unwrap_or(i64::MAX));
             source.meters.claims_limit.set(i64::try_from(source.ledger.capacity()).unwrap_or(i64::MAX));
@@ -418,8 +421,8 @@ impl Gateway {
         }
         for (name, upstream) in &old.upstreams {
             let kept = self.upstreams.get(name);
-            let is_kept = |url: &String| kept.is_some_and(|new| new.settings().url_labels().any(|label| label == *url));
-            for url in upstream.settings().url_labels().filter(|url| !is_kept(url)) {
+            let is_kept = |url: &String| kept.is_some_and(|new| new.url_labels().contains(url));
+            for url in upstream.url_labels().into_iter().filter(|url| !is_kept(url)) {
                 metrics.forget_url(name, &url);
             }
             if kept.is_none() {
@@ -439,11 +442,11 @@ fn tell_unread(source: &str, why: &str) {
 }
 
 fn upstream_meters(metrics: &Metrics, settings: &deliver::Settings) -> deliver::Meters {
-    let name = &settings.name;
+    let name = settings.name();
     deliver::Meters {
         requests: deliver::Ending::ALL.map(|ending| metrics.upstream_requests(name, ending.label())),
         duration: metrics.upstream_seconds(name),
-        healthy: settings.url_labels().map(|url| metrics.upstream_healthy(name, &url)).collect(),
+        healthy: settings.url_labels().iter().map(|url| metrics.upstream_healthy(name, url)).collect(),
         in_flight: metrics.upstream_in_flight(name),
         idle_connections: metrics.upstream_idle_connections(name),
         repeats: metrics.upstream_repeats(name),

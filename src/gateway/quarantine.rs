@@ -125,7 +125,7 @@ enum End {
 
 /// What the claim of a request says that was kept in the quarantine.
 enum Claimed {
-    First(Option<Reservation>),
+    First { reservation: Option<Reservation>, is_duplicate: bool },
     Replay,
     Duplicate,
     InFlight,
@@ -326,9 +326,9 @@ impl Door {
         };
         let lease = journey.lease(&bound);
         let begun = Instant::now();
-        let reservation = loop {
+        let (reservation, is_duplicate) = loop {
             match journey.claim_again(&verified, suspect.received, lease).await {
-                Ok(Claimed::First(reservation)) => break reservation,
+                Ok(Claimed::First { reservation, is_duplicate }) => break (reservation, is_duplicate),
                 Ok(Claimed::Replay) => return dismissed(End::Replay).await,
                 Ok(Claimed::Duplicate) => return dismissed(End::Duplicate).await,
                 Ok(Claimed::InFlight) if begun.elapsed() > LONGEST_IN_FLIGHT => return End::InFlight,
@@ -345,9 +345,12 @@ impl Door {
             with_certificate,
         };
         let visit = Visit::again(self.clone(), source.clone(), again, &verified);
+        let judged = Judged::Proven(verified);
+        let delivery_id = journey.delivery_id(&judged, &visit, is_duplicate);
+        let Judged::Proven(verified) = judged else { return End::Stop("it is not proven any more".to_owned()) };
         let reply = match bound.targets.is_empty() {
             true => journey.keep_to_ourselves(reservation, lease, visit).await,
-            false => journey.store(verified, bound, reservation, visit, ()).await,
+            false => journey.store(verified, bound, delivery_id, reservation, visit, ()).await,
         };
         match reply.status() {
             // Its row went with the append, unless no upstream is for it.
@@ -379,16 +382,18 @@ impl Journey {
     /// Of one that was judged at the time it came, and is remembered from now on.
     async fn claim_again(&self, verified: &Verified, came: UnixMillis, lease: Duration) -> Result<Claimed, Refusal> {
         let now = self.door.clock.now();
-        let Some(ask) = self.ask(verified, came, now, lease)? else { return Ok(Claimed::First(None)) };
+        let Some(ask) = self.ask(verified, came, now, lease)? else {
+            return Ok(Claimed::First { reservation: None, is_duplicate: false });
+        };
         match self.source.ledger.reserve(ask, now).await {
-            Ok(Claim::First(reservation)) => Ok(Claimed::First(Some(reservation))),
+            Ok(Claim::First(reservation)) => Ok(Claimed::First { reservation: Some(reservation), is_duplicate: false }),
             Ok(Claim::InFlight) => Ok(Claimed::InFlight),
             Ok(Claim::Replay) => Ok(Claimed::Replay),
             Ok(Claim::Duplicate(reservation)) if self.source.settings.on_duplicate == OnDuplicate::Forward => {
-                Ok(Claimed::First(Some(reservation)))
+                Ok(Claimed::First { reservation: Some(reservation), is_duplicate: true })
             }
             Ok(Claim::Duplicate(reservation)) => {
-                reservation.release();
+                reservation.release().await;
                 Ok(Claimed::Duplicate)
             }
             Err(StateError::Full) => Err(Refusal::ClaimsFull),
@@ -434,7 +439,7 @@ impl Kept {
             Some(query) => format!("{path}?{query}"),
             None => path,
         };
-        let inner = Parcel { method, path_and_query, headers, body };
+        let inner = Parcel { method, path_and_query, headers, body, credentials: Vec::new() };
         let mut facts = HeaderMap::new();
         let mut say = |name: &'static str, text: &str| {
             // What no header can hold is not told to an upstream either.
@@ -463,13 +468,14 @@ impl Kept {
             path_and_query: String::new(),
             headers: facts,
             body: Bytes::from(inner.encode()),
+            credentials: Vec::new(),
         };
         outer.encode()
     }
 
     fn decode(content: &[u8]) -> Option<Self> {
         let Parcel { headers: facts, body, .. } = Parcel::decode(content).ok()?;
-        let Parcel { method, path_and_query, headers, body } = Parcel::decode(&body).ok()?;
+        let Parcel { method, path_and_query, headers, body, .. } = Parcel::decode(&body).ok()?;
         let text = |name: &str| facts.get(name)?.to_str().ok();
         let scheme = match text("scheme")? {
             "https" => "https",

@@ -5,10 +5,9 @@
 
 use super::route::Routes;
 use super::silence::Silence;
-use crate::client::ClientKey;
 use crate::deliver::{Destination, Schedule};
 use crate::server::DistinguishedName;
-use crate::state::{KeyedRate, Ledger, Quota, Rate};
+use crate::state::{KeyedRate, Ledger, Limits, Quota, Rate, RateLimit};
 use crate::telemetry::SourceMeters;
 use crate::verify::{SigningKey, Verifier};
 use bytes::Bytes;
@@ -181,18 +180,6 @@ pub(crate) struct Acknowledge {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Per {
-    Source,
-    Client,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct RateLimit {
-    pub(crate) quota: Quota,
-    pub(crate) per: Per,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OnReplay {
     Reject,
     Acknowledge,
@@ -232,9 +219,9 @@ impl Source {
 
 /// A source's counters; they outlive reloads that do not change their quotas.
 pub(crate) struct Budgets {
-    limits: Vec<RateLimit>,
     failed_auth_quota: Quota,
-    buckets: Vec<Bucket>,
+    /// What first deliveries spend.
+    pub(crate) limits: Limits,
     /// Failed proofs, per client.
     pub(crate) failed_auth: KeyedRate,
     /// Answering replays and duplicates, per client: they spend nothing of the source's rate.
@@ -247,21 +234,11 @@ pub(crate) struct Budgets {
     pub(crate) told_of_claims: AtomicBool,
 }
 
-enum Bucket {
-    Source(Rate),
-    Client(KeyedRate),
-}
-
 impl Budgets {
     pub(crate) fn new(limits: &[RateLimit], failed_auth: Quota) -> Self {
-        let bucket = |limit: &RateLimit| match limit.per {
-            Per::Source => Bucket::Source(Rate::new(limit.quota)),
-            Per::Client => Bucket::Client(KeyedRate::new(limit.quota, KeyedRate::DEFAULT_MAX_CLIENTS)),
-        };
         Self {
-            limits: limits.to_vec(),
+            limits: Limits::new(limits),
             failed_auth_quota: failed_auth,
-            buckets: limits.iter().map(bucket).collect(),
             failed_auth: KeyedRate::new(failed_auth, KeyedRate::DEFAULT_MAX_CLIENTS),
             repeats: KeyedRate::new(constant("20/s", 100), KeyedRate::DEFAULT_MAX_CLIENTS),
             handshakes: Rate::new(constant("5/s", 5)),
@@ -271,24 +248,7 @@ impl Budgets {
     }
 
     pub(crate) fn are_for(&self, limits: &[RateLimit], failed_auth: Quota) -> bool {
-        self.limits == limits && self.failed_auth_quota == failed_auth
-    }
-
-    /// One delivery's worth of every limit. Err: how long to wait.
-    ///
-    /// A client that is over its own limit takes nothing of what all share, nor loses its own when that is spent: so its
-    /// own is looked at first and taken last.
-    pub(crate) fn spend(&self, client: ClientKey) -> Result<(), Duration> {
-        let own = || {
-            self.buckets.iter().filter_map(|bucket| if let Bucket::Client(rate) = bucket { Some(rate) } else { None })
-        };
-        own().try_for_each(|rate| rate.peek(client))?;
-        for bucket in &self.buckets {
-            if let Bucket::Source(rate) = bucket {
-                rate.take()?;
-            }
-        }
-        own().try_for_each(|rate| rate.take(client))
+        self.limits.are(limits) && self.failed_auth_quota == failed_auth
     }
 }
 

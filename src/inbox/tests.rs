@@ -48,6 +48,7 @@ pub(super) fn entry(body: &str, lane: Option<i64>) -> Entry {
         path_and_query: "/hooks".to_owned(),
         headers: HeaderMap::new(),
         body: Bytes::from(body.to_owned()),
+        credentials: Vec::new(),
     };
     Entry {
         source: "shop".into(),

@@ -136,7 +136,7 @@ async fn a_key_is_first_then_in_flight_then_a_replay(state: State) {
     assert_claim!(ledger.reserve(ask(&[1]), NOW).await, Ok(Claim::InFlight));
     commit(reservation).await;
     assert_claim!(ledger.reserve(ask(&[1]), NOW).await, Ok(Claim::Replay));
-    first(ledger.reserve(ask(&[2]), NOW).await).release();
+    first(ledger.reserve(ask(&[2]), NOW).await).release().await;
 }
 
 async fn of_a_hundred_at_once_exactly_one_is_first(state: State) {
@@ -169,13 +169,13 @@ async fn of_a_hundred_at_once_exactly_one_is_first(state: State) {
 
 async fn letting_go_makes_every_key_new_again(state: State) {
     let ledger = state.ledger("a", 3);
-    first(ledger.reserve(ask_event(&[1, 2, 3], 4), NOW).await).release();
+    first(ledger.reserve(ask_event(&[1, 2, 3], 4), NOW).await).release().await;
     assert_eq!(ledger.len(), 0);
     drop(first(ledger.reserve(ask_event(&[1, 2, 3], 4), NOW).await));
     for n in 1..=3 {
         let reservation = first(ledger.reserve(ask_event(&[n], 4), NOW).await);
         assert_eq!(ledger.len(), 1);
-        reservation.release();
+        reservation.release().await;
     }
 }
 
@@ -185,11 +185,11 @@ async fn several_keys_stand_and_fall_together(state: State) {
     assert_eq!(ledger.len(), 2);
     assert_claim!(ledger.reserve(ask(&[2, 3]), NOW).await, Ok(Claim::InFlight));
     // What was refused has reserved nothing: 3 is free.
-    first(ledger.reserve(ask(&[3]), NOW).await).release();
+    first(ledger.reserve(ask(&[3]), NOW).await).release().await;
     commit(reservation).await;
     assert_claim!(ledger.reserve(ask(&[1]), NOW).await, Ok(Claim::Replay));
     assert_claim!(ledger.reserve(ask(&[3, 2]), NOW).await, Ok(Claim::Replay));
-    first(ledger.reserve(ask(&[3]), NOW).await).release();
+    first(ledger.reserve(ask(&[3]), NOW).await).release().await;
 }
 
 async fn an_event_known_is_a_duplicate_and_its_keys_are_reserved(state: State) {
@@ -202,7 +202,7 @@ async fn an_event_known_is_a_duplicate_and_its_keys_are_reserved(state: State) {
     assert_claim!(ledger.reserve(ask_event(&[2], 7), NOW).await, Ok(Claim::InFlight));
     assert_claim!(ledger.reserve(ask_event(&[3], 7), NOW).await, Ok(Claim::InFlight));
     assert_claim!(ledger.reserve(ask(&[2]), NOW).await, Ok(Claim::InFlight));
-    again.release();
+    again.release().await;
     commit(duplicate(ledger.reserve(ask_event(&[2], 7), NOW).await)).await;
     assert_claim!(ledger.reserve(ask(&[2]), NOW).await, Ok(Claim::Replay));
     assert_claim!(ledger.reserve(ask_event(&[3], 7), at(300_000)).await, Ok(Claim::First(_)));
@@ -229,12 +229,12 @@ async fn a_lease_ends_to_the_millisecond_and_cannot_commit_after(state: State) {
     drop(slow);
     // The late one has neither recorded anything nor let go of what the second holds.
     assert_claim!(ledger.reserve(ask(&[2]), at(30_000)).await, Ok(Claim::InFlight));
-    first(ledger.reserve(ask(&[1]), at(30_000)).await).release();
-    second.release();
+    first(ledger.reserve(ask(&[1]), at(30_000)).await).release().await;
+    second.release().await;
 
     let mut alone = first(ledger.reserve(ask(&[5]), NOW).await);
     assert_eq!(alone.commit(at(30_000)).await, Ok(Committed::Lost));
-    first(ledger.reserve(ask(&[5]), NOW).await).release();
+    first(ledger.reserve(ask(&[5]), NOW).await).release().await;
 }
 
 async fn many_leases_that_ended_at_once_leave_nothing_to_their_holders(state: State) {
@@ -250,21 +250,21 @@ async fn many_leases_that_ended_at_once_leave_nothing_to_their_holders(state: St
     assert_eq!(ledger.len(), 1);
     assert_claim!(ledger.reserve(ask(&[499]), at(30_000)).await, Ok(Claim::InFlight));
     assert_claim!(ledger.reserve(ask_event(&[], 499), at(30_000)).await, Ok(Claim::InFlight));
-    second.release();
+    second.release().await;
 }
 
 async fn a_renewed_lease_runs_on_and_an_ended_one_does_not_come_back(state: State) {
     let ledger = state.ledger("a", 100);
     let mut reservation = first(ledger.reserve(ask(&[1]), NOW).await);
-    assert!(reservation.renew(at(29_999), LEASE));
+    assert!(reservation.renew(at(29_999), LEASE).await);
     assert_claim!(ledger.reserve(ask(&[1]), at(59_998)).await, Ok(Claim::InFlight));
-    assert!(!reservation.renew(at(59_999), LEASE));
+    assert!(!reservation.renew(at(59_999), LEASE).await);
     assert_eq!(reservation.commit(at(59_999)).await, Ok(Committed::Lost));
 
     let mut kept = first(ledger.reserve(ask(&[1]), NOW).await);
-    assert!(kept.renew(at(20_000), LEASE));
+    assert!(kept.renew(at(20_000), LEASE).await);
     assert_eq!(kept.commit(at(49_999)).await, Ok(Committed::Yes));
-    assert!(!kept.renew(at(49_999), LEASE));
+    assert!(!kept.renew(at(49_999), LEASE).await);
 }
 
 async fn what_was_accepted_is_refused_until_exactly_its_time(state: State) {
@@ -276,14 +276,14 @@ async fn what_was_accepted_is_refused_until_exactly_its_time(state: State) {
     }
     for (n, millis) in [(4, 1), (2, 10_001), (1, 90_000), (3, 500_123)] {
         assert_claim!(ledger.reserve(ask(&[n]), at(millis - 1)).await, Ok(Claim::Replay));
-        first(ledger.reserve(ask(&[n]), at(millis)).await).release();
+        first(ledger.reserve(ask(&[n]), at(millis)).await).release().await;
     }
     // Accepted again in its new time, it is refused again.
     let again = Ask { keep_until: at(900_000), ..ask(&[1]) };
     let mut reservation = first(ledger.reserve(again.clone(), at(600_000)).await);
     assert_eq!(reservation.commit(at(600_000)).await, Ok(Committed::Yes));
     assert_claim!(ledger.reserve(again.clone(), at(899_999)).await, Ok(Claim::Replay));
-    first(ledger.reserve(again, at(900_000)).await).release();
+    first(ledger.reserve(again, at(900_000)).await).release().await;
 }
 
 async fn a_commit_repeats_its_answer_and_later_ends_do_not_undo_it(state: State) {
@@ -291,7 +291,7 @@ async fn a_commit_repeats_its_answer_and_later_ends_do_not_undo_it(state: State)
     let mut reservation = first(ledger.reserve(ask(&[1]), NOW).await);
     assert_eq!(reservation.commit(NOW).await, Ok(Committed::Yes));
     assert_eq!(reservation.commit(at(1_000_000)).await, Ok(Committed::Yes));
-    reservation.release();
+    reservation.release().await;
     assert_claim!(ledger.reserve(ask(&[1]), NOW).await, Ok(Claim::Replay));
     assert_eq!(ledger.len(), 1);
 }
@@ -308,8 +308,8 @@ async fn a_full_ledger_refuses_what_is_new_and_forgets_nothing(state: State) {
     assert_claim!(ledger.reserve(ask(&[1]), NOW).await, Ok(Claim::Replay));
     assert_claim!(ledger.reserve(ask(&[2]), NOW).await, Ok(Claim::Replay));
     assert_claim!(ledger.reserve(ask(&[3]), NOW).await, Ok(Claim::InFlight));
-    third.release();
-    first(ledger.reserve(ask(&[4]), NOW).await).release();
+    third.release().await;
+    first(ledger.reserve(ask(&[4]), NOW).await).release().await;
 }
 
 async fn a_full_ledger_has_room_again_when_claims_expire(state: State) {
@@ -320,7 +320,7 @@ async fn a_full_ledger_has_room_again_when_claims_expire(state: State) {
     assert_claim!(ledger.reserve(ask(&[100]), at(299_999)).await, Err(StateError::Full));
     // Room comes back within a second or so of the expiry.
     let all: Vec<u64> = (100..200).collect();
-    first(ledger.reserve(ask(&all), at(301_024)).await).release();
+    first(ledger.reserve(ask(&all), at(301_024)).await).release().await;
 }
 
 async fn events_have_their_own_bound_and_the_oldest_goes(state: State) {
@@ -331,9 +331,9 @@ async fn events_have_their_own_bound_and_the_oldest_goes(state: State) {
     }
     assert_eq!(ledger.len(), 0);
     for n in 2..=4 {
-        duplicate(ledger.reserve(event(n, n), NOW).await).release();
+        duplicate(ledger.reserve(event(n, n), NOW).await).release().await;
     }
-    first(ledger.reserve(event(1, 1), NOW).await).release();
+    first(ledger.reserve(event(1, 1), NOW).await).release().await;
 }
 
 async fn an_ask_without_replay_keys_claims_its_event(state: State) {
@@ -343,7 +343,7 @@ async fn an_ask_without_replay_keys_claims_its_event(state: State) {
     let _two = first(ledger.reserve(ask_event(&[], 2), NOW).await);
     assert_claim!(ledger.reserve(ask_event(&[], 3), NOW).await, Err(StateError::Full));
     commit(one).await;
-    duplicate(ledger.reserve(ask_event(&[], 1), NOW).await).release();
+    duplicate(ledger.reserve(ask_event(&[], 1), NOW).await).release().await;
 }
 
 async fn sources_do_not_see_each_other(state: State) {
@@ -363,7 +363,7 @@ async fn a_ledger_is_the_same_by_name_and_takes_on_its_new_bound(state: State) {
     assert_claim!(after.reserve(ask(&[1]), NOW).await, Ok(Claim::Replay));
     assert_claim!(after.reserve(ask(&[3]), NOW).await, Err(StateError::Full));
     state.ledger("a", 3);
-    first(before.reserve(ask(&[3]), NOW).await).release();
+    first(before.reserve(ask(&[3]), NOW).await).release().await;
 }
 
 async fn a_sweep_gives_up_what_has_expired(state: State) {

@@ -13,7 +13,8 @@ use tokio::sync::oneshot;
 use super::disk::Disk;
 use super::shelf::Print;
 use super::table::{Full, Judgement, Record, SharedTable, Table, Token, lock};
-use super::{Ask, Claim, Key, StateError};
+use super::{Ask, Claim, Claimed, Key, Limits, StateError};
+use crate::client::ClientKey;
 use crate::clock::UnixMillis;
 
 pub(crate) struct Ledger {
@@ -81,6 +82,38 @@ impl Ledger {
             Ok(Judgement::Replay) => Ok(Claim::Replay),
             Err(Full) => Err(StateError::Full),
         }
+    }
+
+    /// Reserves, and spends what a first delivery spends. `ask` None: there is nothing to claim. A duplicate is reserved,
+    /// and spends, where the caller takes them.
+    pub(crate) async fn claim(
+        &self,
+        ask: Option<Ask>,
+        takes_duplicates: bool,
+        limits: &Limits,
+        client: ClientKey,
+        now: UnixMillis,
+    ) -> Result<Claimed, StateError> {
+        let (reservation, is_duplicate) = match ask {
+            None => (None, false),
+            Some(ask) => match self.reserve(ask, now).await? {
+                Claim::First(reservation) => (Some(reservation), false),
+                Claim::Duplicate(reservation) if takes_duplicates => (Some(reservation), true),
+                Claim::Duplicate(reservation) => {
+                    reservation.release().await;
+                    return Ok(Claimed::Duplicate(None));
+                }
+                Claim::InFlight => return Ok(Claimed::InFlight),
+                Claim::Replay => return Ok(Claimed::Replay),
+            },
+        };
+        if let Err(wait) = limits.spend(client) {
+            if let Some(reservation) = reservation {
+                reservation.release().await;
+            }
+            return Ok(Claimed::Limited(wait));
+        }
+        Ok(if is_duplicate { Claimed::Duplicate(reservation) } else { Claimed::First(reservation) })
     }
 
     /// Takes in what another store remembers, once; after a failure the next call tries again, and until then nothing
@@ -223,12 +256,14 @@ impl Reservation {
     }
 
     /// Frees the keys at once: the next copy is first.
-    pub(crate) fn release(self) {
+    #[expect(clippy::unused_async, reason = "a store elsewhere is told before the sender is answered")]
+    pub(crate) async fn release(self) {
         drop(self);
     }
 
     /// The lease lasts until `now + lease` from here. False: it had run out, and renewing cannot bring it back.
-    pub(crate) fn renew(&self, now: UnixMillis, lease: Duration) -> bool {
+    #[expect(clippy::unused_async, reason = "a store elsewhere has to be asked")]
+    pub(crate) async fn renew(&self, now: UnixMillis, lease: Duration) -> bool {
         lock(&self.table).renew(self.token, now, now.after(lease))
     }
 }

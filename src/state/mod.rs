@@ -14,6 +14,7 @@
 
 mod disk;
 mod ledger;
+mod limits;
 mod rate;
 mod shelf;
 mod table;
@@ -35,6 +36,7 @@ use crate::secret::Secret;
 
 pub(crate) use disk::{OpenError, Settings as DiskSettings, SyncMode};
 pub(crate) use ledger::{Committed, HandedOver, Ledger, Reservation};
+pub(crate) use limits::{Limits, Per, RateLimit};
 pub(crate) use rate::{KeyedRate, Quota, Rate};
 pub(crate) use table::Record;
 
@@ -78,6 +80,20 @@ pub(crate) enum Claim {
     /// The event id was committed, the replay keys are new. Both are reserved now: the caller commits as with `First`
     /// or lets go.
     Duplicate(Reservation),
+}
+
+/// The same with what first deliveries spend: judged in one step, so that what is over a limit has claimed nothing, and
+/// what is no first delivery has spent nothing.
+#[derive(Debug)]
+pub(crate) enum Claimed {
+    /// Without a reservation: it had nothing to claim.
+    First(Option<Reservation>),
+    InFlight,
+    Replay,
+    /// With a reservation where the caller takes duplicates.
+    Duplicate(Option<Reservation>),
+    /// Over one of the source's limits, for so long.
+    Limited(Duration),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

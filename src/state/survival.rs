@@ -164,7 +164,7 @@ async fn a_full_disk_fails_commits_keeps_their_reservations_and_recovers() {
     assert_eq!(failed.commit(NOW).await, Err(error));
 
     // What was accepted expires; the same commit then succeeds and the store is well again.
-    assert!(failed.renew(at(1), KEPT * 2));
+    assert!(failed.renew(at(1), KEPT * 2).await);
     assert_eq!(failed.commit(at(300_000)).await, Ok(Committed::Yes));
     assert!(running.is_healthy());
     let claim = Ask { keep_until: at(900_000), ..ask(&[500_000]) };

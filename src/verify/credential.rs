@@ -93,6 +93,14 @@ impl Credentials {
         [basic, bearer, token].into_iter().flatten()
     }
 
+    /// The header that holds nothing but the token. What stands in `Authorization` is known to be a credential anyhow.
+    pub(crate) fn header(&self) -> Option<&HeaderName> {
+        match &self.token.as_ref()?.place {
+            TokenPlace::Header(name) => Some(name),
+            TokenPlace::Query(_) | TokenPlace::Form(_) | TokenPlace::Json(_) => None,
+        }
+    }
+
     /// Where in a body the token is.
     pub(crate) fn pointer(&self) -> Option<&str> {
         match &self.token.as_ref()?.place {

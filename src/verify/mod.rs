@@ -400,6 +400,13 @@ impl Verifier {
         self.captured.as_ref().map_or(Ok(()), |captured| captured.install(secret))
     }
 
+    /// The headers in which a sender presents what whoever reads it could present again with a body of his own: a
+    /// token, or a proof that does not stand for the whole body.
+    pub(crate) fn credential_headers(&self) -> Vec<http::HeaderName> {
+        let partly = self.proofs.iter().filter(|proof| proof.coverage() != Coverage::Whole);
+        self.credentials.header().cloned().into_iter().chain(partly.flat_map(|proof| proof.headers())).collect()
+    }
+
     /// Passwords and tokens can be guessed, so that failures must be throttled before they are judged.
     pub(crate) fn is_guessable(&self) -> bool {
         !self.credentials.is_empty() || self.proofs.iter().any(|proof| proof.is_guessable())

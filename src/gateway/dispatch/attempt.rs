@@ -7,10 +7,10 @@ use super::breaker::Sign;
 use super::flow::Passage;
 use super::line::Line;
 use crate::clock::UnixMillis;
-use crate::deliver::{Answer, AnswerBody, Destination, Ended, Fault, Schedule, SendError, Verdict, retry_after};
+use crate::deliver::{AnswerBody, Destination, Ended, Fault, Schedule, SendError, Sent, Verdict, retry_after};
 use crate::gateway::Gateway;
 use crate::inbox::{Attempt, End, Lease, Loaded, Task};
-use crate::parcel::Parcel;
+use crate::parcel::{Parcel, Tag};
 use crate::verify::SigningKey;
 use http::header::{HeaderName, HeaderValue};
 use http_body_util::BodyExt;
@@ -50,9 +50,16 @@ impl Line {
         let gateway = self.door.snapshot();
         // A reload took the upstream away: the task waits until it is back.
         let Some(destination) = gateway.upstreams.get(&*self.upstream) else { return };
-        let parcel = dress(task, gateway.signing.get(&*self.upstream).map(AsRef::as_ref), self.door.clock.now());
-        let (ended, note) = match self.send(destination, &parcel).await {
-            Ok(answer) => {
+        let tag = Tag {
+            source: task.source.clone(),
+            delivery_id: task.delivery_id.clone(),
+            generation: task.key.generation,
+            received: task.received,
+        };
+        let parcel = dress(task, &tag, gateway.signing.get(&*self.upstream).map(AsRef::as_ref), self.door.clock.now());
+        let (ended, note) = match self.send(destination, &parcel, &tag).await {
+            Ok(Sent::Confirmed) => (Ended::Confirmed, "confirmed".to_owned()),
+            Ok(Sent::Answered(answer)) => {
                 let retry_after = retry_after(&answer.headers, self.door.clock.now());
                 read_away(answer.body).await;
                 let note = format!("answered {}", answer.status.as_u16());
@@ -77,10 +84,10 @@ impl Line {
 
     /// Senders that wait for the upstream's answer share its places. What is stored takes those that nobody waits for; one
     /// at a time waits in line with them, so that it has its share where they never leave one free.
-    async fn send(&self, destination: &Destination, parcel: &Parcel) -> Result<Answer, SendError> {
-        match destination.send_at_once(parcel).await {
+    async fn send(&self, destination: &Destination, parcel: &Parcel, tag: &Tag) -> Result<Sent, SendError> {
+        match destination.send_at_once(parcel, tag).await {
             Err(error) if error.fault == Fault::Busy => match self.in_line.try_acquire() {
-                Ok(_turn) => destination.send(parcel).await,
+                Ok(_turn) => destination.send(parcel, tag).await,
                 Err(_) => Err(error),
             },
             sent => sent,
@@ -92,7 +99,7 @@ impl Line {
         let (source, upstream): (&str, &str) = (&task.source, &self.upstream);
         let status = match ended {
             Ended::Status { status, .. } => Some(status.as_u16()),
-            Ended::Fault(_) => None,
+            Ended::Confirmed | Ended::Fault(_) => None,
         };
         let (end, result) = match verdict {
             Verdict::Delivered => (End::Delivered, Outcome::Delivered),
@@ -154,7 +161,7 @@ fn with_schedule<T>(gateway: &Gateway, source: &str, judge: impl FnOnce(&Schedul
     }
 }
 
-fn dress(task: &Task, signs: Option<&SigningKey>, now: UnixMillis) -> Parcel {
+fn dress(task: &Task, tag: &Tag, signs: Option<&SigningKey>, now: UnixMillis) -> Parcel {
     let mut parcel = (*task.parcel).clone();
     let id = header_safe(&task.delivery_id);
     if let Some(key) = signs {
@@ -162,10 +169,7 @@ fn dress(task: &Task, signs: Option<&SigningKey>, now: UnixMillis) -> Parcel {
             parcel.replace(name, value);
         }
     }
-    let mut key = format!("{}:{id}", task.source);
-    if task.key.generation > 0 {
-        key.push_str(&format!(":{}", task.key.generation));
-    }
+    let key = Tag { delivery_id: id, ..tag.clone() }.publish_key();
     if let Ok(key) = HeaderValue::from_str(&key) {
         parcel.replace(HeaderName::from_static("idempotency-key"), key);
     }

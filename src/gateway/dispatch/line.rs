@@ -113,6 +113,5 @@ impl Line {
 }
 
 fn most_at_once(upstream: &Destination) -> usize {
-    let settings = upstream.settings();
-    settings.urls.len().saturating_mul(settings.max_in_flight).max(1)
+    upstream.most_at_once().max(1)
 }

@@ -1,0 +1,271 @@
+//! `[upstreams.NAME]` whose `kind` is a broker.
+//!
+//! Invariant: names that depend on a delivery are made of parts that a broker takes whatever a sender writes.
+
+use super::engine;
+use super::reader::Table;
+use super::redis;
+use crate::deliver::{
+    Alphabet, AmqpServer, AmqpTarget, BrokerSettings as Settings, CeleryTask, DEFAULT_BROKER_TIMEOUT, DEFAULT_DEDUPE,
+    Declare, Engine, Format, NatsAuth, NatsTarget, Payload, RedisList, StreamTarget, Template,
+};
+use crate::secret::Secret;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+const MINUTES: Duration = Duration::from_secs(600);
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+const MILLISECOND: Duration = Duration::from_millis(1);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const HEARTBEAT: Duration = Duration::from_secs(10);
+const MOST_NAME: usize = 255;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Celery,
+    Amqp,
+    Nats,
+    RedisStream,
+}
+
+pub(super) fn read(name: &str, kind: Kind, table: &Table<'_>, max_body: u64) -> Option<Settings> {
+    if table.has("sign") {
+        let what = "belongs to kind = \"http\": what goes onto a broker is not signed again";
+        table.error("sign", what, "the broker's own access control");
+        table.ignore(&["sign"]);
+    }
+    let timeout = table.duration("timeout", DEFAULT_BROKER_TIMEOUT, MILLISECOND..=MINUTES);
+    let queue_timeout = table.duration("queue_timeout", Duration::from_millis(250), Duration::ZERO..=MINUTES);
+    let max_in_flight = usize::try_from(table.count("max_in_flight", 256, 1..=100_000)).unwrap_or(usize::MAX);
+    let engine = match kind {
+        Kind::Celery => celery(table),
+        Kind::Amqp => amqp(table),
+        Kind::Nats => nats(table, max_body),
+        Kind::RedisStream => stream(table),
+    };
+    Some(Settings { name: name.into(), engine: engine?, timeout, max_in_flight, queue_timeout })
+}
+
+fn celery(table: &Table<'_>) -> Option<Engine> {
+    let over_amqp = match table.node("url").map(|node| &node.kind) {
+        Some(super::node::Kind::Text(text)) => text.starts_with("amqp"),
+        // A reference is looked into for its scheme alone.
+        Some(_) => table.secret("url").is_some_and(|named| named.secret.expose().starts_with(b"amqp")),
+        None => false,
+    };
+    let task = template(table, "task", None, Alphabet::Dotted, r#"task = "hooks.handle", or "hooks.{event}""#);
+    let queue = template(table, "queue", Some("celery"), Alphabet::Key, r#"queue = "celery""#);
+    let task = CeleryTask {
+        task: task?,
+        queue: queue?,
+        priority: u8::try_from(table.count("priority", 0, 0..=9)).unwrap_or_default(),
+        expires: optional_duration(table, "expires"),
+        countdown: optional_duration(table, "countdown"),
+        ignore_result: table.flag("ignore_result", true),
+        payload: table.choice(
+            "payload",
+            Some("both"),
+            &[("both", Payload::Both), ("data", Payload::Data), ("base64", Payload::Base64)],
+        )?,
+    };
+    if over_amqp {
+        for key in ["key_prefix", "priority_steps", "sep", "dedupe"] {
+            belongs_elsewhere(table, key, "to Celery over Redis");
+        }
+        let server = amqp_server(table);
+        // The default exchange routes by the name of the queue.
+        let target = amqp_target(table, Some(task.queue.clone()), Some(task.priority), task.expires, Format::Binary);
+        return Some(Engine::CeleryOverAmqp { server: server?, task, target: target? });
+    }
+    for key in ["exchange", "routing_key", "declare", "heartbeat"] {
+        belongs_elsewhere(table, key, "to Celery over AMQP");
+    }
+    let steps: Vec<u8> = table
+        .all_parsed("priority_steps", |text| {
+            let step = text.parse().ok().filter(|step| *step <= 9);
+            step.ok_or_else(|| format!("{text:?} is no priority from 0 to 9"))
+        })
+        .into_iter()
+        .collect();
+    let list = RedisList {
+        key_prefix: table.text("key_prefix").unwrap_or_default(),
+        priority_steps: if steps.is_empty() { vec![0, 3, 6, 9] } else { steps },
+        sep: table.text("sep").unwrap_or_else(|| "\u{6}\u{16}".to_owned()),
+        dedupe: dedupe(table),
+    };
+    let server = redis::read(table);
+    Some(Engine::CeleryOverRedis { server: server?, task, list })
+}
+
+fn amqp(table: &Table<'_>) -> Option<Engine> {
+    let (server, format) = (amqp_server(table), format(table));
+    let priority = table.has("priority").then(|| table.count("priority", 0, 0..=255));
+    table.ignore(&["priority"]);
+    let priority = priority.and_then(|priority| u8::try_from(priority).ok());
+    let expires = optional_duration(table, "expires");
+    let target = amqp_target(table, None, priority, expires, format?);
+    Some(Engine::Amqp { server: server?, target: target? })
+}
+
+fn amqp_server(table: &Table<'_>) -> Option<AmqpServer> {
+    let example = r#"url = "amqp://broker:5672/", or { env = "AMQP_URL" } for one with a password"#;
+    let located = engine::url(table, "url", &[("amqp", false), ("amqps", true)], 5672, example);
+    let Some(mut located) = located else {
+        engine::ignore_server(table);
+        table.ignore(&["connect_timeout", "heartbeat"]);
+        return None;
+    };
+    if located.tls && located.port == 5672 {
+        located.port = 5671;
+    }
+    let tls = engine::tls(table, located.tls);
+    let (username, password) = engine::login(table, &located);
+    Some(AmqpServer {
+        vhost: if located.path.is_empty() { "/".to_owned() } else { located.path },
+        host: located.host,
+        port: located.port,
+        // The account that every RabbitMQ has, for connections from the same machine.
+        username: username.unwrap_or_else(|| "guest".to_owned()),
+        password: password.unwrap_or_else(|| Secret::new(b"guest".to_vec())),
+        tls,
+        connect_timeout: table.duration("connect_timeout", CONNECT_TIMEOUT, MILLISECOND..=MINUTES),
+        heartbeat: table.duration("heartbeat", HEARTBEAT, Duration::from_secs(1)..=MINUTES),
+    })
+}
+
+fn amqp_target(
+    table: &Table<'_>,
+    queue: Option<Template>,
+    priority: Option<u8>,
+    expires: Option<Duration>,
+    format: Format,
+) -> Option<AmqpTarget> {
+    let exchange = table.text("exchange").unwrap_or_default();
+    if exchange.len() > MOST_NAME {
+        table.error("exchange", "is longer than AMQP's 255 bytes", "");
+    }
+    let example = r#"routing_key = "hooks.{source}.{event}""#;
+    let routing_key = match (table.has("routing_key"), &queue) {
+        (false, Some(queue)) => Some(queue.clone()),
+        _ => template(table, "routing_key", None, Alphabet::Key, example),
+    };
+    table.ignore(&["routing_key"]);
+    let declare = declare(table, queue.as_ref().or(routing_key.as_ref()));
+    Some(AmqpTarget { exchange, routing_key: routing_key?, declare: declare?, priority, expires, format })
+}
+
+/// `"none"`, `"passive"`, or a table of arguments.
+fn declare(table: &Table<'_>, queue: Option<&Template>) -> Option<Declare> {
+    use super::node::Kind as Node;
+    let fixed = queue.and_then(Template::fixed).map(str::to_owned);
+    let needs_name = |declare: &dyn Fn(String) -> Declare| match fixed.clone() {
+        Some(queue) => Some(declare(queue)),
+        None => {
+            table.error(
+                "declare",
+                "there is no one queue to declare: its name depends on the delivery",
+                r#"declare = "none""#,
+            );
+            None
+        }
+    };
+    match table.node("declare").map(|node| &node.kind) {
+        Some(Node::Table(_)) => {
+            let arguments = table.scalars("declare");
+            needs_name(&|queue| Declare::Active(queue, arguments.iter().cloned().collect()))
+        }
+        _ => match table.choice("declare", Some("none"), &[("none", false), ("passive", true)])? {
+            true => needs_name(&Declare::Passive),
+            false => Some(Declare::None),
+        },
+    }
+}
+
+fn stream(table: &Table<'_>) -> Option<Engine> {
+    let stream = template(table, "stream", Some("hookward"), Alphabet::Key, r#"stream = "hooks:{source}""#);
+    let max_len = table.has("max_len").then(|| table.count("max_len", 0, 1..=1_000_000_000_000));
+    table.ignore(&["max_len"]);
+    let (dedupe, format) = (dedupe(table), format(table));
+    let server = redis::read(table);
+    let target = StreamTarget { stream: stream?, max_len, dedupe, format: format? };
+    Some(Engine::Stream { server: server?, target })
+}
+
+fn nats(table: &Table<'_>, max_body: u64) -> Option<Engine> {
+    let found = table.all_parsed("urls", |text| engine::host_and_port(text, &["nats", "tls"], 4222));
+    if !table.has("urls") {
+        table.error("", "`urls` is missing", r#"urls = ["nats://127.0.0.1:4222"]"#);
+    }
+    let subject = template(table, "subject", Some("hooks.{source}"), Alphabet::Dotted, r#"subject = "hooks.{source}""#);
+    let ways = ["credentials", "nkey", "token", "username"].into_iter().filter(|key| table.has(key)).count();
+    if ways > 1 || table.has("username") != table.has("password") {
+        let what = "a login is one of `credentials`, `nkey`, `token`, and `username` with `password`";
+        table.error("", what, r#"credentials = { file = "hookward.creds" }"#);
+    }
+    let secret = |key| table.secret(key).map(|named| named.secret);
+    let (username, password) = (table.text("username"), secret("password"));
+    let auth = match (secret("credentials"), secret("nkey"), secret("token"), username.zip(password)) {
+        (Some(credentials), ..) => NatsAuth::Credentials(credentials),
+        (_, Some(seed), ..) => NatsAuth::NKey(seed),
+        (_, _, Some(token), _) => NatsAuth::Token(token),
+        (.., Some((username, password))) => NatsAuth::Password { username, password },
+        _ => NatsAuth::None,
+    };
+    let tls = engine::tls(table, found.iter().any(|(_, tls)| *tls));
+    let target = NatsTarget {
+        servers: found.into_iter().map(|(address, _)| address).collect(),
+        subject: subject?,
+        stream: table.parsed("jetstream", |text| match text.is_empty() || text.contains(['.', '*', '>', ' ']) {
+            true => Err(format!("{text:?} is no name of a stream")),
+            false => Ok(text.to_owned()),
+        }),
+        auth,
+        tls,
+        connect_timeout: table.duration("connect_timeout", CONNECT_TIMEOUT, MILLISECOND..=MINUTES),
+        format: format(table)?,
+        max_body,
+    };
+    (!target.servers.is_empty()).then_some(Engine::Nats(target))
+}
+
+fn template(
+    table: &Table<'_>,
+    key: &'static str,
+    default: Option<&str>,
+    alphabet: Alphabet,
+    example: &str,
+) -> Option<Template> {
+    match (table.has(key), default) {
+        (false, Some(default)) => {
+            table.note_default(key, &format!("{default:?}"));
+            Template::parse(default, alphabet).ok()
+        }
+        (false, None) => {
+            table.needed_text(key, example);
+            None
+        }
+        (true, _) => table.parsed(key, |text| Template::parse(text, alphabet)),
+    }
+}
+
+fn format(table: &Table<'_>) -> Option<Format> {
+    table.choice("format", Some("binary"), &[("binary", Format::Binary), ("cloudevents", Format::CloudEvents)])
+}
+
+fn dedupe(table: &Table<'_>) -> Duration {
+    table.duration("dedupe", DEFAULT_DEDUPE, Duration::from_secs(1)..=YEAR)
+}
+
+fn optional_duration(table: &Table<'_>, key: &'static str) -> Option<Duration> {
+    const RANGE: RangeInclusive<Duration> = MILLISECOND..=YEAR;
+    let written = table.has(key).then(|| table.duration(key, Duration::ZERO, RANGE));
+    table.ignore(&[key]);
+    written
+}
+
+fn belongs_elsewhere(table: &Table<'_>, key: &'static str, whose: &str) {
+    if table.has(key) {
+        table.error(key, format!("belongs {whose}"), "remove it");
+    }
+    table.ignore(&[key]);
+}

@@ -1,0 +1,97 @@
+//! A delivery as an event (CloudEvents 1.0): its attributes, the headers that may go along, and its body.
+//!
+//! Invariant: credentials never go onto a broker: neither the headers that hold them anywhere (`authorization`, cookies)
+//! nor those in which this source's senders present theirs.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use uuid::Uuid;
+
+use crate::parcel::{Parcel, Tag};
+
+/// Besides hop-by-hop ones and `host`, which no parcel has.
+const WITHHELD: [&str; 3] = ["authorization", "proxy-authorization", "cookie"];
+
+pub(super) struct Event<'a> {
+    /// The same for every retry of a delivery.
+    pub(super) id: &'a str,
+    /// The source's name.
+    pub(super) name: &'a str,
+    /// `/github`.
+    pub(super) source: String,
+    /// `webhook.github.push`, or `webhook.github` where the event has no type.
+    pub(super) kind: String,
+    /// When it was received: RFC 3339, UTC.
+    pub(super) time: String,
+    /// The same in seconds since 1970.
+    pub(super) seconds: u64,
+    pub(super) content_type: Option<&'a str>,
+    /// As the provider has them.
+    pub(super) event_id: Option<&'a str>,
+    pub(super) event_type: Option<&'a str>,
+    pub(super) request_id: &'a str,
+    /// The checks that passed.
+    pub(super) verified: &'a str,
+    pub(super) traceparent: Option<&'a str>,
+    /// `{source}:{delivery id}`: by it a broker tells a repetition.
+    pub(super) key: String,
+    pub(super) body: &'a Bytes,
+    parcel: &'a Parcel,
+}
+
+impl<'a> Event<'a> {
+    pub(super) fn of(parcel: &'a Parcel, tag: &'a Tag) -> Self {
+        let headers = &parcel.headers;
+        let event_type = text(headers, "x-hookward-event-type");
+        let kind = match event_type {
+            Some(event) => format!("webhook.{}.{event}", tag.source),
+            None => format!("webhook.{}", tag.source),
+        };
+        Self {
+            id: &tag.delivery_id,
+            name: &tag.source,
+            source: format!("/{}", tag.source),
+            kind,
+            time: rfc3339(tag.received.0),
+            seconds: tag.received.as_secs(),
+            content_type: text(headers, "content-type"),
+            event_id: text(headers, "x-hookward-event-id"),
+            event_type,
+            request_id: text(headers, "x-request-id").unwrap_or_default(),
+            verified: text(headers, "x-hookward-verified").unwrap_or_default(),
+            traceparent: text(headers, "traceparent"),
+            key: tag.publish_key(),
+            body: &parcel.body,
+            parcel,
+        }
+    }
+
+    /// What the sender wrote, and nothing that proves who it is.
+    pub(super) fn headers(&self) -> impl Iterator<Item = (&'a str, &'a HeaderValue)> {
+        let credentials = &self.parcel.credentials;
+        self.parcel.headers.iter().filter_map(move |(name, value)| {
+            let is_ours = name.as_str().starts_with("x-hookward-") || *name == "x-request-id" || *name == "traceparent";
+            let is_withheld = WITHHELD.contains(&name.as_str()) || credentials.contains(name);
+            (!is_ours && !is_withheld).then_some((name.as_str(), value))
+        })
+    }
+
+    /// The same for every copy of a delivery.
+    pub(super) fn task_id(&self) -> Uuid {
+        Uuid::new_v5(&Uuid::NAMESPACE_URL, format!("hookward:{}", self.key).as_bytes())
+    }
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty())
+}
+
+/// Of milliseconds since 1970.
+pub(super) fn rfc3339(millis: u64) -> String {
+    let at = UNIX_EPOCH.checked_add(Duration::from_millis(millis)).unwrap_or(UNIX_EPOCH);
+    OffsetDateTime::from(at).format(&Rfc3339).unwrap_or_default()
+}
