@@ -3,6 +3,8 @@
 //! Invariant: the sender's 401 waits for nothing that is done here, and says the same whether the request is kept or not.
 //! What is judged again is judged as it came and at the time it came, and passes the same claims as a first delivery, so
 //! that nothing that was accepted before, by whichever way, is accepted a second time. Only one such round runs at a time.
+//!
+//! One file: what is kept, and how it is judged again, is one argument.
 
 use super::Door;
 use super::journey::{Journey, Judged};
