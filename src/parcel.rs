@@ -314,6 +314,18 @@ mod tests {
         assert_eq!(Parcel::decode(&[9]), Err(Undecodable::Version(9)));
     }
 
+    #[test]
+    fn what_was_stored_before_parcels_knew_of_credentials_is_read_as_before() {
+        let mut parcel = Parcel::pack_unproven(delivery(&[("x-a", "1")]), "/x".to_owned(), "stale", statement());
+        let mut text = parcel.encode();
+        let names = 4 + 4 + "x-token".len();
+        let behind = text.len() - parcel.body.len();
+        text.drain(behind - names..behind);
+        text[0] = Parcel::ENCODING_WITHOUT_CREDENTIALS;
+        parcel.credentials.clear();
+        assert_eq!(Parcel::decode(&text), Ok(parcel));
+    }
+
     proptest::proptest! {
         #[test]
         fn any_bytes_are_a_parcel_or_are_not(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..64)) {

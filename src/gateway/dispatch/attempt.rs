@@ -56,7 +56,10 @@ impl Line {
             generation: task.key.generation,
             received: task.received,
         };
-        let parcel = dress(task, &tag, gateway.signing.get(&*self.upstream).map(AsRef::as_ref), self.door.clock.now());
+        let parcel = match destination.is_broker() {
+            true => undress(task, &gateway),
+            false => dress(task, &tag, gateway.signing.get(&*self.upstream).map(AsRef::as_ref), self.door.clock.now()),
+        };
         let (ended, note) = match self.send(destination, &parcel, &tag).await {
             Ok(Sent::Confirmed) => (Ended::Confirmed, "confirmed".to_owned()),
             Ok(Sent::Answered(answer)) => {
@@ -159,6 +162,16 @@ fn with_schedule<T>(gateway: &Gateway, source: &str, judge: impl FnOnce(&Schedul
         Some(source) => judge(&source.settings.retry),
         None => judge(&Schedule::default()),
     }
+}
+
+/// For a broker, which is told the key in its own way. A header that was no credential when the delivery came may be one
+/// as the source is configured now; and what was stored by an older hookward does not say.
+fn undress(task: &Task, gateway: &Gateway) -> Parcel {
+    let mut parcel = (*task.parcel).clone();
+    if let Some(source) = gateway.sources.named(&task.source) {
+        parcel.credentials.extend(source.settings.verifier.credential_headers());
+    }
+    parcel
 }
 
 fn dress(task: &Task, tag: &Tag, signs: Option<&SigningKey>, now: UnixMillis) -> Parcel {

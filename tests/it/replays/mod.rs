@@ -112,6 +112,22 @@ fn a_newly_signed_delivery_with_an_id_that_was_accepted_is_acknowledged_rejected
     assert_eq!(stripe("/forward", now, "evt_1").send(gateway.public()).status, 409);
 }
 
+#[test]
+fn a_duplicate_that_is_forwarded_on_purpose_has_a_name_of_its_own() {
+    let upstream = Upstream::start();
+    let more = "on_duplicate = \"forward\"\ndelivery = \"inbox\"";
+    let gateway = Gateway::start(&format!("{}{}", upstream.table(), source("shop", "stripe", more)));
+    let now = sign::now();
+    assert_eq!(stripe("/shop", now - 1, "evt_1").send(gateway.public()).status, 202);
+    assert_eq!(stripe("/shop", now, "evt_1").send(gateway.public()).status, 202);
+    let received = upstream.wait_for(2);
+    let keys: Vec<_> = received.iter().filter_map(|request| request.header("idempotency-key")).collect();
+    // Or the receiver would drop the second as a repetition of the first.
+    let mut names: Vec<_> = keys.iter().map(|key| key.split(':').take(2).collect::<Vec<_>>().join(":")).collect();
+    names.dedup();
+    assert_eq!((names, keys[0] == keys[1]), (vec!["shop:evt_1".to_owned()], false), "{keys:?}");
+}
+
 /// The first attempt ends as `script` says and is answered with `status`; the same bytes again are accepted; a third
 /// time they are a replay.
 fn a_retry_passes_after(status: u16, timeout: &str, first: impl Fn() -> Reply + Send + Sync + 'static) {
