@@ -3,6 +3,7 @@
 
 pub(crate) mod certs;
 pub(crate) mod curl;
+pub(crate) mod engines;
 pub(crate) mod frames;
 pub(crate) mod gateway;
 pub(crate) mod http;
