@@ -6,6 +6,7 @@
 
 mod amqp;
 mod celery;
+mod data;
 mod event;
 mod nats;
 mod redis;
