@@ -15,12 +15,12 @@ const NOT_A_SETTING: &str = "include";
 const PUBLIC_KEY: &str = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
 const OTHER_SECRET: &str = "0123456789abcdef0123456789abcdef";
 
-fn page(name: &str) -> String {
+pub(crate) fn page(name: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).expect(name)
 }
 
 /// A folder with everything that the pages' examples name: certificates, revocation list, secrets.
-fn stage(configuration: &str) -> Folder {
+pub(crate) fn stage(configuration: &str) -> Folder {
     let folder = Folder::new();
     folder.write("gateway.toml", configuration);
     let made = Command::new(BINARY).current_dir(&folder.0).arg("certs").output().expect("the binary runs");
@@ -54,7 +54,7 @@ fn named(text: &str, key: &str) -> Vec<String> {
     text.split(key).skip(1).filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())).collect()
 }
 
-fn check(folder: &Folder, arguments: &[&str]) -> (i32, String, String) {
+pub(crate) fn check(folder: &Folder, arguments: &[&str]) -> (i32, String, String) {
     let text = std::fs::read_to_string(folder.path("gateway.toml")).expect("the configuration");
     let mut command = Command::new(BINARY);
     command.current_dir(&folder.0).args(["check", "--config", "gateway.toml"]).args(arguments);
@@ -63,6 +63,8 @@ fn check(folder: &Folder, arguments: &[&str]) -> (i32, String, String) {
         let value = match name.as_str() {
             name if name.ends_with("PUBLIC_KEY") => PUBLIC_KEY.to_owned(),
             name if name.starts_with("WHSEC_") => format!("whsec_{}", secret_of(name)),
+            name if name.ends_with("AMQP_URL") => "amqp://hookward:a-password@localhost/hooks".to_owned(),
+            name if name.ends_with("_URL") => "redis://hookward:a-password@localhost/0".to_owned(),
             // Each its own, as it should be.
             name => secret_of(name),
         };

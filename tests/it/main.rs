@@ -9,6 +9,7 @@
 mod accepts;
 mod admin;
 mod cli;
+mod deploy;
 mod docs;
 mod explains;
 mod fetches;

@@ -1,0 +1,117 @@
+//! What lies in deploy/ fits the program: its configurations load, its metrics are there, systemd's own hand-over works.
+//! Whether the tools take the files themselves is asked by tests/deploy/check.py.
+
+use crate::docs::{check, page, stage};
+use crate::support::gateway::{BINARY, Folder, PLAIN};
+use crate::support::{Gateway, PATIENCE, Request, Upstream, eventually};
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+/// Where the files of a machine or a pod are, as the units and manifests mount them; and where the test has them.
+const MOUNTED: [(&str, &str); 6] = [
+    ("/etc/hookward/tls/tls.crt", "certs/dev/server.pem"),
+    ("/etc/hookward/tls/tls.key", "certs/dev/server.key"),
+    ("/etc/hookward/tls/server.pem", "certs/dev/server.pem"),
+    ("/run/credentials/hookward.service/server.key", "certs/dev/server.key"),
+    ("/var/lib/hookward/", "state/"),
+    ("/var/log/hookward/", "log/"),
+];
+
+/// `but`: warnings that have their reason, in the file.
+fn loads_without_a_warning(name: &str, but: &[&str]) {
+    let mut text = page(name);
+    for (there, here) in MOUNTED {
+        text = text.replace(there, here);
+    }
+    let folder = stage(&text);
+    folder.write("log/none", "");
+    let (code, _, err) = check(&folder, &[]);
+    assert_eq!(code, 0, "{name}: {err}");
+    let warnings: Vec<_> = err.lines().filter(|line| line.contains(": warning: ")).collect();
+    let known = warnings.iter().filter(|line| but.iter().any(|known| line.contains(known))).count();
+    assert_eq!((warnings.len(), known), (but.len(), but.len()), "{name}: {err}");
+    // Its twin: one key that is not known, and it does not.
+    let folder = stage(&text.replace("[admin]", "[admin]\ntokn = 1\n"));
+    let (code, _, err) = check(&folder, &[]);
+    assert_eq!(code, 78, "{name}: {err}");
+}
+
+#[test]
+fn the_configuration_for_the_systemd_unit_loads_without_a_warning() {
+    loads_without_a_warning("deploy/systemd/gateway.toml", &[]);
+}
+
+/// Names of metrics, without what histograms put behind them.
+fn metrics_in(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with("hookward_")).map(|word| word.trim_end_matches("_bucket").to_owned()).collect()
+}
+
+#[test]
+fn every_metric_of_the_dashboard_and_of_the_alerts_is_one_that_the_gateway_has() {
+    // The README's table is held to the gateway's own answer by tests/it/docs.rs.
+    let known = metrics_in(&page("README.md"));
+    for name in ["deploy/grafana/hookward.json", "deploy/prometheus/alerts.yml", "deploy/prometheus/alerts.test.yml"] {
+        let asked = metrics_in(&page(name));
+        assert!(asked.len() > 5, "{name}: {asked:?}");
+        let absent: Vec<_> = asked.difference(&known).collect();
+        assert!(absent.is_empty(), "{name} asks for metrics that are not there: {absent:?}");
+    }
+}
+
+#[test]
+fn the_readme_says_what_to_do_about_every_alert_that_it_names_and_names_no_other() {
+    let alerts = page("deploy/prometheus/alerts.yml");
+    let known: BTreeSet<&str> = alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(known.len() > 8, "{known:?}");
+    let said = page("README.md");
+    let told: BTreeSet<&str> = said
+        .split(|c: char| !c.is_ascii_alphanumeric())
+        .filter(|word| word.starts_with("Hookward") && word.len() > "Hookward".len())
+        .collect();
+    assert_eq!(told, known, "README.md and deploy/prometheus/alerts.yml");
+}
+
+/// A port that nobody has, on an address that no other test binds: `systemd-socket-activate` does not say which it took.
+fn free_port() -> SocketAddr {
+    let socket = TcpListener::bind("127.0.0.2:0").expect("a port");
+    socket.local_addr().expect("an address")
+}
+
+#[test]
+fn systemds_own_activation_hands_over_the_socket_by_name_and_the_connection_that_woke_it_is_served() {
+    let upstream = Upstream::start();
+    let address = free_port();
+    let name = std::env::temp_dir().join(format!("hookward-it-{}-activated", std::process::id()));
+    let _ = std::fs::remove_file(&name);
+    let told = UnixDatagram::bind(&name).expect("a socket");
+    told.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let source = "[sources.any]\npath = \"/any\"\ndanger_accept_unverified = true\nupstream = \"app\"\n";
+    let plain = PLAIN.replacen("127.0.0.1:0", &address.to_string(), 1);
+    let text = format!("{plain}{}{source}", upstream.table());
+    let first = std::thread::spawn(move || {
+        eventually("the first delivery is answered", || Request::post("/any", "first").try_send(address).ok())
+    });
+    let folder = Arc::new(Folder::new());
+    let mut gateway = Gateway::start_with(folder, &text, |command| {
+        let mut activator = Command::new("systemd-socket-activate");
+        activator.current_dir(command.get_current_dir().expect("a folder"));
+        activator.args(["--listen", &address.to_string(), "--fdname", "public"]);
+        activator.arg("--setenv").arg(format!("NOTIFY_SOCKET={}", name.display()));
+        activator.args([BINARY, "run", "--config", "gateway.toml"]);
+        activator.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        *command = activator;
+    });
+    assert_eq!(gateway.public(), address);
+    let mut word = [0; 512];
+    let length = told.recv(&mut word).expect("a word");
+    assert_eq!(String::from_utf8_lossy(&word[..length]).trim_end(), "READY=1");
+    assert_eq!(first.join().expect("an answer").status, 200);
+    assert_eq!(upstream.wait_for(1).remove(0).body, b"first");
+    gateway.signal("TERM");
+    assert_eq!(gateway.wait_for_exit().code(), Some(0));
+    std::fs::remove_file(&name).expect("removed");
+}
