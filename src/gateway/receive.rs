@@ -69,7 +69,9 @@ impl Door {
             // HTTP/2 has no such header (RFC 9113 §8.2.2).
             reply.headers_mut().remove(header::CONNECTION);
         }
-        if close {
+        // While it drains, other gateways are there already: whoever asks here opens the next connection there, and none is
+        // left to be closed just when its peer writes into it.
+        if close || (!is_http2 && self.is_draining()) {
             reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         reply

@@ -10,6 +10,7 @@ mod accepts;
 mod admin;
 mod cli;
 mod deploy;
+mod cluster;
 mod docs;
 mod explains;
 mod fetches;

@@ -213,6 +213,18 @@ fn an_engine_that_is_stopped_killed_and_paused_does_what_is_said() {
 }
 
 #[test]
+fn a_nats_server_that_is_killed_keeps_its_name_and_its_streams() {
+    let mut nats = Nats::start();
+    let greeting = |nats: &Nats| String::from_utf8_lossy(&answer_to(nats.port, b"")).into_owned();
+    assert!(greeting(&nats).contains("\"jetstream\":true"), "{}", greeting(&nats));
+    let port = nats.port;
+    nats.kill();
+    nats.restart();
+    assert_eq!(nats.port, port);
+    assert!(greeting(&nats).contains("\"jetstream\":true"));
+}
+
+#[test]
 fn two_rabbits_live_side_by_side_and_leave_nothing() {
     let rabbits = [Rabbit::start(), Rabbit::start()];
     let queues: Vec<String> = rabbits.iter().map(|rabbit| rabbit.ctl(&["-q", "list_queues", "name"])).collect();

@@ -33,6 +33,10 @@ impl Nats {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.running.child.id()
+    }
+
     /// SIGTERM.
     pub(crate) fn stop(&mut self) {
         self.running.stop();

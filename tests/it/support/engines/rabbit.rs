@@ -74,6 +74,10 @@ impl Rabbit {
         printed(command)
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.running.child.id()
+    }
+
     /// SIGTERM: the node shuts down in order.
     pub(crate) fn stop(&mut self) {
         self.running.stop();
@@ -114,7 +118,7 @@ impl Rabbit {
     }
 
     pub(super) fn pids(&self) -> [u32; 2] {
-        [self.running.child.id(), self.mapper.child.id()]
+        [self.pid(), self.mapper.child.id()]
     }
 }
 

@@ -3,7 +3,6 @@
 use super::super::gateway::Folder;
 use super::{Running, answer_to, output_to, printed, program, start_on, start_on_a_free_port, tail};
 use rustix::process::Signal;
-use std::path::Path;
 use std::process::Command;
 
 pub(crate) struct Redis {
@@ -44,6 +43,10 @@ impl Redis {
         let mut cli = Command::new(program("redis-cli"));
         cli.args(["-h", "127.0.0.1", "-p", &self.port.to_string()]).args(arguments);
         printed(cli)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.running.child.id()
     }
 
     /// SIGTERM: what it keeps is written.
@@ -102,15 +105,4 @@ fn command(folder: &Folder, port: u16, arguments: &[String]) -> Command {
 fn is_ready(port: u16) -> bool {
     let answer = answer_to(port, b"PING\r\n");
     answer.starts_with(b"+PONG") || answer.starts_with(b"-NOAUTH")
-}
-
-/// The arguments for a TLS port beside the plain one, with a server's certificate and, where clients must show one, the
-/// roots that theirs are checked against.
-pub(crate) fn tls_arguments(port: u16, certificate: &Path, key: &Path, roots: &Path, clients: bool) -> Vec<String> {
-    let text = |path: &Path| path.to_str().expect("a path of ASCII letters").to_owned();
-    let mut arguments = vec!["--tls-port".to_owned(), port.to_string()];
-    arguments.extend(["--tls-cert-file".to_owned(), text(certificate), "--tls-key-file".to_owned(), text(key)]);
-    arguments.extend(["--tls-ca-cert-file".to_owned(), text(roots)]);
-    arguments.extend(["--tls-auth-clients".to_owned(), if clients { "yes" } else { "no" }.to_owned()]);
-    arguments
 }
