@@ -1,10 +1,14 @@
 //! A lasting connection to Redis (or Valkey): one server, one that sentinels name, or a cluster.
 //!
-//! Invariant: one connection is shared by all who ask (their commands are pipelined), it is made anew by itself for as
-//! long as the link lives, and no question waits longer than its asker allows. Neither a password nor the text of a
-//! command gets into an error.
+//! Invariant: one connection to a server is shared by all who ask (their commands are pipelined), it is made anew by
+//! itself for as long as the link lives, and no question waits longer than its asker allows. Nothing is sent twice
+//! unless the server has said that it did nothing. Neither a password nor the text of a command gets into an error.
 
+mod cluster;
+mod connect;
+mod node;
 mod script;
+mod sentinel;
 mod settings;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -12,27 +16,18 @@ pub(crate) mod testing;
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisError, Value};
+use redis::{Cmd, Value};
 use thiserror::Error;
-use tokio::sync::Notify;
-use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::sync::watch;
+use tokio::time::Instant;
 
+use cluster::Cluster;
+use connect::Manner;
+use node::{Failed, Node, Place};
 pub(crate) use script::Script;
 pub(crate) use settings::{Address, Settings, Topology};
-
-/// Between two attempts to connect: doubling from the first to the last, so that a server that is back is found within
-/// a second or so and one that is gone is not hammered.
-const FIRST_WAIT: Duration = Duration::from_millis(50);
-const LONGEST_WAIT: Duration = Duration::from_secs(1);
-
-/// A connection over which nothing came for so long is asked whether it lives.
-const PING_EVERY: Duration = Duration::from_secs(1);
 
 /// Why a question has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -46,119 +41,79 @@ pub(crate) enum LinkError {
     /// It may have been carried out.
     #[error("the connection to Redis broke: {0}")]
     Broken(String),
-    /// The server said no: nothing was done. The code is the first word of its answer: `OOM`, `READONLY`, `NOPERM`.
+    /// The server said no: nothing was done, except by a script that failed on its way. The code is the first word of
+    /// its answer: `OOM`, `READONLY`, `NOPERM`.
     #[error("Redis refused: {code}")]
     Refused { code: String },
 }
 
 pub(crate) struct Link {
-    shared: Arc<Shared>,
-    keeper: AbortHandle,
+    label: String,
+    servers: Servers,
+    came_up: watch::Receiver<u64>,
 }
 
-struct Shared {
-    settings: Settings,
-    connection: ArcSwapOption<MultiplexedConnection>,
-    /// Why there is none, for whoever asks meanwhile.
-    why: ArcSwapOption<String>,
-    broke: Notify,
-    up: AtomicBool,
+enum Servers {
+    One(Arc<Node>),
+    Cluster(Cluster),
 }
 
 impl Link {
     /// Begins to connect; needs a runtime. What is asked before there is a connection is told so at once.
     pub(crate) fn start(settings: Settings) -> Result<Arc<Self>, String> {
-        let client = settings.client()?;
-        let shared = Arc::new(Shared {
-            settings,
-            connection: ArcSwapOption::empty(),
-            why: ArcSwapOption::empty(),
-            broke: Notify::new(),
-            up: AtomicBool::new(false),
-        });
-        let keeper = tokio::spawn(keep(shared.clone(), client)).abort_handle();
-        Ok(Arc::new(Self { shared, keeper }))
+        let manner = Manner::of(&settings)?;
+        let label = settings.label();
+        let (sender, came_up) = watch::channel(0);
+        let one = |place: Place, sender| {
+            Servers::One(Node::start(place, label.clone(), manner.clone(), settings.database, sender))
+        };
+        let servers = match settings.topology.clone() {
+            Topology::Single(address) => one(Place::Fixed(address), sender),
+            Topology::Sentinel { sentinels, master } => one(Place::Master { sentinels, name: master }, sender),
+            Topology::Cluster(_) if settings.database != 0 => {
+                return Err("a cluster has one database only, number 0".to_owned());
+            }
+            Topology::Cluster(nodes) => {
+                Servers::Cluster(Cluster::start(nodes, settings.scheme(), manner.clone(), sender))
+            }
+        };
+        Ok(Arc::new(Self { label, servers, came_up }))
+    }
+
+    /// As metrics and logs name it: without credentials.
+    pub(crate) fn label(&self) -> &str {
+        &self.label
     }
 
     pub(crate) fn is_up(&self) -> bool {
-        self.shared.up.load(Ordering::Relaxed)
+        self.known_up() == Some(true)
     }
 
+    /// None: the first attempt to connect goes on. Of a cluster: whether all slots can be reached.
+    pub(crate) fn known_up(&self) -> Option<bool> {
+        match &self.servers {
+            Servers::One(node) => node.up(),
+            Servers::Cluster(cluster) => cluster.up(),
+        }
+    }
+
+    /// A number that grows whenever a connection was made, or slots of a cluster have another master: what the server
+    /// knew before may be gone.
+    pub(crate) fn came_up(&self) -> watch::Receiver<u64> {
+        self.came_up.clone()
+    }
+
+    /// All keys of a command are of one slot. A node of a cluster is chosen by the first word after the command's name,
+    /// or by a script's first key.
     pub(crate) async fn ask(&self, command: &Cmd, within: Duration) -> Result<Value, LinkError> {
         let until = Instant::now() + within;
-        let Some(connection) = self.shared.connection.load_full() else {
-            let why = self.shared.why.load_full().map_or_else(|| "not yet connected".to_owned(), |why| why.to_string());
-            return Err(LinkError::Down(why));
+        let answer = match &self.servers {
+            Servers::One(node) => node.ask(command, until).await,
+            Servers::Cluster(cluster) => cluster.ask(command, until).await,
         };
-        let mut connection = (*connection).clone();
-        match timeout_at(until, connection.send_packed_command(command)).await {
-            Ok(Ok(Value::ServerError(error))) => Err(LinkError::Refused { code: error.code().to_owned() }),
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => {
-                let error = self::error(&error);
-                if !matches!(error, LinkError::Refused { .. }) {
-                    self.shared.broke.notify_one();
-                }
-                Err(error)
-            }
-            Err(_) => {
-                self.shared.broke.notify_one();
-                Err(LinkError::TimedOut)
-            }
-        }
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.keeper.abort();
-    }
-}
-
-async fn keep(shared: Arc<Shared>, client: Client) {
-    let mut wait = FIRST_WAIT;
-    loop {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(shared.settings.connect_timeout))
-            .set_response_timeout(None);
-        match client.get_multiplexed_async_connection_with_config(&config).await {
-            Ok(connection) => {
-                wait = FIRST_WAIT;
-                shared.connection.store(Some(Arc::new(connection.clone())));
-                shared.up.store(true, Ordering::Relaxed);
-                watch(&shared, connection).await;
-                shared.up.store(false, Ordering::Relaxed);
-                shared.connection.store(None);
-            }
-            Err(error) => {
-                shared.why.store(Some(Arc::new(error.category().to_owned())));
-            }
-        }
-        sleep(wait).await;
-        wait = (wait * 2).min(LONGEST_WAIT);
-    }
-}
-
-/// Until it is no longer good.
-async fn watch(shared: &Shared, mut connection: MultiplexedConnection) {
-    loop {
-        tokio::select! {
-            () = sleep(PING_EVERY) => {}
-            () = shared.broke.notified() => {}
-        }
-        let until = Instant::now() + PING_EVERY;
-        if !matches!(timeout_at(until, connection.send_packed_command(&redis::cmd("PING"))).await, Ok(Ok(_))) {
-            return;
-        }
-    }
-}
-
-fn error(error: &RedisError) -> LinkError {
-    match error.kind() {
-        ErrorKind::Server(_) | ErrorKind::Extension => {
-            LinkError::Refused { code: error.code().unwrap_or("ERR").to_owned() }
-        }
-        _ if error.is_timeout() => LinkError::TimedOut,
-        _ => LinkError::Broken(error.category().to_owned()),
+        answer.map_err(|failed| match failed {
+            Failed::Link(error) => error,
+            Failed::Refused(error) => LinkError::Refused { code: error.code().unwrap_or("ERR").to_owned() },
+        })
     }
 }

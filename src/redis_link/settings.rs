@@ -3,8 +3,6 @@
 use std::fmt;
 use std::time::Duration;
 
-use redis::{Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo};
-
 use crate::secret::Secret;
 use crate::tls_client::TlsSettings;
 
@@ -34,7 +32,7 @@ pub(crate) enum Topology {
     Cluster(Vec<Address>),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Address {
     pub(crate) host: String,
     pub(crate) port: u16,
@@ -57,7 +55,7 @@ impl Settings {
 
     /// As metrics and logs name it: without credentials.
     pub(crate) fn label(&self) -> String {
-        let scheme = if self.tls.is_some() { "rediss" } else { "redis" };
+        let scheme = self.scheme();
         let list = |addresses: &[Address]| addresses.iter().map(Address::to_string).collect::<Vec<_>>().join(",");
         match &self.topology {
             Topology::Single(address) if self.database == 0 => format!("{scheme}://{address}"),
@@ -65,6 +63,10 @@ impl Settings {
             Topology::Sentinel { sentinels, master } => format!("{scheme}+sentinel://{}/{master}", list(sentinels)),
             Topology::Cluster(nodes) => format!("{scheme}+cluster://{}", list(nodes)),
         }
+    }
+
+    pub(super) fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "rediss" } else { "redis" }
     }
 
     /// Equal in everything. Written out, so that a new setting cannot be left out unseen.
@@ -85,23 +87,5 @@ impl Settings {
             && (*database, *connect_timeout) == (other.database, other.connect_timeout)
             && same_password
             && same_tls
-    }
-
-    pub(super) fn client(&self) -> Result<Client, String> {
-        let Topology::Single(address) = &self.topology else {
-            return Err("only one server is known yet".to_owned());
-        };
-        let mut who = RedisConnectionInfo::default().set_db(self.database);
-        if let Some(username) = &self.username {
-            who = who.set_username(username);
-        }
-        if let Some(password) = &self.password {
-            who = who.set_password(String::from_utf8_lossy(password.expose()));
-        }
-        let info = ConnectionAddr::Tcp(address.host.clone(), address.port)
-            .into_connection_info()
-            .map_err(|error| error.category().to_owned())?
-            .set_redis_settings(who);
-        Client::open(info).map_err(|error| error.category().to_owned())
     }
 }

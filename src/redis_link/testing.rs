@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use redis::{Client, ConnectionLike, RedisResult, Value};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -26,6 +26,7 @@ pub(crate) struct Redis {
     pub(crate) port: u16,
     folder: Folder,
     sentinel: bool,
+    password: Option<String>,
     child: Option<Child>,
 }
 
@@ -86,7 +87,8 @@ impl Redis {
                 text += "\n";
             }
             fs::write(folder.0.join("redis.conf"), text).unwrap();
-            let mut redis = Self { port, folder, sentinel, child: None };
+            let password = lines.iter().find_map(|line| line.strip_prefix("requirepass ")).map(str::to_owned);
+            let mut redis = Self { port, folder, sentinel, password, child: None };
             if redis.spawn() {
                 return redis;
             }
@@ -119,15 +121,15 @@ impl Redis {
 
     /// An answer that it may not be spoken to is one too.
     fn answers(&self) -> bool {
-        let answer = self.client().get_connection().and_then(|mut one| one.req_command(&redis::cmd("PING")));
-        match answer {
+        match self.try_cli(&["PING"]) {
             Ok(_) => true,
             Err(error) => matches!(error.code(), Some("NOAUTH" | "NOPERM")),
         }
     }
 
     fn client(&self) -> Client {
-        Client::open(format!("unix://{}/socket", self.folder.0.display())).unwrap()
+        let login = self.password.as_ref().map(|password| format!("?pass={password}")).unwrap_or_default();
+        Client::open(format!("unix://{}/socket{login}", self.folder.0.display())).unwrap()
     }
 
     pub(crate) fn url(&self) -> String {
@@ -153,7 +155,7 @@ impl Redis {
         words.iter().for_each(|word| {
             command.arg(*word);
         });
-        self.client().get_connection()?.req_command(&command)
+        self.client().get_connection()?.req_command(&command)?.extract_error()
     }
 
     /// `INFO`'s value of this name.
@@ -224,9 +226,7 @@ impl Cluster {
             node.cli(&["CLUSTER", "SET-CONFIG-EPOCH", &(at + 1).to_string()]);
         }
         let cluster = Self { nodes };
-        for node in &cluster.nodes[1..] {
-            cluster.nodes[0].cli(&["CLUSTER", "MEET", "127.0.0.1", &node.port.to_string(), &node.cluster_port()]);
-        }
+        cluster.nodes[1..].iter().for_each(|node| cluster.join(node));
         let whole = |node: &Redis| {
             let known: String = redis::from_redis_value(node.cli(&["CLUSTER", "INFO"])).unwrap();
             known.contains("cluster_state:ok") && known.contains(&format!("cluster_known_nodes:{masters}\r"))
@@ -237,6 +237,11 @@ impl Cluster {
 
     pub(crate) fn settings(&self) -> Settings {
         Settings::new(Topology::Cluster(self.nodes.iter().map(Redis::address).collect()))
+    }
+
+    /// As a node without slots; it knows the others some time later.
+    pub(crate) fn join(&self, node: &Redis) {
+        self.nodes[0].cli(&["CLUSTER", "MEET", "127.0.0.1", &node.port.to_string(), &node.cluster_port()]);
     }
 
     /// Its number among the nodes.
@@ -260,6 +265,8 @@ impl Authority {
     pub(crate) fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // Two of the same name would be told apart by their signatures alone.
+        params.distinguished_name.push(DnType::CommonName, format!("authority {:016x}", rand::random::<u64>()));
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
