@@ -8,6 +8,7 @@ use crate::redis_link::Address;
 use crate::secret::Secret;
 use crate::tls_client::{ClientIdentity, TlsSettings};
 use percent_encoding::percent_decode_str;
+use rustls::pki_types::ServerName;
 use url::Url;
 
 /// What a URL says.
@@ -113,6 +114,9 @@ pub(super) fn tls(table: &Table<'_>, wanted: bool) -> Option<TlsSettings> {
     let usable = settings.client_config();
     if let Err(error) = usable {
         table.error("", error.to_string(), "");
+    }
+    if settings.server_name.clone().is_some_and(|name| ServerName::try_from(name).is_err()) {
+        table.error("tls.server_name", "is neither a name nor an address", r#"server_name = "redis.internal""#);
     }
     wanted.then_some(settings)
 }

@@ -11,35 +11,42 @@ const EXAMPLE: &str = r#"url = "redis://127.0.0.1:6379/0", or { env = "REDIS_URL
 const KEYS: [&str; 5] = ["url", "cluster", "sentinels", "master", "connect_timeout"];
 const PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
+const MILLISECOND: Duration = Duration::from_millis(1);
+const MINUTES: Duration = Duration::from_secs(600);
 
-/// Of a table that may have other keys too; `kind` for its errors.
+/// Of a table that may have other keys too.
 pub(super) fn read(table: &Table<'_>) -> Option<Settings> {
+    let settings = read_whole(table);
+    if settings.is_none() {
+        // What was not looked at any more is not unknown.
+        engine::ignore_server(table);
+        table.ignore(&KEYS);
+    }
+    settings
+}
+
+fn read_whole(table: &Table<'_>) -> Option<Settings> {
     let ways = ["url", "cluster", "sentinels"].into_iter().filter(|key| table.has(key)).count();
     if ways != 1 {
         let what = if ways == 0 { "`url` is missing" } else { "`url`, `cluster` and `sentinels` exclude each other" };
         table.error("", what, EXAMPLE);
-        engine::ignore_server(table);
-        table.ignore(&KEYS);
         return None;
     }
-    let nodes = |key: &'static str, port: u16| {
-        let found = table.all_parsed(key, |text| engine::host_and_port(text, &["redis", "rediss"], port));
-        let tls = found.iter().any(|(_, tls)| *tls);
-        let addresses: Vec<Address> = found.into_iter().map(|(address, _)| address).collect();
-        (!addresses.is_empty()).then_some((addresses, tls))
-    };
+    if table.has("master") && !table.has("sentinels") {
+        table.error("master", "belongs to `sentinels`, which are asked where it is", "");
+        table.ignore(&["master"]);
+    }
     let (topology, located) = if table.has("cluster") {
-        let (nodes, tls) = nodes("cluster", PORT)?;
+        let (nodes, tls) = several(table, "cluster", PORT)?;
         (Topology::Cluster(nodes), Located { tls, ..Located::default() })
     } else if table.has("sentinels") {
         let master = table.needed_text("master", r#"master = "mymaster""#);
-        let (sentinels, tls) = nodes("sentinels", SENTINEL_PORT)?;
+        let (sentinels, tls) = several(table, "sentinels", SENTINEL_PORT)?;
         (Topology::Sentinel { sentinels, master: master? }, Located { tls, ..Located::default() })
     } else {
         let located = engine::url(table, "url", &[("redis", false), ("rediss", true)], PORT, EXAMPLE)?;
         (Topology::Single(Address { host: located.host.clone(), port: located.port }), located)
     };
-    table.ignore(&KEYS);
     let database = match &*located.path {
         "" => Some(0),
         path => path.parse().ok().filter(|number| (0..1_000_000).contains(number)),
@@ -50,9 +57,21 @@ pub(super) fn read(table: &Table<'_>) -> Option<Settings> {
     };
     let tls = engine::tls(table, located.tls);
     let (username, password) = engine::login(table, &located);
+    if username.is_some() && password.is_none() && !table.has("password") {
+        table.error("", "a username without a password is no login", r#"password = { env = "REDIS_PASSWORD" }"#);
+    }
     let defaults = Settings::new(topology);
-    let millisecond = Duration::from_millis(1);
-    let connect_timeout =
-        table.duration("connect_timeout", defaults.connect_timeout, millisecond..=Duration::from_secs(600));
+    let connect_timeout = table.duration("connect_timeout", defaults.connect_timeout, MILLISECOND..=MINUTES);
     Some(Settings { username, password, database, tls, connect_timeout, ..defaults })
+}
+
+/// All of them, or none: the flag says whether with TLS.
+fn several(table: &Table<'_>, key: &'static str, port: u16) -> Option<(Vec<Address>, bool)> {
+    let found = table.all_parsed(key, |text| engine::host_and_port(text, &["redis", "rediss"], port));
+    let tls = found.iter().filter(|(_, tls)| *tls).count();
+    if tls != 0 && tls != found.len() {
+        table.error(key, "is in part with TLS and in part without", "rediss:// before each, or before none");
+    }
+    let addresses: Vec<Address> = found.into_iter().map(|(address, _)| address).collect();
+    (!addresses.is_empty()).then_some((addresses, tls != 0))
 }

@@ -70,8 +70,6 @@ pub(super) struct Sink {
     name: Arc<str>,
     link: Arc<Link>,
     kind: Kind,
-    started: Instant,
-    patience: std::time::Duration,
 }
 
 enum Kind {
@@ -90,9 +88,8 @@ impl Sink {
                 return Err("is not published to over Redis".to_owned());
             }
         };
-        let patience = server.connect_timeout;
         let link = Link::start(server.clone())?;
-        Ok(Self { name: settings.name.clone(), link, kind, started: Instant::now(), patience })
+        Ok(Self { name: settings.name.clone(), link, kind })
     }
 
     pub(super) async fn publish(&self, event: &Event<'_>, deadline: Instant) -> Result<(), SendError> {
@@ -134,8 +131,7 @@ impl Sink {
 
     /// None: not known yet.
     pub(super) fn is_up(&self) -> Option<bool> {
-        let is_up = self.link.is_up();
-        (is_up || self.started.elapsed() > self.patience).then_some(is_up)
+        self.link.known_up()
     }
 
     fn too_large(&self) -> SendError {
