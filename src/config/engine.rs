@@ -48,7 +48,7 @@ pub(super) fn url(
                 return None;
             }
             if located.is_ok() {
-                table.note_shown(key, text);
+                table.note_shown(key, &format!("{text:?}"));
             }
             located
         }
