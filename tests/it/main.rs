@@ -9,8 +9,8 @@
 mod accepts;
 mod admin;
 mod cli;
-mod deploy;
 mod cluster;
+mod deploy;
 mod docs;
 mod explains;
 mod fetches;
