@@ -160,7 +160,10 @@ def restricted(name, pod, container):
 
 
 def the_monitoring():
-    objects = {thing["kind"]: thing for thing in rendered("monitoring")}
+    objects = rendered("monitoring")
+    operator = ["node", str(HERE / "operator.mjs"), str(pathlib.Path(sys.prefix) / "node_modules")]
+    run(*operator, input=json.dumps(objects))
+    objects = {thing["kind"]: thing for thing in objects}
     groups = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text())["groups"]
     promise(objects["PrometheusRule"]["spec"]["groups"] == groups, "prometheusrule.yaml has the rules of alerts.yml, all and no other")
     monitor = objects["ServiceMonitor"]["spec"]
