@@ -2,10 +2,11 @@
 //! Whether the tools take the files themselves is asked by tests/deploy/check.py.
 
 use crate::docs::{check, page, stage};
+use crate::support::engines::{HaProxy, free_port};
 use crate::support::gateway::{BINARY, Folder, PLAIN};
 use crate::support::{Gateway, PATIENCE, Request, Upstream, eventually};
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -47,7 +48,8 @@ fn the_configuration_for_the_systemd_unit_loads_without_a_warning() {
 /// Names of metrics, without what histograms put behind them.
 fn metrics_in(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-    words.filter(|word| word.starts_with("hookward_")).map(|word| word.trim_end_matches("_bucket").to_owned()).collect()
+    let names = words.filter(|word| word.starts_with("hookward_") && !word.ends_with('_'));
+    names.map(|word| word.trim_end_matches("_bucket").trim_end_matches("_count").to_owned()).collect()
 }
 
 #[test]
@@ -75,16 +77,11 @@ fn the_readme_says_what_to_do_about_every_alert_that_it_names_and_names_no_other
     assert_eq!(told, known, "README.md and deploy/prometheus/alerts.yml");
 }
 
-/// A port that nobody has, on an address that no other test binds: `systemd-socket-activate` does not say which it took.
-fn free_port() -> SocketAddr {
-    let socket = TcpListener::bind("127.0.0.2:0").expect("a port");
-    socket.local_addr().expect("an address")
-}
-
 #[test]
 fn systemds_own_activation_hands_over_the_socket_by_name_and_the_connection_that_woke_it_is_served() {
     let upstream = Upstream::start();
-    let address = free_port();
+    // `systemd-socket-activate` does not say which port it took.
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let name = std::env::temp_dir().join(format!("hookward-it-{}-activated", std::process::id()));
     let _ = std::fs::remove_file(&name);
     let told = UnixDatagram::bind(&name).expect("a socket");
@@ -114,4 +111,40 @@ fn systemds_own_activation_hands_over_the_socket_by_name_and_the_connection_that
     gateway.signal("TERM");
     assert_eq!(gateway.wait_for_exit().code(), Some(0));
     std::fs::remove_file(&name).expect("removed");
+}
+
+#[test]
+fn the_shipped_haproxy_brings_deliveries_to_both_gateways_and_to_those_that_are_not_ready_where_none_is() {
+    let upstream = Upstream::start();
+    let (public, admin) = (free_port(), free_port());
+    let source = "[sources.any]\npath = \"/any\"\ndanger_accept_unverified = true\nupstream = \"app\"\n";
+    let gateways = ["127.0.0.5", "127.0.0.6"].map(|host| {
+        // Whoever brings no PROXY header is turned away.
+        let listener = format!("[listeners.public]\naddress = \"{host}:{public}\"\nproxy_protocol = true\n");
+        let rest = format!(
+            "trusted_proxies = [\"127.0.0.0/8\"]\n[admin]\naddress = \"{host}:{admin}\"\n\
+             [limits]\ndrain_delay = \"60s\"\n[log]\nformat = \"json\"\n"
+        );
+        Gateway::start_in(Arc::new(Folder::new()), &format!("{listener}{rest}{}{source}", upstream.table()))
+    });
+    // The machines of the file are here on loopback.
+    let file = page("deploy/haproxy/haproxy.cfg").replace("bind :8443", "bind BIND");
+    let file = file.replace("10.0.0.", "127.0.0.").replace("9090", &admin.to_string());
+    let balancer = HaProxy::start(&file.replace(":8443", &format!(":{public}")));
+    let send = || Request::post("/any", "{}").send(balancer.address()).status;
+    for gateway in &gateways {
+        eventually("it serves", || {
+            assert_eq!(send(), 200);
+            (gateway.outcome("any", "accepted") > 0).then_some(())
+        });
+    }
+    for gateway in &gateways {
+        gateway.signal("TERM");
+    }
+    eventually("HAProxy has noticed", || {
+        let log = std::fs::read_to_string(balancer.folder.path("haproxy.log")).expect("its log");
+        log.contains("0 active and 2 backup servers left").then_some(())
+    });
+    assert_eq!(gateways[0].get("/readyz").expect("an answer").status, 503);
+    assert_eq!(send(), 200);
 }
