@@ -45,6 +45,13 @@ fn the_configuration_for_the_systemd_unit_loads_without_a_warning() {
     loads_without_a_warning("deploy/systemd/gateway.toml", &[]);
 }
 
+#[test]
+fn the_configurations_of_the_kubernetes_manifests_load_without_a_warning() {
+    loads_without_a_warning("deploy/kubernetes/stateless/gateway.toml", &[]);
+    let in_the_pod = ["admin.token: crosses the network in the clear"];
+    loads_without_a_warning("deploy/kubernetes/inbox/gateway.toml", &in_the_pod);
+}
+
 /// Names of metrics, without what histograms put behind them.
 fn metrics_in(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
@@ -69,12 +76,12 @@ fn the_readme_says_what_to_do_about_every_alert_that_it_names_and_names_no_other
     let alerts = page("deploy/prometheus/alerts.yml");
     let known: BTreeSet<&str> = alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
     assert!(known.len() > 8, "{known:?}");
-    let said = page("README.md");
+    let said = page("README.md") + &page("docs/many-gateways.md");
     let told: BTreeSet<&str> = said
         .split(|c: char| !c.is_ascii_alphanumeric())
         .filter(|word| word.starts_with("Hookward") && word.len() > "Hookward".len())
         .collect();
-    assert_eq!(told, known, "README.md and deploy/prometheus/alerts.yml");
+    assert_eq!(told, known, "README.md and docs/many-gateways.md, and deploy/prometheus/alerts.yml");
 }
 
 #[test]
