@@ -2,6 +2,7 @@
 //! Nothing is mocked, and nothing waits for a length of time where it can wait for an event.
 
 pub(crate) mod certs;
+pub(crate) mod consumers;
 pub(crate) mod curl;
 pub(crate) mod engines;
 pub(crate) mod frames;

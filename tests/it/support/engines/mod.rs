@@ -53,7 +53,7 @@ fn program(name: &str) -> PathBuf {
 }
 
 /// A program in a process group of its own.
-struct Running {
+pub(super) struct Running {
     child: Child,
     /// Kills the group when its standard input ends, which it does when this process is gone, whatever ended it.
     watchdog: Child,
@@ -61,7 +61,7 @@ struct Running {
 }
 
 impl Running {
-    fn start(mut command: Command) -> Self {
+    pub(super) fn start(mut command: Command) -> Self {
         let child = command.stdin(Stdio::null()).process_group(0).spawn().expect("the engine starts");
         let watchdog = Command::new("sh")
             .args(["-c", "read -r _; kill -KILL -- \"-$1\"", "sh", &child.id().to_string()])
@@ -174,7 +174,7 @@ fn answer_to(port: u16, greeting: &[u8]) -> Vec<u8> {
 }
 
 /// The end of a file of the engine's own.
-fn tail(folder: &Folder, name: &str) -> String {
+pub(super) fn tail(folder: &Folder, name: &str) -> String {
     let text = std::fs::read(folder.path(name)).unwrap_or_default();
     let text = String::from_utf8_lossy(&text).into_owned();
     let lines: Vec<&str> = text.lines().collect();
@@ -182,7 +182,7 @@ fn tail(folder: &Folder, name: &str) -> String {
 }
 
 /// Both outputs into a file of the folder, appended to.
-fn output_to(folder: &Folder, name: &str) -> [Stdio; 2] {
+pub(super) fn output_to(folder: &Folder, name: &str) -> [Stdio; 2] {
     let file =
         std::fs::OpenOptions::new().create(true).append(true).open(folder.path(name)).expect("a file in our folder");
     [file.try_clone().expect("another handle").into(), file.into()]
