@@ -6,14 +6,15 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::upstream::Upstream;
 use crate::{MIB, read};
 
 pub(crate) const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 
-const CONFIGURATION: &str = r#"
+/// What is told between them: the state, the inbox, the upstreams.
+const LISTENERS: &str = r#"
 [listeners.public]
 address = "127.0.0.1:0"
 [admin]
@@ -23,19 +24,14 @@ max_connections_per_client = 2000
 max_requests_per_client = 2000
 [log]
 audit = "audit.log"
-[state]
-max_claims = 20000000
-[inbox]
-path = "inbox"
-max_size = "60GiB"
-[upstreams.app]
-urls = ["http://127.0.0.1:UPSTREAM"]
+"#;
+
+const SOURCE: &str = r#"
 [sources.acme]
 path = "/acme"
 secrets = [{ value = "SECRET" }]
-upstream = "app"
-delivery = "inbox"
 rate_limit = { rate = "1000000/s", burst = 1000000 }
+FURTHER
 [sources.acme.verify]
 algorithm = "hmac-sha256"
 signature = { header = "X-Acme-Signature", encoding = "hex", prefix = "v1=" }
@@ -53,12 +49,15 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    pub(crate) fn start(folder: &Path, upstream: &Upstream) -> Self {
-        let folder = folder.join(format!("hookward-inbox-{}-{}", std::process::id(), upstream.port()));
+    /// `tables` of the configuration, and further keys of its only source.
+    pub(crate) fn start(folder: &Path, tables: &str, source: &str) -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let folder = folder.join(format!("hookward-bench-{}-{number}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder of our own");
         let secret = std::str::from_utf8(SECRET).expect("text");
-        let text = CONFIGURATION.replace("UPSTREAM", &upstream.port().to_string()).replace("SECRET", secret);
-        fs::write(folder.join("gateway.toml"), text).expect("room on the disk");
+        let source = SOURCE.replace("SECRET", secret).replace("FURTHER", source);
+        fs::write(folder.join("gateway.toml"), format!("{LISTENERS}{tables}{source}")).expect("room on the disk");
         let (process, public, admin) = run(&folder);
         Self { folder, process, public, admin }
     }
@@ -94,9 +93,14 @@ impl Gateway {
 
     /// The sum of a metric over its labels; nothing where there is none of that name.
     fn metric(&self, name: &str) -> f64 {
+        self.metric_of(name, "")
+    }
+
+    /// The same of those series alone that have this in their line.
+    pub(crate) fn metric_of(&self, name: &str, label: &str) -> f64 {
         let metrics = get(self.admin, "/metrics").expect("the admin port answers");
         let lines = metrics.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        lines.filter(|line| line.contains(label)).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 }
 
@@ -186,8 +190,8 @@ impl Usage {
         let io = read(format!("/proc/{}/io", gateway.pid()));
         let written = io.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.parse().ok());
         Self {
-            gateway_cpu: cpu(&format!("/proc/{}/stat", gateway.pid())),
-            own_cpu: cpu("/proc/self/stat"),
+            gateway_cpu: cpu(gateway.pid()),
+            own_cpu: cpu(std::process::id()),
             written: written.unwrap_or(f64::NAN),
             commits: gateway.metric("hookward_inbox_batch_size_count"),
         }
@@ -207,8 +211,8 @@ impl Usage {
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Seconds of user and system time.
-fn cpu(path: &str) -> f64 {
-    let stat = read(path);
+pub(crate) fn cpu(pid: u32) -> f64 {
+    let stat = read(format!("/proc/{pid}/stat"));
     let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
     let ticks = fields.split(' ').skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum::<f64>();
     ticks / TICKS_PER_SECOND

@@ -88,11 +88,20 @@ struct Bench {
 }
 
 impl Bench {
+    fn gateway(&self, upstream: &Upstream) -> Gateway {
+        let tables = format!(
+            "[state]\nmax_claims = 20000000\n[inbox]\npath = \"inbox\"\nmax_size = \"60GiB\"\n\
+             [upstreams.app]\nurls = [\"http://127.0.0.1:{}\"]\n",
+            upstream.port()
+        );
+        Gateway::start(&self.folder, &tables, "upstream = \"app\"\ndelivery = \"inbox\"")
+    }
+
     fn load(&self, length: Duration, pace: u32) {
         disk::demand_room(&self.folder, 8 << 30);
         {
             let upstream = Upstream::reserve();
-            let gateway = Gateway::start(&self.folder, &upstream);
+            let gateway = self.gateway(&upstream);
             let mut sender = Sender::new(&gateway, self.senders);
             sender.run(Until::Time(WARM)).demand_sound();
 
@@ -116,7 +125,7 @@ impl Bench {
         {
             let upstream = Upstream::reserve();
             upstream.serve();
-            let gateway = Gateway::start(&self.folder, &upstream);
+            let gateway = self.gateway(&upstream);
             let mut sender = Sender::new(&gateway, self.senders);
             let warm = sender.run(Until::Time(WARM));
             warm.demand_sound();
@@ -143,7 +152,7 @@ impl Bench {
     fn append_only(&self, length: Duration) {
         disk::demand_room(&self.folder, 8 << 30);
         let upstream = Upstream::reserve();
-        let gateway = Gateway::start(&self.folder, &upstream);
+        let gateway = self.gateway(&upstream);
         let mut sender = Sender::new(&gateway, self.senders);
         let syncs = Syncs::measure(gateway.folder());
         sender.run(Until::Time(WARM)).demand_sound();
@@ -183,7 +192,7 @@ impl Bench {
         const SLICES: u64 = 20;
         disk::demand_room(&self.folder, rows * 4096);
         let upstream = Upstream::reserve();
-        let gateway = Gateway::start(&self.folder, &upstream);
+        let gateway = self.gateway(&upstream);
         let mut sender = Sender::new(&gateway, self.senders);
         println!("fdatasync of 8 KiB appended, before: {}", Syncs::measure(gateway.folder()));
         println!(
@@ -220,7 +229,7 @@ impl Bench {
     fn memory(&self, rows: u64) {
         disk::demand_room(&self.folder, rows * 4096);
         let upstream = Upstream::reserve();
-        let mut gateway = Gateway::start(&self.folder, &upstream);
+        let mut gateway = self.gateway(&upstream);
         let mut sender = Sender::new(&gateway, self.senders);
         let mut most = 0.0_f64;
         let mut tell = |what: &str, gateway: &Gateway| {
