@@ -7,7 +7,7 @@ use super::reader::Table;
 use super::redis;
 use crate::deliver::{
     Alphabet, AmqpServer, AmqpTarget, BrokerSettings as Settings, CeleryTask, DEFAULT_BROKER_TIMEOUT, DEFAULT_DEDUPE,
-    Declare, Engine, Format, NatsAuth, NatsTarget, Payload, RedisList, StreamTarget, Template,
+    Declare, Engine, Format, Login, NatsAuth, NatsTarget, Payload, RedisList, StreamTarget, Template,
 };
 use crate::secret::Secret;
 use std::ops::RangeInclusive;
@@ -109,24 +109,31 @@ fn amqp(table: &Table<'_>) -> Option<Engine> {
 
 fn amqp_server(table: &Table<'_>) -> Option<AmqpServer> {
     let example = r#"url = "amqp://broker:5672/", or { env = "AMQP_URL" } for one with a password"#;
-    let located = engine::url(table, "url", &[("amqp", false), ("amqps", true)], 5672, example);
+    let located = engine::url(table, "url", &[("amqp", false), ("amqps", true)], 0, example);
     let Some(mut located) = located else {
         engine::ignore_server(table);
         table.ignore(&["connect_timeout", "heartbeat"]);
         return None;
     };
-    if located.tls && located.port == 5672 {
-        located.port = 5671;
+    if located.port == 0 {
+        located.port = if located.tls { 5671 } else { 5672 };
     }
     let tls = engine::tls(table, located.tls);
-    let (username, password) = engine::login(table, &located);
+    let login = match engine::login(table, &located) {
+        (Some(username), Some(password)) => Login::Password { username, password },
+        (None, None) if tls.as_ref().is_some_and(|tls| tls.identity.is_some()) => Login::Certificate,
+        // The account that every RabbitMQ has, for connections from the same machine.
+        (None, None) => Login::Password { username: "guest".to_owned(), password: Secret::new(b"guest".to_vec()) },
+        _ => {
+            table.error("", "`username` and `password` go together", r#"password = { env = "AMQP_PASSWORD" }"#);
+            Login::Certificate
+        }
+    };
     Some(AmqpServer {
         vhost: if located.path.is_empty() { "/".to_owned() } else { located.path },
         host: located.host,
         port: located.port,
-        // The account that every RabbitMQ has, for connections from the same machine.
-        username: username.unwrap_or_else(|| "guest".to_owned()),
-        password: password.unwrap_or_else(|| Secret::new(b"guest".to_vec())),
+        login,
         tls,
         connect_timeout: table.duration("connect_timeout", CONNECT_TIMEOUT, MILLISECOND..=MINUTES),
         heartbeat: table.duration("heartbeat", HEARTBEAT, Duration::from_secs(1)..=MINUTES),

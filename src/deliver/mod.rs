@@ -28,7 +28,7 @@ pub(crate) use self::answer::{Answer, AnswerBody};
 pub(crate) use self::balance::Balance;
 pub(crate) use self::broker::{
     Alphabet, AmqpServer, AmqpTarget, Broker, CeleryTask, DEFAULT_DEDUPE, DEFAULT_TIMEOUT as DEFAULT_BROKER_TIMEOUT,
-    Declare, Engine, Format, NatsAuth, NatsTarget, Payload, RedisList, Settings as BrokerSettings, StreamTarget,
+    Declare, Engine, Format, Login, NatsAuth, NatsTarget, Payload, RedisList, Settings as BrokerSettings, StreamTarget,
     Template,
 };
 pub(crate) use self::connect::Protocol;

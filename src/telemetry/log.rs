@@ -2,6 +2,7 @@
 //!
 //! Invariant: the HTTP and TLS libraries stay at `warn` whatever level is configured. At `trace` they print whole
 //! request heads, credentials included; and no environment variable changes the level behind the configuration's back.
+//! The AMQP library says nothing at all: at `warn` it prints whole messages that a broker returned.
 
 use super::audit::Format;
 use tracing::level_filters::LevelFilter;
@@ -31,7 +32,10 @@ pub(crate) fn start_log(format: Format, level: Level) -> WorkerGuard {
         Level::Info => LevelFilter::INFO,
         Level::Debug => LevelFilter::DEBUG,
     };
-    let filter = Targets::new().with_default(LevelFilter::WARN).with_target("hookward", ours);
+    let filter = Targets::new()
+        .with_default(LevelFilter::WARN)
+        .with_target("lapin", LevelFilter::OFF)
+        .with_target("hookward", ours);
     // No request waits for whoever reads stderr, and no end of the process does.
     let (writer, guard) = NonBlockingBuilder::default().buffered_lines_limit(QUEUE).finish(std::io::stderr());
     let lines = fmt::layer().with_writer(writer).with_target(false);

@@ -26,8 +26,8 @@ use crate::parcel::{Parcel, Tag};
 use event::Event;
 
 pub(crate) use settings::{
-    AmqpServer, AmqpTarget, CeleryTask, DEFAULT_DEDUPE, DEFAULT_TIMEOUT, Declare, Engine, Format, NatsAuth, NatsTarget,
-    Payload, RedisList, Settings, StreamTarget,
+    AmqpServer, AmqpTarget, CeleryTask, DEFAULT_DEDUPE, DEFAULT_TIMEOUT, Declare, Engine, Format, Login, NatsAuth,
+    NatsTarget, Payload, RedisList, Settings, StreamTarget,
 };
 pub(crate) use template::{Alphabet, Template};
 

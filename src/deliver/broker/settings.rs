@@ -88,12 +88,22 @@ pub(crate) struct AmqpServer {
     pub(crate) host: String,
     pub(crate) port: u16,
     pub(crate) vhost: String,
-    pub(crate) username: String,
-    pub(crate) password: Secret,
+    pub(crate) login: Login,
     /// None: in the clear.
     pub(crate) tls: Option<TlsSettings>,
     pub(crate) connect_timeout: Duration,
     pub(crate) heartbeat: Duration,
+}
+
+/// At an AMQP broker.
+#[derive(Clone)]
+pub(crate) enum Login {
+    Password {
+        username: String,
+        password: Secret,
+    },
+    /// SASL EXTERNAL: who the client certificate says.
+    Certificate,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -200,11 +210,23 @@ impl Engine {
 
 impl AmqpServer {
     fn is_same(&self, other: &Self) -> bool {
-        let Self { host, port, vhost, username, password, tls, connect_timeout, heartbeat } = self;
-        (host, port, vhost, username) == (&other.host, &other.port, &other.vhost, &other.username)
-            && password.matches(other.password.expose())
+        let Self { host, port, vhost, login, tls, connect_timeout, heartbeat } = self;
+        (host, port, vhost) == (&other.host, &other.port, &other.vhost)
+            && login.is_same(&other.login)
             && is_same_tls(tls.as_ref(), other.tls.as_ref())
             && (connect_timeout, heartbeat) == (&other.connect_timeout, &other.heartbeat)
+    }
+}
+
+impl Login {
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Certificate, Self::Certificate) => true,
+            (Self::Password { username, password }, Self::Password { username: name, password: word }) => {
+                username == name && password.matches(word.expose())
+            }
+            _ => false,
+        }
     }
 }
 
