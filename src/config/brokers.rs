@@ -68,6 +68,11 @@ fn celery(table: &Table<'_>) -> Option<Engine> {
             &[("both", Payload::Both), ("data", Payload::Data), ("base64", Payload::Base64)],
         )?,
     };
+    if task.queue.fixed().is_none() {
+        let what = "depends on the delivery: a worker reads the queues that it is told of (-Q), and what comes for others waits \
+                    there for ever";
+        table.warn("queue", what, "one queue, and the task's name made of the event: task = \"hooks.{event}\"");
+    }
     if over_amqp {
         for key in ["key_prefix", "priority_steps", "sep", "dedupe"] {
             belongs_elsewhere(table, key, "to Celery over Redis");
@@ -80,21 +85,68 @@ fn celery(table: &Table<'_>) -> Option<Engine> {
     for key in ["exchange", "routing_key", "declare", "heartbeat"] {
         belongs_elsewhere(table, key, "to Celery over AMQP");
     }
-    let steps: Vec<u8> = table
-        .all_parsed("priority_steps", |text| {
-            let step = text.parse().ok().filter(|step| *step <= 9);
-            step.ok_or_else(|| format!("{text:?} is no priority from 0 to 9"))
-        })
-        .into_iter()
-        .collect();
     let list = RedisList {
-        key_prefix: table.text("key_prefix").unwrap_or_default(),
-        priority_steps: if steps.is_empty() { vec![0, 3, 6, 9] } else { steps },
-        sep: table.text("sep").unwrap_or_else(|| "\u{6}\u{16}".to_owned()),
+        key_prefix: list_text(table, "key_prefix", ""),
+        priority_steps: priority_steps(table),
+        sep: list_text(table, "sep", "\u{6}\u{16}"),
         dedupe: dedupe(table),
     };
     let server = redis::read(table);
     Some(Engine::CeleryOverRedis { server: server?, task, list })
+}
+
+/// A part of a list's key. In a cluster a brace in it decides on the node, and the note that a delivery was published
+/// has to lie on the same one: a prefix may be a whole hash tag, and nothing may hold a piece of one.
+fn list_text(table: &Table<'_>, key: &'static str, default: &str) -> String {
+    if !table.has(key) {
+        table.note_default(key, &format!("{default:?}"));
+        return default.to_owned();
+    }
+    let checked = table.parsed(key, |text| {
+        let outside = match text.split_once('{').map(|(before, rest)| (before, rest.split_once('}'))) {
+            Some((before, Some((tag, behind)))) if key == "key_prefix" && !tag.is_empty() && !tag.contains('{') => {
+                [before, behind].concat()
+            }
+            _ => text.to_owned(),
+        };
+        match outside.contains(['{', '}']) {
+            true => Err(format!("{text:?} holds a brace that is no part of a hash tag such as \"{{app}}:\"")),
+            false => Ok(text.to_owned()),
+        }
+    });
+    checked.unwrap_or_default()
+}
+
+/// In ascending order, as kombu looks through them.
+fn priority_steps(table: &Table<'_>) -> Vec<u8> {
+    use super::node::Kind as Node;
+    const DEFAULT: [u8; 4] = [0, 3, 6, 9];
+    let Some(node) = table.node("priority_steps") else {
+        table.note_default("priority_steps", &format!("{DEFAULT:?}"));
+        return DEFAULT.to_vec();
+    };
+    let Node::Array(items) = &node.kind else {
+        table.error("priority_steps", "is no array of numbers", "priority_steps = [0, 3, 6, 9]");
+        return DEFAULT.to_vec();
+    };
+    let steps: Option<Vec<u8>> = items
+        .iter()
+        .map(|item| match item.kind {
+            Node::Integer(number @ 0..=9) => u8::try_from(number).ok(),
+            _ => None,
+        })
+        .collect();
+    match steps.filter(|steps| steps.first() == Some(&0) && steps.is_sorted_by(|one, next| one < next)) {
+        Some(steps) => {
+            table.note_shown("priority_steps", &format!("{steps:?}"));
+            steps
+        }
+        None => {
+            let what = "holds what are no steps: numbers from 0 to 9 in ascending order, 0 the first";
+            table.error("priority_steps", what, "priority_steps = [0, 3, 6, 9]");
+            DEFAULT.to_vec()
+        }
+    }
 }
 
 fn amqp(table: &Table<'_>) -> Option<Engine> {
@@ -192,6 +244,11 @@ fn stream(table: &Table<'_>) -> Option<Engine> {
     let stream = template(table, "stream", Some("hookward"), Alphabet::Key, r#"stream = "hooks:{source}""#);
     let max_len = table.has("max_len").then(|| table.count("max_len", 0, 1..=1_000_000_000_000));
     table.ignore(&["max_len"]);
+    if max_len.is_none() {
+        let what =
+            "is missing: the stream keeps every event, also those that were read, until Redis has no memory left";
+        table.remark("max_len", what, "max_len = 1000000 keeps about so many; what is trimmed unread is lost");
+    }
     let (dedupe, format) = (dedupe(table), format(table));
     let server = redis::read(table);
     let target = StreamTarget { stream: stream?, max_len, dedupe, format: format? };

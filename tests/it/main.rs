@@ -8,6 +8,7 @@
 
 mod accepts;
 mod admin;
+mod brokers;
 mod cli;
 mod cluster;
 mod deploy;
