@@ -132,10 +132,6 @@ impl Redis {
         Client::open(format!("unix://{}/socket{login}", self.folder.0.display())).unwrap()
     }
 
-    pub(crate) fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
-    }
-
     pub(crate) fn address(&self) -> Address {
         Address { host: "127.0.0.1".to_owned(), port: self.port }
     }
