@@ -86,6 +86,11 @@ impl Cluster {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn came_up(&self) -> u64 {
+        *self.shared.came_up.borrow()
+    }
+
     pub(super) async fn ask(&self, command: &Cmd, until: Instant) -> Result<Value, Failed> {
         let shared = &*self.shared;
         let mut node = shared.node_for(key(command))?;

@@ -48,9 +48,7 @@ pub(crate) enum LinkError {
 }
 
 pub(crate) struct Link {
-    label: String,
     servers: Servers,
-    came_up: watch::Receiver<u64>,
 }
 
 enum Servers {
@@ -63,7 +61,7 @@ impl Link {
     pub(crate) fn start(settings: Settings) -> Result<Arc<Self>, String> {
         let manner = Manner::of(&settings)?;
         let label = settings.label();
-        let (sender, came_up) = watch::channel(0);
+        let sender = watch::Sender::new(0);
         let one = |place: Place, sender| {
             Servers::One(Node::start(place, label.clone(), manner.clone(), settings.database, sender))
         };
@@ -77,12 +75,7 @@ impl Link {
                 Servers::Cluster(Cluster::start(nodes, settings.scheme(), manner.clone(), sender))
             }
         };
-        Ok(Arc::new(Self { label, servers, came_up }))
-    }
-
-    /// As metrics and logs name it: without credentials.
-    pub(crate) fn label(&self) -> &str {
-        &self.label
+        Ok(Arc::new(Self { servers }))
     }
 
     pub(crate) fn is_up(&self) -> bool {
@@ -97,10 +90,13 @@ impl Link {
         }
     }
 
-    /// A number that grows whenever a connection was made, or slots of a cluster have another master: what the server
-    /// knew before may be gone.
-    pub(crate) fn came_up(&self) -> watch::Receiver<u64> {
-        self.came_up.clone()
+    /// How often a connection was made, or slots of a cluster got another master.
+    #[cfg(test)]
+    pub(crate) fn came_up(&self) -> u64 {
+        match &self.servers {
+            Servers::One(node) => node.came_up(),
+            Servers::Cluster(cluster) => cluster.came_up(),
+        }
     }
 
     /// All keys of a command are of one slot. A node of a cluster is chosen by the first word after the command's name,

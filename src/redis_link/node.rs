@@ -109,6 +109,11 @@ impl Node {
         *self.shared.up.borrow()
     }
 
+    #[cfg(test)]
+    pub(super) fn came_up(&self) -> u64 {
+        *self.shared.came_up.borrow()
+    }
+
     /// Until it is known whether it can be reached at all.
     pub(super) async fn tried(&self, until: Instant) {
         let mut up = self.shared.up.subscribe();
