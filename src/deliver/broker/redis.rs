@@ -4,9 +4,10 @@
 //! an answer that was lost adds nothing, and a refusal leaves no note behind that would swallow the next attempt.
 
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use redis::Value;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::celery;
 use super::event::Event;
@@ -16,6 +17,8 @@ use crate::redis_link::{Link, LinkError, Script};
 
 /// The longest value that Redis takes unless told otherwise (`proto-max-bulk-len`).
 const LONGEST_VALUE: usize = 512 * 1024 * 1024;
+
+const MOMENT: Duration = Duration::from_millis(5);
 
 /// KEYS: the note, the list. ARGV: how long the note lasts in seconds, the message.
 static PUSH: LazyLock<Script> = LazyLock::new(|| {
@@ -116,7 +119,8 @@ impl Sink {
         if arguments.iter().any(|argument| argument.len() > LONGEST_VALUE) {
             return Err(self.too_large());
         }
-        let note = note(&key, &event.key);
+        self.connected(deadline).await;
+        let note = note(&key, &self.name, &event.key);
         let seconds = seconds.max(1).to_string();
         let arguments: Vec<&[u8]> =
             std::iter::once(seconds.as_bytes()).chain(arguments.iter().map(Vec::as_slice)).collect();
@@ -126,6 +130,13 @@ impl Sink {
             Ok(Value::Int(_) | Value::BulkString(_) | Value::SimpleString(_)) => Ok(()),
             Ok(_) => Err(self.error(Fault::Broken, "answered something else than a confirmation")),
             Err(error) => Err(self.error(fault(&error), &error.to_string())),
+        }
+    }
+
+    /// After a start the first deliveries come before the connection is there, and wait for it.
+    async fn connected(&self, deadline: Instant) {
+        while self.is_up().is_none() && Instant::now() < deadline {
+            sleep(MOMENT).await;
         }
     }
 
@@ -165,9 +176,12 @@ impl RedisList {
     }
 }
 
-/// The key under which it stands that an event was published there: on the cluster's node where that is.
-fn note(key: &str, publish_key: &str) -> String {
-    format!("hookward:sent:{{{}}}:{publish_key}", hashed(key))
+/// The key under which it stands that an upstream published an event there: on the cluster's node where that is. Another
+/// upstream may publish the same event as another task on the same list, or on one with the same hash tag.
+fn note(key: &str, upstream: &str, publish_key: &str) -> String {
+    let tag = hashed(key);
+    let list = if tag == key { String::new() } else { format!("{key}:") };
+    format!("hookward:sent:{{{tag}}}:{list}{upstream}:{publish_key}")
 }
 
 /// The part of a key that decides on which node of a cluster it lies: what stands in the first pair of braces, and
@@ -205,4 +219,66 @@ fn fields(event: &Event<'_>, format: Format) -> Vec<(&'static str, Vec<u8>)> {
         .map(|(name, value)| (name, value.as_bytes().to_vec()))
         .chain([("data", event.body.to_vec())])
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(key_prefix: &str, priority_steps: &[u8]) -> RedisList {
+        let (key_prefix, sep) = (key_prefix.to_owned(), "\u{6}\u{16}".to_owned());
+        RedisList { key_prefix, priority_steps: priority_steps.to_vec(), sep, dedupe: Duration::from_secs(1) }
+    }
+
+    #[test]
+    fn a_priority_has_its_list_where_kombu_looks_for_it() {
+        let steps = [0, 3, 6, 9];
+        let keys: Vec<_> = (0..=9).map(|priority| list("", &steps).key("celery", priority)).collect();
+        let step = |step: u8| format!("celery\u{6}\u{16}{step}");
+        assert_eq!(keys[..3], ["celery", "celery", "celery"]);
+        assert_eq!(keys[3..], [step(3), step(3), step(3), step(6), step(6), step(6), step(9)]);
+        assert_eq!(list("app:", &steps).key("celery", 0), "app:celery");
+        assert_eq!(list("", &[0]).key("celery", 9), "celery");
+        // Python's steps[bisect(steps, 0) - 1] is the last one.
+        assert_eq!(list("", &[3, 6]).key("celery", 0), step(6));
+    }
+
+    #[test]
+    fn a_note_lies_where_its_list_does() {
+        for (key, hash_tag) in [
+            ("celery", "celery"),
+            ("celery\u{6}\u{16}3", "celery\u{6}\u{16}3"),
+            ("{app}:celery", "app"),
+            ("a{app}:celery{b}", "app"),
+            ("hooks:shop", "hooks:shop"),
+        ] {
+            assert_eq!(hashed(key), hash_tag);
+            for publish_key in ["shop:1", "shop:}{x}", "{}"] {
+                let note = note(key, "tasks", publish_key);
+                assert_eq!(hashed(&note), hash_tag, "{note}");
+                assert!(note.starts_with(&format!("hookward:sent:{{{hash_tag}}}:")), "{note}");
+                assert!(note.ends_with(&format!(":tasks:{publish_key}")), "{note}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_one_upstream_published_says_nothing_of_another_or_of_another_list() {
+        let places = [("a", "one"), ("a", "other"), ("{a}:x", "one"), ("{a}:y", "one"), ("x{a}:y", "one")];
+        let notes: std::collections::BTreeSet<_> =
+            places.iter().map(|(key, upstream)| note(key, upstream, "shop:1")).collect();
+        assert_eq!(notes.len(), places.len(), "{notes:?}");
+        assert_eq!(note("celery", "tasks", "shop:1"), "hookward:sent:{celery}:tasks:shop:1");
+    }
+
+    #[test]
+    fn what_redis_did_not_do_is_told_from_what_it_may_have_done() {
+        let refused = |code: &str| fault(&LinkError::Refused { code: code.to_owned() });
+        for code in ["OOM", "READONLY", "MISCONF", "NOREPLICAS", "LOADING", "WRONGTYPE", "NOPERM", "CROSSSLOT"] {
+            assert_eq!(refused(code), Fault::Unavailable, "{code}");
+        }
+        assert_eq!(fault(&LinkError::Down(String::new())), Fault::Unavailable);
+        assert_eq!(fault(&LinkError::TimedOut), Fault::TimedOut);
+        assert_eq!(fault(&LinkError::Broken(String::new())), Fault::Broken);
+    }
 }

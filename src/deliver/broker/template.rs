@@ -60,7 +60,11 @@ impl Template {
             Piece::Source | Piece::Event => None,
         });
         if let Some(c) = strange {
-            return Err(format!("{text:?} holds {c:?}; letters, digits, `_`, `-` and `.` make a name"));
+            let made_of = match alphabet {
+                Alphabet::Dotted => "letters, digits, `_`, `-` and `.`",
+                Alphabet::Key => "letters, digits, `_`, `-`, `.`, `:` and `/`",
+            };
+            return Err(format!("{text:?} holds {c:?}; {made_of} make a name"));
         }
         let template = Self { pieces };
         let example = template.fill("source", Some("event"));

@@ -330,6 +330,65 @@ fn kills_of_redis_in_mid_stream_lose_nothing_that_was_acknowledged_and_double_no
     }
 }
 
+#[test]
+fn in_a_cluster_a_list_or_stream_and_the_note_of_what_was_published_lie_on_one_node() {
+    let redis = Redis::start_with(&["--cluster-enabled", "yes"]);
+    redis.cli(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+    eventually("the cluster is whole", || redis.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok").then_some(()));
+    let lists = [
+        ("priority = 9", "celery\u{6}\u{16}9"),
+        ("key_prefix = \"{app}:\"\nqueue = \"a\"", "{app}:a"),
+        ("key_prefix = \"x{app}:\"\npriority = 3\nqueue = \"a\"", "x{app}:a\u{6}\u{16}3"),
+    ];
+    for (keys, list) in lists {
+        let gateway = Gateway::start_in(
+            std::sync::Arc::new(Folder::new()),
+            &configuration("tasks", "", &upstream(&redis, &format!("timeout = \"20s\"\n{keys}"))),
+        );
+        for number in 0..8 {
+            assert_eq!(delivery(number).send(gateway.public()).status, 202, "{keys}");
+        }
+        assert_eq!(length(&redis, list), 8, "{keys}");
+    }
+}
+
+#[test]
+fn a_delivery_that_is_routed_to_two_upstreams_is_a_task_of_each_on_the_same_list() {
+    let redis = Redis::start();
+    let also = upstream(&redis, "").replace("upstreams.tasks", "upstreams.also").replace("hooks.handle", "hooks.also");
+    let routes = "delivery = \"inbox\"\nroutes = [{ upstream = \"tasks\", events = [\"*\"] }, \
+                  { upstream = \"also\", events = [\"*\"] }]";
+    let rest = format!("\n[inbox]\npath = \"inbox\"\nmin_free = \"0B\"\n{}{also}", upstream(&redis, ""));
+    let gateway = Gateway::start_in(std::sync::Arc::new(Folder::new()), &configuration("tasks", routes, &rest));
+    send_until_taken(gateway.public(), &github(b"{\"n\": 1}", "push", JSON));
+    eventually("both are published", || (length(&redis, "celery") == 2).then_some(()));
+    let messages = queued(&redis, "celery");
+    let tasks: BTreeSet<_> = messages.iter().filter_map(|message| message["headers"]["task"].as_str()).collect();
+    assert_eq!(tasks, BTreeSet::from(["hooks.also", "hooks.handle"]));
+}
+
+/// What docs/brokers.md says that an ACL must allow, and nothing else.
+#[test]
+fn a_user_of_redis_who_may_only_publish_is_enough_and_one_who_may_not_gets_nothing_acknowledged() {
+    let page = include_str!("../../../docs/brokers.md");
+    let commands = page.split("user needs `").nth(1).and_then(|rest| rest.split('`').next()).expect("the commands");
+    let redis = Redis::start();
+    let mut setting = vec!["ACL", "SETUSER", "hookward", "on", ">a-password", "~hookward:sent:*", "~celery*", "-@all"];
+    setting.extend(commands.split(' '));
+    redis.cli(&setting);
+    let login = "timeout = \"20s\"\nusername = \"hookward\"\npassword = { value = \"a-password\" }";
+    let gateway =
+        Gateway::start_in(std::sync::Arc::new(Folder::new()), &configuration("tasks", "", &upstream(&redis, login)));
+    let event = |n: u32| github(format!("{{\"n\": {n}}}").as_bytes(), "push", JSON);
+    assert_eq!(event(1).send(gateway.public()).status, 202);
+    redis.cli(&["ACL", "SETUSER", "hookward", "-lpush"]);
+    assert!(refused_for_now(&event(2).send(gateway.public())));
+    redis.cli(&["ACL", "SETUSER", "hookward", "+lpush"]);
+    assert_eq!(event(2).send(gateway.public()).status, 202, "the refusal left no note");
+    assert_eq!(length(&redis, "celery"), 2);
+    assert!(!gateway.log_text().contains("a-password"));
+}
+
 /// Python's own judgement of many texts: whatever stands in `data`, kombu decodes.
 #[test]
 fn whatever_a_sender_makes_up_kombu_decodes_every_message() {
