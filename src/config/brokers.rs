@@ -55,32 +55,34 @@ fn celery(table: &Table<'_>) -> Option<Engine> {
     };
     let task = template(table, "task", None, Alphabet::Dotted, r#"task = "hooks.handle", or "hooks.{event}""#);
     let queue = template(table, "queue", Some("celery"), Alphabet::Key, r#"queue = "celery""#);
-    let task = CeleryTask {
-        task: task?,
-        queue: queue?,
-        priority: u8::try_from(table.count("priority", 0, 0..=9)).unwrap_or_default(),
-        expires: optional_duration(table, "expires"),
-        countdown: optional_duration(table, "countdown"),
-        ignore_result: table.flag("ignore_result", true),
-        payload: table.choice(
-            "payload",
-            Some("both"),
-            &[("both", Payload::Both), ("data", Payload::Data), ("base64", Payload::Base64)],
-        )?,
-    };
-    if task.queue.fixed().is_none() {
-        let what = "depends on the delivery: a worker reads the queues that it is told of (-Q), and what comes for others waits \
-                    there for ever";
-        table.warn("queue", what, "one queue, and the task's name made of the event: task = \"hooks.{event}\"");
+    let priority = u8::try_from(table.count("priority", 0, 0..=9)).unwrap_or_default();
+    let (expires, countdown) = (optional_duration(table, "expires"), optional_duration(table, "countdown"));
+    let ignore_result = table.flag("ignore_result", true);
+    let payloads = [("both", Payload::Both), ("data", Payload::Data), ("base64", Payload::Base64)];
+    let payload = table.choice("payload", Some("both"), &payloads);
+    if queue.as_ref().is_some_and(|queue| queue.fixed().is_none()) {
+        let what = "depends on the delivery: a worker reads the queues that it is told of (-Q), and what comes for \
+                    others waits there for ever";
+        table.warn("queue", what, r#"one queue, and the event in the task's name: task = "hooks.{event}""#);
     }
+    let task = task.zip(queue).zip(payload).map(|((task, queue), payload)| CeleryTask {
+        task,
+        queue,
+        priority,
+        expires,
+        countdown,
+        ignore_result,
+        payload,
+    });
     if over_amqp {
         for key in ["key_prefix", "priority_steps", "sep", "dedupe"] {
             belongs_elsewhere(table, key, "to Celery over Redis");
         }
         let server = amqp_server(table);
         // The default exchange routes by the name of the queue.
-        let target = amqp_target(table, Some(task.queue.clone()), Some(task.priority), task.expires, Format::Binary);
-        return Some(Engine::CeleryOverAmqp { server: server?, task, target: target? });
+        let queue = task.as_ref().map(|task| task.queue.clone());
+        let target = amqp_target(table, queue, Some(priority), expires, Format::Binary);
+        return Some(Engine::CeleryOverAmqp { server: server?, task: task?, target: target? });
     }
     for key in ["exchange", "routing_key", "declare", "heartbeat"] {
         belongs_elsewhere(table, key, "to Celery over AMQP");
@@ -92,7 +94,7 @@ fn celery(table: &Table<'_>) -> Option<Engine> {
         dedupe: dedupe(table),
     };
     let server = redis::read(table);
-    Some(Engine::CeleryOverRedis { server: server?, task, list })
+    Some(Engine::CeleryOverRedis { server: server?, task: task?, list })
 }
 
 /// A part of a list's key. In a cluster a brace in it decides on the node, and the note that a delivery was published
