@@ -179,9 +179,9 @@ impl RedisList {
 /// The key under which it stands that an upstream published an event there: on the cluster's node where that is. Another
 /// upstream may publish the same event as another task on the same list, or on one with the same hash tag.
 fn note(key: &str, upstream: &str, publish_key: &str) -> String {
-    let tag = hashed(key);
-    let list = if tag == key { String::new() } else { format!("{key}:") };
-    format!("hookward:sent:{{{tag}}}:{list}{upstream}:{publish_key}")
+    let hashed = hashed(key);
+    let list = if hashed == key { String::new() } else { format!("{key}:") };
+    format!("hookward:sent:{{{hashed}}}:{list}{upstream}:{publish_key}")
 }
 
 /// The part of a key that decides on which node of a cluster it lies: what stands in the first pair of braces, and

@@ -356,8 +356,7 @@ fn in_a_cluster_a_list_or_stream_and_the_note_of_what_was_published_lie_on_one_n
 fn a_delivery_that_is_routed_to_two_upstreams_is_a_task_of_each_on_the_same_list() {
     let redis = Redis::start();
     let also = upstream(&redis, "").replace("upstreams.tasks", "upstreams.also").replace("hooks.handle", "hooks.also");
-    let routes = "delivery = \"inbox\"\nroutes = [{ upstream = \"tasks\", events = [\"*\"] }, \
-                  { upstream = \"also\", events = [\"*\"] }]";
+    let routes = "delivery = \"inbox\"\nroutes = [{ upstream = \"tasks\" }, { upstream = \"also\" }]";
     let rest = format!("\n[inbox]\npath = \"inbox\"\nmin_free = \"0B\"\n{}{also}", upstream(&redis, ""));
     let gateway = Gateway::start_in(std::sync::Arc::new(Folder::new()), &configuration("tasks", routes, &rest));
     send_until_taken(gateway.public(), &github(b"{\"n\": 1}", "push", JSON));
