@@ -246,15 +246,15 @@ fn stream(table: &Table<'_>) -> Option<Engine> {
     let stream = template(table, "stream", Some("hookward"), Alphabet::Key, r#"stream = "hooks:{source}""#);
     let max_len = table.has("max_len").then(|| table.count("max_len", 0, 1..=1_000_000_000_000));
     table.ignore(&["max_len"]);
+    let (dedupe, format) = (dedupe(table), format(table));
+    let server = redis::read(table)?;
     if max_len.is_none() {
         let what =
             "is missing: the stream keeps every event, also those that were read, until Redis has no memory left";
         table.remark("max_len", what, "max_len = 1000000 keeps about so many; what is trimmed unread is lost");
     }
-    let (dedupe, format) = (dedupe(table), format(table));
-    let server = redis::read(table);
     let target = StreamTarget { stream: stream?, max_len, dedupe, format: format? };
-    Some(Engine::Stream { server: server?, target })
+    Some(Engine::Stream { server, target })
 }
 
 fn nats(table: &Table<'_>, max_body: u64) -> Option<Engine> {
