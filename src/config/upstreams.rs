@@ -8,6 +8,7 @@ use crate::gateway::UpstreamSettings;
 use crate::tls_client::TlsSettings;
 use crate::verify::SigningKey;
 use http::Uri;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,6 +64,8 @@ fn http(name: &str, table: Table<'_>) -> Option<UpstreamSettings> {
     let repeat_on_stale = table.flag("repeat_on_stale", true);
     let max_idle_per_url = count(table.count("max_idle_per_url", defaults.max_idle_per_url as u64, 0..=10_000));
     let idle_timeout = table.duration("idle_timeout", defaults.idle_timeout, Duration::from_millis(100)..=MINUTES);
+    let second = Duration::from_secs(1);
+    let resolve_interval = table.duration("resolve_interval", defaults.resolve_interval, second..=3600 * second);
     let health = table.table("health").and_then(|health| {
         let path = health.needed_text("path", r#"health = { path = "/healthz", interval = "5s" }"#);
         if path.as_ref().is_some_and(|path| !path.starts_with('/') || path.parse::<http::uri::PathAndQuery>().is_err())
@@ -94,6 +97,10 @@ fn http(name: &str, table: Table<'_>) -> Option<UpstreamSettings> {
         sign.finish();
         key.map(Arc::new)
     });
+    let is_address = |url: &Uri| url.host().is_some_and(|host| host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok());
+    if table.has("resolve_interval") && urls.iter().all(is_address) {
+        table.warn("resolve_interval", "has no effect: no url has a name", "");
+    }
     let settings = Settings {
         urls,
         timeout,
@@ -107,6 +114,7 @@ fn http(name: &str, table: Table<'_>) -> Option<UpstreamSettings> {
         repeat_on_stale,
         max_idle_per_url,
         idle_timeout,
+        resolve_interval,
         ..defaults
     };
     if !settings.urls.is_empty()

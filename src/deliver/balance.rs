@@ -1,6 +1,6 @@
-//! Which url takes the next request: a pure choice.
+//! Which endpoint takes the next request: a pure choice.
 //!
-//! Invariant: a url that is believed bad is chosen only when no good one is left to try, and then it is: refusing
+//! Invariant: an endpoint that is believed bad is chosen only when no good one is left to try, and then it is: refusing
 //! would be a certain failure where trying may succeed.
 
 use super::health::Standing;
@@ -11,23 +11,23 @@ pub(crate) enum Balance {
     RoundRobin,
 }
 
-/// One url that this request has not tried yet.
+/// One endpoint that this request has not tried yet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate {
-    pub(super) url: usize,
+    pub(super) position: usize,
     pub(super) in_flight: usize,
     pub(super) has_room: bool,
     pub(super) standing: Standing,
 }
 
-/// `turn` is the url that goes first among equals, of `urls` in all. None: wait, or give up. A full good url is worth
-/// waiting for, so its presence keeps requests off the bad ones.
+/// `turn` is the position that goes first among equals, of `many` in all. None: wait, or give up. A full good endpoint
+/// is worth waiting for, so its presence keeps requests off the bad ones.
 ///
 /// The lists are short, so all of them are looked at: two random choices would only add variance.
 pub(super) fn choose(
     balance: Balance,
     turn: usize,
-    urls: usize,
+    many: usize,
     candidates: impl Iterator<Item = Candidate> + Clone,
 ) -> Option<usize> {
     let is_hopeful = |candidate: &Candidate| candidate.standing != Standing::Bad;
@@ -39,9 +39,9 @@ pub(super) fn choose(
                 Balance::LeastRequests => candidate.in_flight,
                 Balance::RoundRobin => 0,
             };
-            (load, (candidate.url + urls - turn % urls) % urls)
+            (load, (candidate.position + many - turn % many) % many)
         })
-        .map(|candidate| candidate.url)
+        .map(|candidate| candidate.position)
 }
 
 #[cfg(test)]
@@ -49,7 +49,8 @@ mod tests {
     use super::*;
 
     fn candidates(loads: &[(usize, Standing)]) -> Vec<Candidate> {
-        let of = |(url, &(in_flight, standing))| Candidate { url, in_flight, has_room: in_flight < 4, standing };
+        let of =
+            |(position, &(in_flight, standing))| Candidate { position, in_flight, has_room: in_flight < 4, standing };
         loads.iter().enumerate().map(of).collect()
     }
 
@@ -72,9 +73,9 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_url_is_tried_when_nothing_better_is_left_and_only_then() {
+    fn a_bad_endpoint_is_tried_when_nothing_better_is_left_and_only_then() {
         assert_eq!(chosen(Balance::LeastRequests, 0, &[(0, Bad), (3, Good)]), Some(1));
-        assert_eq!(chosen(Balance::LeastRequests, 0, &[(0, Bad), (4, Good)]), None, "a full good url is waited for");
+        assert_eq!(chosen(Balance::LeastRequests, 0, &[(0, Bad), (4, Good)]), None, "a full good one is waited for");
         assert_eq!(chosen(Balance::LeastRequests, 0, &[(1, Bad), (0, Bad)]), Some(1));
         assert_eq!(chosen(Balance::LeastRequests, 0, &[(0, Bad), (1, Trial)]), Some(1));
         assert_eq!(chosen(Balance::LeastRequests, 0, &[]), None);

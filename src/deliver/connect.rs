@@ -1,4 +1,4 @@
-//! One connection to one url: name, TCP, TLS, HTTP handshake.
+//! One connection to one endpoint: TCP, TLS, HTTP handshake.
 //!
 //! Invariant: the TLS provider and roots are the ones given here, never a process-wide default; a connection's tasks
 //! end when it is dropped; each connection knows how many bytes it has written and read, because whether a request may
@@ -27,11 +27,10 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::failure::cause;
+use super::names::{Address, Host};
 use super::settings::BuildError;
 use crate::tls_client::TlsSettings;
 
-/// Names of services resolve to a handful; a name with hundreds must not use up the time one address at a time.
-const MAX_ADDRESSES: usize = 8;
 /// hyper's floor for a connection's buffer.
 const LEAST_BUFFER: usize = 8 * 1024;
 const MAX_ANSWER_HEADERS: usize = 100;
@@ -54,9 +53,10 @@ pub(crate) enum Protocol {
     Http2,
 }
 
+/// What all endpoints of one url share.
 pub(super) struct Connector {
-    host: String,
-    port: u16,
+    pub(super) host: Host,
+    pub(super) port: u16,
     protocol: Protocol,
     tls: Option<(TlsConnector, ServerName<'static>)>,
     http1: http1::Builder,
@@ -122,7 +122,7 @@ impl Connector {
         if !matches!(url.path(), "" | "/") || url.query().is_some() {
             return Err(invalid("it has a path; use the source's upstream_path"));
         }
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let host = Host::new(authority.host());
         let is_tls = if url.scheme() == Some(&Scheme::HTTPS) {
             true
         } else if url.scheme() == Some(&Scheme::HTTP) {
@@ -141,8 +141,12 @@ impl Connector {
         };
         let tls = match tls {
             Some(config) if is_tls => {
-                let name = server_name.unwrap_or(&host).to_owned();
-                let name = ServerName::try_from(name)
+                // The url's own, whatever address the name has: that is what the certificate is for.
+                let own = || match &host {
+                    Host::Literal(address) => address.to_string(),
+                    Host::Name(name) => name.to_string(),
+                };
+                let name = ServerName::try_from(server_name.map_or_else(own, ToOwned::to_owned))
                     .map_err(|_| invalid("its host or tls.server_name is no DNS name or address"))?;
                 Some((TlsConnector::from(Arc::clone(config)), name))
             }
@@ -162,8 +166,8 @@ impl Connector {
     }
 
     /// The caller holds the deadline; `until` only lets each address have its share of the time.
-    pub(super) async fn open(&self, until: Instant) -> Result<Opened, String> {
-        let tcp = self.dial(until).await?;
+    pub(super) async fn open(&self, address: &Address, until: Instant) -> Result<Opened, String> {
+        let tcp = dial(address, until).await?;
         // Heads and bodies are written whole; waiting for more would only add latency.
         tcp.set_nodelay(true).map_err(|error| format!("connecting: {error}"))?;
         let tally = Arc::new(Tally::default());
@@ -183,22 +187,6 @@ impl Connector {
             (false, Protocol::Auto | Protocol::Http1) => self.open_single(stream, tally).await,
             (false, Protocol::Http2) => Err("TLS handshake: the upstream does not offer HTTP/2".to_owned()),
         }
-    }
-
-    async fn dial(&self, until: Instant) -> Result<TcpStream, String> {
-        let resolving = tokio::net::lookup_host((self.host.as_str(), self.port)).await;
-        let addresses: Vec<_> = resolving.map_err(|error| format!("resolving: {error}"))?.take(MAX_ADDRESSES).collect();
-        let mut last = "resolving: the name has no address".to_owned();
-        for (position, address) in addresses.iter().enumerate() {
-            let left = u32::try_from(addresses.len() - position).unwrap_or(1);
-            let share = until.saturating_duration_since(Instant::now()) / left;
-            last = match timeout(share, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(error)) => format!("connecting: {error}"),
-                Err(_) => "connecting: no answer in time".to_owned(),
-            };
-        }
-        Err(last)
     }
 
     async fn open_single<T>(&self, stream: Counted<T>, tally: Arc<Tally>) -> Result<Opened, String>
@@ -251,6 +239,20 @@ impl Connector {
     }
 }
 
+async fn dial(address: &Address, until: Instant) -> Result<TcpStream, String> {
+    let mut last = "connecting: there is no address".to_owned();
+    for (position, one) in address.0.iter().enumerate() {
+        let left = u32::try_from(address.0.len() - position).unwrap_or(1);
+        let share = until.saturating_duration_since(Instant::now()) / left;
+        last = match timeout(share, TcpStream::connect(one)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => format!("connecting: {error}"),
+            Err(_) => "connecting: no answer in time".to_owned(),
+        };
+    }
+    Err(last)
+}
+
 /// What all https urls of one upstream share: roots, identity, and what is offered.
 pub(super) fn client_config(settings: &TlsSettings, protocol: Protocol) -> Result<Arc<ClientConfig>, BuildError> {
     let mut config = settings.client_config()?;
@@ -274,7 +276,8 @@ impl Tally {
     }
 }
 
-struct EndOnDrop(AbortHandle);
+/// Ends a task when it is dropped.
+pub(super) struct EndOnDrop(pub(super) AbortHandle);
 
 impl Drop for EndOnDrop {
     fn drop(&mut self) {

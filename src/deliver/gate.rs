@@ -1,10 +1,14 @@
-//! How many requests may be at each url at once, who waits for a place, and which url a place is at.
+//! How many requests may be at each endpoint at once, who waits for a place, and which endpoint a place is at.
 //!
-//! Invariant: a url never has more than `max_in_flight` requests; a `Slot` is one of them, and dropping it hands the
-//! place to whoever has waited longest, under the same lock, so that newcomers cannot push in. A place is not bound to
-//! a url until it is taken: a url that hangs fills its own places and no others.
+//! Invariant: an endpoint never has more than `max_in_flight` requests; a `Slot` is one of them, and dropping it hands
+//! the place to whoever has waited longest, under the same lock, so that newcomers cannot push in. A place is not bound
+//! to an endpoint until it is taken: an endpoint that hangs fills its own places and no others. Which endpoints there
+//! are changes while requests are at them: a slot names its endpoint by an id that is never given twice, and one that
+//! was taken away gets nothing new and is counted until its last request has ended, so that its coming back does not
+//! let in more than it may have.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,87 +18,197 @@ use tokio::time::{Instant, timeout};
 
 use super::balance::{self, Balance, Candidate};
 use super::health::{Health, Sign, Standing};
+use super::names::Address;
 
 /// Waiting for `queue_timeout` is for bursts: those who cannot hope for a place in time are told so at once. Four
 /// rounds of places, or a thousand, is more than any upstream serves in the time one may wait.
 const QUEUED_PER_PLACE: usize = 4;
 const LEAST_QUEUE: usize = 1024;
-/// Each gateway tries an ejected url again a little earlier or later than its sisters.
+/// So many endpoints are tried by one request although they are believed bad. Beyond that it is an upstream that is
+/// down, and a request must not knock at all the addresses that a name may have.
+const MOST_TRIES_OF_BAD: usize = 8;
+/// Each gateway tries an ejected endpoint again a little earlier or later than its sisters.
 const EJECTION_JITTER: std::ops::RangeInclusive<f64> = 0.8..=1.2;
 
-pub(super) struct Gate {
+pub(super) struct Gate<E> {
     balance: Balance,
     max_in_flight: usize,
     queue_timeout: Duration,
-    longest_queue: usize,
     in_flight: IntGauge,
-    healthy: Vec<IntGauge>,
-    /// Guards the counts, the health and the queue: they are one decision. Held for a few comparisons, never across
-    /// an await.
-    state: Mutex<State>,
+    /// By url.
+    shown: Vec<Shown>,
+    /// How many endpoints are in use.
+    used: AtomicUsize,
+    /// Guards the endpoints, the counts, the health and the queue: they are one decision. Held for a few comparisons,
+    /// never across an await.
+    state: Mutex<State<E>>,
 }
 
-struct State {
-    urls: Vec<Url>,
+/// What the metrics show of one url.
+#[derive(Clone)]
+pub(super) struct Shown {
+    /// Any of its endpoints is.
+    pub(super) healthy: IntGauge,
+    pub(super) addresses: IntGauge,
+    pub(super) healthy_addresses: IntGauge,
+}
+
+struct State<E> {
+    /// Those in use first, in the order of the urls and of their addresses; behind them those on their way out.
+    members: Vec<Member<E>>,
+    /// How many of them are in use.
+    used: usize,
     turn: usize,
-    queue: VecDeque<Waiting>,
+    next_id: u64,
+    queue: VecDeque<Waiting<E>>,
 }
 
-#[derive(Default)]
-struct Url {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Id(u64);
+
+struct Member<E> {
+    id: Id,
+    url: usize,
+    address: Address,
+    endpoint: Arc<E>,
     in_flight: usize,
     health: Health,
+    is_leaving: bool,
 }
 
-struct Waiting {
+struct Waiting<E> {
     since: Instant,
-    place: oneshot::Sender<Slot>,
+    place: oneshot::Sender<Slot<E>>,
 }
 
-/// A place at one url. Settling it says what became of the request; dropping it unsettled says nothing about the url.
-pub(super) struct Slot {
-    gate: Arc<Gate>,
+/// A place at one endpoint. Settling it says what became of the request; dropping it unsettled says nothing about the
+/// endpoint.
+pub(super) struct Slot<E> {
+    gate: Arc<Gate<E>>,
+    pub(super) id: Id,
     pub(super) url: usize,
+    pub(super) endpoint: Arc<E>,
     is_trial: bool,
     sign: Sign,
     /// A slot that could not be handed over is undone by the one who holds the lock.
     is_void: bool,
 }
 
-#[derive(Debug)]
-pub(super) struct NoPlace;
+/// What a new list of addresses changed.
+pub(super) struct Change<E> {
+    pub(super) joined: usize,
+    pub(super) left: Vec<Arc<E>>,
+}
 
-impl Gate {
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NoPlace {
+    Busy,
+    /// No address of any url is known.
+    Nowhere,
+}
+
+impl<E> Gate<E> {
+    /// `shown`: one for each url. There are no endpoints until they are arranged.
     pub(super) fn new(
-        urls: usize,
         balance: Balance,
         max_in_flight: usize,
         queue_timeout: Duration,
         in_flight: IntGauge,
-        healthy: Vec<IntGauge>,
+        shown: Vec<Shown>,
     ) -> Arc<Self> {
-        for gauge in &healthy {
-            gauge.set(1);
+        for url in &shown {
+            // Not known to be bad.
+            url.healthy.set(1);
         }
+        let state = State { members: Vec::new(), used: 0, turn: 0, next_id: 0, queue: VecDeque::new() };
         Arc::new(Self {
             balance,
             max_in_flight,
             queue_timeout,
-            longest_queue: LEAST_QUEUE.max(QUEUED_PER_PLACE.saturating_mul(urls.saturating_mul(max_in_flight))),
             in_flight,
-            healthy,
-            state: Mutex::new(State {
-                urls: (0..urls).map(|_| Url::default()).collect(),
-                turn: 0,
-                queue: VecDeque::new(),
-            }),
+            shown,
+            used: AtomicUsize::new(0),
+            state: Mutex::new(state),
         })
     }
 
-    pub(super) async fn admit(self: &Arc<Self>) -> Result<Slot, NoPlace> {
+    /// From now on the url's addresses are these. Those that stay keep their endpoint, its places and its health; who
+    /// waits may find a place at a new one.
+    pub(super) fn arrange(
+        self: &Arc<Self>,
+        url: usize,
+        addresses: &[Address],
+        mut make: impl FnMut(&Address) -> Arc<E>,
+    ) -> Change<E> {
+        let mut state = self.lock();
+        let mut change = Change { joined: 0, left: Vec::new() };
+        for member in state.members.iter_mut().filter(|member| member.url == url && !member.is_leaving) {
+            if !addresses.contains(&member.address) {
+                member.is_leaving = true;
+                change.left.push(Arc::clone(&member.endpoint));
+            }
+        }
+        for address in addresses {
+            let known = state.members.iter_mut().find(|member| member.url == url && member.address == *address);
+            match known {
+                Some(member) if !member.is_leaving => continue,
+                // It is back before its last request has ended: its places are still counted, all else begins anew.
+                Some(member) => {
+                    member.is_leaving = false;
+                    member.health = Health::default();
+                    member.endpoint = make(address);
+                }
+                None => {
+                    let id = Id(state.next_id);
+                    state.next_id += 1;
+                    state.members.push(Member {
+                        id,
+                        url,
+                        address: address.clone(),
+                        endpoint: make(address),
+                        in_flight: 0,
+                        health: Health::default(),
+                        is_leaving: false,
+                    });
+                }
+            }
+            change.joined += 1;
+        }
+        state.members.retain(|member| !member.is_leaving || member.in_flight > 0);
+        state.members.sort_by(|one, other| {
+            (one.is_leaving, one.url, &one.address).cmp(&(other.is_leaving, other.url, &other.address))
+        });
+        state.used = state.members.iter().filter(|member| !member.is_leaving).count();
+        self.used.store(state.used, Ordering::Relaxed);
+        self.show(&state, url);
+        self.hand_out(&mut state, Instant::now());
+        change
+    }
+
+    /// The endpoints of a url that are in use.
+    pub(super) fn endpoints(&self, url: usize) -> Vec<(Id, Arc<E>)> {
+        let state = self.lock();
+        let of_url = state.used().iter().filter(|member| member.url == url);
+        of_url.map(|member| (member.id, Arc::clone(&member.endpoint))).collect()
+    }
+
+    pub(super) fn addresses(&self, url: usize) -> Vec<Address> {
+        let state = self.lock();
+        state.used().iter().filter(|member| member.url == url).map(|member| member.address.clone()).collect()
+    }
+
+    /// How many endpoints are in use.
+    pub(super) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    pub(super) async fn admit(self: &Arc<Self>) -> Result<Slot<E>, NoPlace> {
         let place = {
             let now = Instant::now();
             let mut state = self.lock();
+            if state.used == 0 {
+                return Err(NoPlace::Nowhere);
+            }
             // An ejection may have ended since anybody last looked.
             self.hand_out(&mut state, now);
             if state.queue.is_empty()
@@ -102,8 +216,9 @@ impl Gate {
             {
                 return Ok(slot);
             }
-            if state.queue.len() >= self.longest_queue {
-                return Err(NoPlace);
+            let places = state.used.saturating_mul(self.max_in_flight);
+            if state.queue.len() >= LEAST_QUEUE.max(QUEUED_PER_PLACE.saturating_mul(places)) {
+                return Err(NoPlace::Busy);
             }
             let (give, place) = oneshot::channel();
             state.queue.push_back(Waiting { since: now, place: give });
@@ -111,20 +226,24 @@ impl Gate {
         };
         match timeout(self.queue_timeout, place).await {
             Ok(Ok(slot)) => Ok(slot),
-            Ok(Err(_)) | Err(_) => Err(NoPlace),
+            Ok(Err(_)) | Err(_) => Err(NoPlace::Busy),
         }
     }
 
     /// A place, if there is one now and nobody waits for it.
-    pub(super) fn admit_now(self: &Arc<Self>) -> Option<Slot> {
+    pub(super) fn admit_now(self: &Arc<Self>) -> Result<Slot<E>, NoPlace> {
         let now = Instant::now();
         let mut state = self.lock();
+        if state.used == 0 {
+            return Err(NoPlace::Nowhere);
+        }
         self.hand_out(&mut state, now);
-        if state.queue.is_empty() { self.take(&mut state, &[], now) } else { None }
+        let slot = if state.queue.is_empty() { self.take(&mut state, &[], now) } else { None };
+        slot.ok_or(NoPlace::Busy)
     }
 
-    /// A place at a url not yet tried, if there is one now: a request that failed at one url has waited enough.
-    pub(super) fn another(self: &Arc<Self>, tried: &[usize]) -> Option<Slot> {
+    /// A place at an endpoint not yet tried, if there is one now: a request that failed at one has waited enough.
+    pub(super) fn another(self: &Arc<Self>, tried: &[Id]) -> Option<Slot<E>> {
         self.take(&mut self.lock(), tried, Instant::now())
     }
 
@@ -134,45 +253,66 @@ impl Gate {
         let now = Instant::now();
         let mut state = self.lock();
         state.forget_the_gone();
-        state.queue.len() >= state.urls.len().saturating_mul(self.max_in_flight)
+        state.queue.len() >= state.used.saturating_mul(self.max_in_flight)
             && state.queue.front().is_some_and(|first| now - first.since >= self.queue_timeout / 2)
     }
 
     pub(super) fn can_forward(&self) -> bool {
         let now = Instant::now();
-        self.lock().urls.iter().any(|url| url.health.may_work(now))
+        self.lock().used().iter().any(|member| member.health.may_work(now))
     }
 
-    pub(super) fn probed(self: &Arc<Self>, url: usize, succeeded: bool) {
+    /// Whether any endpoint of the url is believed good.
+    pub(super) fn is_healthy(&self, url: usize) -> bool {
+        self.lock().used().iter().any(|member| member.url == url && member.health.is_healthy())
+    }
+
+    pub(super) fn probed(self: &Arc<Self>, id: Id, succeeded: bool) {
         let mut state = self.lock();
-        if let Some(probed) = state.urls.get_mut(url) {
+        if let Some(probed) = state.members.iter_mut().find(|member| member.id == id && !member.is_leaving) {
             probed.health.probed(succeeded);
-            self.show_health(url, &probed.health);
+            let url = probed.url;
+            self.show(&state, url);
         }
         self.hand_out(&mut state, Instant::now());
     }
 
-    fn take(self: &Arc<Self>, state: &mut State, tried: &[usize], now: Instant) -> Option<Slot> {
-        let candidates =
-            state.urls.iter().enumerate().filter(|(url, _)| !tried.contains(url)).map(|(url, of)| Candidate {
-                url,
-                in_flight: of.in_flight,
-                has_room: of.in_flight < self.max_in_flight,
-                standing: of.health.standing(now),
-            });
-        let chosen = balance::choose(self.balance, state.turn, state.urls.len(), candidates)?;
-        state.turn = (chosen + 1) % state.urls.len();
-        let url = state.urls.get_mut(chosen)?;
-        url.in_flight += 1;
-        self.in_flight.inc();
-        let is_trial = url.health.standing(now) == Standing::Trial;
-        if is_trial {
-            url.health.begin_trial();
-        }
-        Some(Slot { gate: Arc::clone(self), url: chosen, is_trial, sign: Sign::Nothing, is_void: false })
+    /// A url of which no address could be found yet is in no use.
+    pub(super) fn not_found(&self, url: usize) {
+        self.show(&self.lock(), url);
     }
 
-    fn hand_out(self: &Arc<Self>, state: &mut State, now: Instant) {
+    fn take(self: &Arc<Self>, state: &mut State<E>, tried: &[Id], now: Instant) -> Option<Slot<E>> {
+        let only_hopeful = tried.len() >= MOST_TRIES_OF_BAD;
+        let candidates = state.used().iter().enumerate().filter(|(_, member)| !tried.contains(&member.id));
+        let candidates = candidates.map(|(position, member)| Candidate {
+            position,
+            in_flight: member.in_flight,
+            has_room: member.in_flight < self.max_in_flight,
+            standing: member.health.standing(now),
+        });
+        let candidates = candidates.filter(|candidate| !only_hopeful || candidate.standing != Standing::Bad);
+        let chosen = balance::choose(self.balance, state.turn, state.used, candidates)?;
+        state.turn = (chosen + 1) % state.used;
+        let member = state.members.get_mut(chosen)?;
+        member.in_flight += 1;
+        self.in_flight.inc();
+        let is_trial = member.health.standing(now) == Standing::Trial;
+        if is_trial {
+            member.health.begin_trial();
+        }
+        Some(Slot {
+            gate: Arc::clone(self),
+            id: member.id,
+            url: member.url,
+            endpoint: Arc::clone(&member.endpoint),
+            is_trial,
+            sign: Sign::Nothing,
+            is_void: false,
+        })
+    }
+
+    fn hand_out(self: &Arc<Self>, state: &mut State<E>, now: Instant) {
         loop {
             state.forget_the_gone();
             if state.queue.is_empty() {
@@ -191,35 +331,63 @@ impl Gate {
         }
     }
 
-    fn put_back(&self, state: &mut State, slot: &mut Slot, now: Instant) {
+    fn put_back(&self, state: &mut State<E>, slot: &mut Slot<E>, now: Instant) {
         slot.is_void = true;
         self.in_flight.dec();
-        let Some(url) = state.urls.get_mut(slot.url) else {
+        let Some(position) = state.members.iter().position(|member| member.id == slot.id) else {
             return;
         };
-        url.in_flight -= 1;
+        let Some(member) = state.members.get_mut(position) else {
+            return;
+        };
+        member.in_flight -= 1;
+        if member.is_leaving {
+            if member.in_flight == 0 {
+                state.members.remove(position);
+            }
+            return;
+        }
+        // What it saw of an endpoint that left says nothing of the one that came to the same address.
+        if !Arc::ptr_eq(&member.endpoint, &slot.endpoint) {
+            return;
+        }
         if slot.is_trial {
-            url.health.end_trial();
+            member.health.end_trial();
         }
         if slot.sign != Sign::Nothing {
-            url.health.saw(slot.sign, now, rand::random_range(EJECTION_JITTER));
-            self.show_health(slot.url, &url.health);
+            let before = member.health.is_healthy();
+            member.health.saw(slot.sign, now, rand::random_range(EJECTION_JITTER));
+            if member.health.is_healthy() != before {
+                self.show(state, slot.url);
+            }
         }
     }
 
-    fn show_health(&self, url: usize, health: &Health) {
-        if let Some(gauge) = self.healthy.get(url) {
-            gauge.set(i64::from(health.is_healthy()));
+    fn show(&self, state: &State<E>, url: usize) {
+        let Some(shown) = self.shown.get(url) else {
+            return;
+        };
+        let (mut known, mut healthy) = (0, 0);
+        for member in state.used().iter().filter(|member| member.url == url) {
+            known += 1;
+            healthy += i64::from(member.health.is_healthy());
         }
+        shown.addresses.set(known);
+        shown.healthy_addresses.set(healthy);
+        shown.healthy.set(i64::from(healthy > 0));
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<E>> {
         // Nothing under the lock can leave it half-changed, so a panic elsewhere does not make it unusable.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl<E> State<E> {
+    fn used(&self) -> &[Member<E>] {
+        self.members.get(..self.used).unwrap_or_default()
+    }
+
     /// All wait equally long, so those who gave up are at the front.
     fn forget_the_gone(&mut self) {
         while self.queue.front().is_some_and(|first| first.place.is_closed()) {
@@ -228,13 +396,13 @@ impl State {
     }
 }
 
-impl Slot {
+impl<E> Slot<E> {
     pub(super) fn settle(mut self, sign: Sign) {
         self.sign = sign;
     }
 }
 
-impl Drop for Slot {
+impl<E> Drop for Slot<E> {
     fn drop(&mut self) {
         if self.is_void {
             return;
@@ -251,10 +419,32 @@ impl Drop for Slot {
 mod tests {
     use super::*;
 
-    fn gate(urls: usize, max_in_flight: usize, queue_timeout: Duration) -> Arc<Gate> {
+    /// One url, with so many addresses. An endpoint is the last byte of its address.
+    fn gate(endpoints: u8, max_in_flight: usize, queue_timeout: Duration) -> Arc<Gate<u8>> {
         let gauge = || IntGauge::new("g", "g").unwrap();
-        let healthy = (0..urls).map(|_| gauge()).collect();
-        Gate::new(urls, Balance::LeastRequests, max_in_flight, queue_timeout, gauge(), healthy)
+        let shown = Shown { healthy: gauge(), addresses: gauge(), healthy_addresses: gauge() };
+        let gate = Gate::new(Balance::LeastRequests, max_in_flight, queue_timeout, gauge(), vec![shown]);
+        arrange(&gate, &(0..endpoints).collect::<Vec<_>>());
+        gate
+    }
+
+    fn arrange(gate: &Arc<Gate<u8>>, last_bytes: &[u8]) -> (usize, Vec<u8>) {
+        let addresses: Vec<_> = last_bytes.iter().map(|last| address(*last)).collect();
+        let change = gate.arrange(0, &addresses, |address| match address.0[0].ip() {
+            std::net::IpAddr::V4(ip) => Arc::new(ip.octets()[3]),
+            std::net::IpAddr::V6(_) => unreachable!(),
+        });
+        (change.joined, change.left.iter().map(|endpoint| **endpoint).collect())
+    }
+
+    fn address(last_byte: u8) -> Address {
+        Address::from(std::net::SocketAddr::from(([10, 0, 0, last_byte], 80)))
+    }
+
+    /// Known and healthy addresses, and whether the url is shown as healthy.
+    fn shown(gate: &Gate<u8>) -> (i64, i64, i64) {
+        let shown = &gate.shown[0];
+        (shown.addresses.get(), shown.healthy_addresses.get(), shown.healthy.get())
     }
 
     #[tokio::test(start_paused = true)]
@@ -281,7 +471,7 @@ mod tests {
     async fn who_does_not_wait_goes_before_nobody_who_does() {
         let gate = gate(1, 2, Duration::from_secs(1));
         let (first, second) = (gate.admit_now().unwrap(), gate.admit_now().unwrap());
-        assert!(gate.admit_now().is_none());
+        assert!(gate.admit_now().is_err());
         let mut waiting = std::pin::pin!(gate.admit());
         tokio::select! {
             biased;
@@ -289,9 +479,9 @@ mod tests {
             () = std::future::ready(()) => {}
         }
         drop(first);
-        assert!(gate.admit_now().is_none(), "it is the other's");
+        assert!(gate.admit_now().is_err(), "it is the other's");
         drop(second);
-        assert!(gate.admit_now().is_some());
+        assert!(gate.admit_now().is_ok());
         assert!(waiting.await.is_ok());
     }
 
@@ -303,9 +493,9 @@ mod tests {
         assert!(gate.admit().await.is_err());
         assert_eq!(before.elapsed(), Duration::from_millis(250));
         assert_eq!(gate.in_flight.get(), 2);
-        let freed = first.url;
+        let freed = *first.endpoint;
         drop(first);
-        assert_eq!(gate.admit().await.unwrap().url, freed);
+        assert_eq!(*gate.admit().await.unwrap().endpoint, freed);
     }
 
     #[tokio::test(start_paused = true)]
@@ -327,36 +517,121 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_ejected_url_is_left_alone_then_tried_by_one_request_and_returns() {
+    async fn an_ejected_endpoint_is_left_alone_then_tried_by_one_request_and_returns() {
         let gate = gate(2, 8, Duration::from_millis(10));
         let first = gate.admit().await.unwrap();
-        let bad = first.url;
+        let bad = *first.endpoint;
         first.settle(Sign::Unreachable);
-        assert_eq!(gate.healthy[bad].get(), 0);
+        assert_eq!(shown(&gate), (2, 1, 1), "one address is enough for the url");
         for _ in 0..4 {
-            assert_ne!(gate.admit().await.unwrap().url, bad);
+            assert_ne!(*gate.admit().await.unwrap().endpoint, bad);
         }
         tokio::time::advance(Duration::from_millis(1201)).await;
         let held: Vec<_> =
             [gate.admit().await.unwrap(), gate.admit().await.unwrap(), gate.admit().await.unwrap()].into();
-        assert_eq!(held.iter().filter(|slot| slot.url == bad).count(), 1);
+        assert_eq!(held.iter().filter(|slot| *slot.endpoint == bad).count(), 1);
         for slot in held {
             slot.settle(Sign::Life);
         }
-        assert_eq!(gate.healthy[bad].get(), 1);
+        assert_eq!(shown(&gate), (2, 2, 1));
         let held = [gate.admit().await.unwrap(), gate.admit().await.unwrap()];
-        assert_ne!(held[0].url, held[1].url);
+        assert_ne!(held[0].endpoint, held[1].endpoint);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn with_all_urls_bad_they_are_tried_all_the_same() {
+    async fn with_all_endpoints_bad_they_are_tried_all_the_same() {
         let gate = gate(2, 8, Duration::from_millis(10));
         for _ in 0..2 {
             gate.admit().await.unwrap().settle(Sign::Unreachable);
         }
         assert!(!gate.can_forward());
+        assert_eq!(shown(&gate), (2, 0, 0));
         let slot = gate.admit().await.unwrap();
-        assert!(gate.another(&[slot.url]).is_some());
-        assert!(gate.another(&[0, 1]).is_none());
+        let other = gate.another(&[slot.id]).unwrap();
+        assert!(gate.another(&[slot.id, other.id]).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_knocks_at_eight_endpoints_that_are_believed_bad_and_at_any_number_of_good_ones() {
+        for (bad, expected) in [(true, MOST_TRIES_OF_BAD), (false, 40)] {
+            let gate = gate(40, 8, Duration::from_millis(10));
+            for _ in 0..40 * usize::from(bad) {
+                gate.admit().await.unwrap().settle(Sign::Unreachable);
+            }
+            let mut slot = gate.admit().await.unwrap();
+            let mut tried = vec![slot.id];
+            while let Some(another) = gate.another(&tried) {
+                slot = another;
+                tried.push(slot.id);
+                drop(slot);
+            }
+            assert_eq!(tried.len(), expected);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_vanishes_gets_nothing_new_and_one_that_comes_is_used_at_once() {
+        let gate = gate(2, 1, Duration::from_millis(10));
+        let held = [gate.admit().await.unwrap(), gate.admit().await.unwrap()];
+        assert_eq!(gate.admit().await.err(), Some(NoPlace::Busy));
+        assert_eq!(arrange(&gate, &[1, 2]), (1, vec![0]));
+        assert_eq!(shown(&gate), (2, 2, 1));
+        let new = gate.admit().await.unwrap();
+        assert_eq!(*new.endpoint, 2);
+        assert_eq!(gate.in_flight.get(), 3, "those under way go on");
+        drop(held);
+        assert_eq!(*gate.admit().await.unwrap().endpoint, 1);
+        assert_eq!(gate.lock().members.len(), 2, "what has left is forgotten with its last request");
+        assert_eq!(gate.in_flight.get(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_comes_back_while_requests_are_at_it_lets_in_no_more_than_it_may_have() {
+        let gate = gate(1, 2, Duration::from_millis(10));
+        let (first, second) = (gate.admit().await.unwrap(), gate.admit().await.unwrap());
+        assert_eq!(arrange(&gate, &[7]), (1, vec![0]));
+        assert_eq!(arrange(&gate, &[0]), (1, vec![7]));
+        assert_eq!(gate.admit().await.err(), Some(NoPlace::Busy));
+        // What the former one did is not held against the one that is there now.
+        first.settle(Sign::Unreachable);
+        assert_eq!(shown(&gate), (1, 1, 1));
+        let third = gate.admit().await.unwrap();
+        assert_eq!(gate.admit().await.err(), Some(NoPlace::Busy));
+        drop((second, third));
+        assert_eq!(gate.in_flight.get(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_gets_a_place_at_an_address_that_comes() {
+        let gate = gate(1, 1, Duration::from_secs(1));
+        let _held = gate.admit().await.unwrap();
+        let waiting = tokio::spawn({
+            let gate = Arc::clone(&gate);
+            async move { *gate.admit().await.unwrap().endpoint }
+        });
+        tokio::task::yield_now().await;
+        arrange(&gate, &[0, 1]);
+        assert_eq!(waiting.await.unwrap(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_an_address_there_is_nothing_to_wait_for() {
+        let gate = gate(0, 1, Duration::from_secs(1));
+        assert_eq!(gate.admit().await.err(), Some(NoPlace::Nowhere));
+        assert_eq!(gate.admit_now().err(), Some(NoPlace::Nowhere));
+        assert!(!gate.can_forward() && !gate.is_saturated());
+        arrange(&gate, &[3]);
+        assert!(gate.admit_now().is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_same_addresses_again_change_nothing() {
+        let gate = gate(3, 8, Duration::from_millis(10));
+        gate.admit().await.unwrap().settle(Sign::Unreachable);
+        let held = gate.admit().await.unwrap();
+        assert_eq!(arrange(&gate, &[2, 0, 1]), (0, vec![]));
+        assert_eq!(shown(&gate), (3, 2, 1), "ejections stay");
+        drop(held);
+        assert_eq!(gate.in_flight.get(), 0);
     }
 }

@@ -1,7 +1,7 @@
-//! What one url's past says about its next request. Pure: the time and the jitter are arguments.
+//! What one endpoint's past says about its next request. Pure: the time and the jitter are arguments.
 //!
-//! Two witnesses, either of which can speak against a url: traffic (passive, always on) ejects for a while that
-//! doubles, after which one request at a time may try again; probes (active, when configured) set a url aside until a
+//! Two witnesses, either of which can speak against an endpoint: traffic (passive, always on) ejects for a while that
+//! doubles, after which one request at a time may try again; probes (active, when configured) set it aside until a
 //! probe succeeds, and that success ends an ejection too. An answer of any status is a sign of life to traffic: a 500
 //! comes from the application, and sending its requests elsewhere would not mend it.
 
@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Timeouts and resets in a row before a url is ejected: one is an accident, three are a pattern.
+/// Timeouts and resets in a row before an endpoint is ejected: one is an accident, three are a pattern.
 const FAILURES_TO_EJECT: u32 = 3;
 const FIRST_EJECTION: Duration = Duration::from_secs(1);
-/// A url that comes back is found within half a minute, whatever it did before.
+/// An endpoint that comes back is found within half a minute, whatever it did before.
 const LONGEST_EJECTION: Duration = Duration::from_secs(30);
 /// One lost probe is an accident.
 const PROBES_TO_SET_ASIDE: u32 = 2;
@@ -26,7 +26,7 @@ pub(super) enum Standing {
     Bad,
 }
 
-/// What became of a request, as far as it says something about the url.
+/// What became of a request, as far as it says something about the endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sign {
     Life,
@@ -63,8 +63,8 @@ impl Health {
         !self.set_aside && self.ejected_until.is_none()
     }
 
-    /// For readiness. A url whose ejection is over counts: were it not so, a gateway whose only url was ejected would
-    /// be taken out of service and never send the request that shows it is back.
+    /// For readiness. An endpoint whose ejection is over counts: were it not so, a gateway whose only one was ejected
+    /// would be taken out of service and never send the request that shows it is back.
     pub(super) fn may_work(&self, now: Instant) -> bool {
         !self.set_aside && self.ejected_until.is_none_or(|until| now >= until)
     }
@@ -102,8 +102,8 @@ impl Health {
 
     fn failed(&mut self, weight: u32, now: Instant, jitter: f64) {
         self.failures = self.failures.saturating_add(weight);
-        // Requests that were in flight when the url was ejected fail one after another: that is one failure of the
-        // url, not many, and must not lengthen the ejection.
+        // Requests that were in flight when it was ejected fail one after another: that is one failure of the
+        // endpoint, not many, and must not lengthen the ejection.
         let is_out = self.ejected_until.is_some_and(|until| now < until);
         let failed_its_trial = self.ejected_until.is_some();
         if is_out || (self.failures < FAILURES_TO_EJECT && !failed_its_trial) {

@@ -77,6 +77,7 @@ impl Ending {
     }
 }
 
+#[derive(Clone)]
 pub(crate) struct Meters {
     /// In the order of `Ending::ALL`: once for each `send`, when its answer has been read to its end, whichever end.
     pub(crate) requests: [IntCounter; Ending::ALL.len()],
@@ -84,10 +85,20 @@ pub(crate) struct Meters {
     pub(crate) duration: Histogram,
     /// By url, in the order of the settings.
     pub(crate) healthy: Vec<IntGauge>,
+    /// The same; a broker has none.
+    pub(crate) addresses: Vec<AddressMeters>,
     pub(crate) in_flight: IntGauge,
     pub(crate) idle_connections: IntGauge,
     /// Attempts after the first.
     pub(crate) repeats: IntCounter,
+}
+
+/// Of one url.
+#[derive(Clone)]
+pub(crate) struct AddressMeters {
+    pub(crate) known: IntGauge,
+    pub(crate) healthy: IntGauge,
+    pub(crate) resolve_failures: IntCounter,
 }
 
 impl Meters {
@@ -99,6 +110,9 @@ impl Meters {
             requests: std::array::from_fn(|_| counter()),
             duration: Histogram::with_opts(histogram).expect("a constant name is valid"),
             healthy: (0..urls).map(|_| gauge()).collect(),
+            addresses: (0..urls)
+                .map(|_| AddressMeters { known: gauge(), healthy: gauge(), resolve_failures: counter() })
+                .collect(),
             in_flight: gauge(),
             idle_connections: gauge(),
             repeats: counter(),

@@ -8,11 +8,14 @@ mod answer;
 mod balance;
 mod broker;
 mod connect;
+mod discover;
+mod endpoint;
 mod failure;
 mod gate;
 mod health;
 pub(crate) mod http;
 mod meters;
+mod names;
 mod pool;
 mod retry;
 mod settings;
@@ -33,7 +36,7 @@ pub(crate) use self::broker::{
 };
 pub(crate) use self::connect::Protocol;
 pub(crate) use self::failure::{Fault, SendError};
-pub(crate) use self::meters::{Ending, Meters};
+pub(crate) use self::meters::{AddressMeters, Ending, Meters};
 pub(crate) use self::retry::{Ended, Schedule, Statuses, Verdict, retry_after};
 pub(crate) use self::settings::{BuildError, DEFAULT_PROBE_TIMEOUT, HealthCheck, Settings as HttpSettings};
 use crate::parcel::{Parcel, Tag};
@@ -43,8 +46,8 @@ pub(crate) enum Destination {
     Http {
         upstream: Arc<http::Upstream>,
         settings: Box<HttpSettings>,
-        /// Dropped with the destination: the health checks end.
-        _probing: watch::Sender<bool>,
+        /// Dropped with the destination: the health checks and the lookups end.
+        _tending: watch::Sender<bool>,
     },
     Broker(Broker),
 }
@@ -85,16 +88,20 @@ impl Settings {
 }
 
 impl Destination {
-    /// Builds it and starts its health checks, or begins to connect. Needs a runtime.
-    pub(crate) fn start(settings: Settings, meters: Meters) -> Result<Arc<Self>, BuildError> {
+    /// Builds it and starts its lookups and health checks, or begins to connect. `before`: what had its name until now.
+    /// Needs a runtime.
+    pub(crate) fn start(settings: Settings, meters: Meters, before: Option<&Self>) -> Result<Arc<Self>, BuildError> {
         let settings = match settings {
             Settings::Broker(settings) => return Ok(Arc::new(Self::Broker(Broker::start(settings, meters)?))),
             Settings::Http(settings) => settings,
         };
         let upstream = http::Upstream::new(settings.clone(), meters)?;
-        let (probing, stop) = watch::channel(false);
-        tokio::spawn(upstream.clone().probe_forever(stop));
-        Ok(Arc::new(Self::Http { upstream, settings: Box::new(settings), _probing: probing }))
+        if let Some(Self::Http { upstream: before, .. }) = before {
+            upstream.inherit(before);
+        }
+        let (tending, stop) = watch::channel(false);
+        tokio::spawn(upstream.clone().tend(stop));
+        Ok(Arc::new(Self::Http { upstream, settings: Box::new(settings), _tending: tending }))
     }
 
     /// Whether it was started with these settings, so that a reload can leave it as it is.
@@ -120,7 +127,9 @@ impl Destination {
     /// So many can be under way.
     pub(crate) fn most_at_once(&self) -> usize {
         match self {
-            Self::Http { settings, .. } => settings.urls.len().saturating_mul(settings.max_in_flight),
+            Self::Http { settings, upstream, .. } => {
+                settings.urls.len().max(upstream.addresses()).saturating_mul(settings.max_in_flight)
+            }
             Self::Broker(broker) => broker.settings().max_in_flight,
         }
     }

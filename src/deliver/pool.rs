@@ -1,4 +1,4 @@
-//! The connections to one url: those at rest, and those that requests share.
+//! The connections to one endpoint: those at rest, and those that requests share.
 //!
 //! Own code, because two questions decide whether a delivery may be repeated: was anything written, and had the
 //! connection been used before. A general client answers neither with certainty.
@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::connect::{Connector, Opened, Request, Shared, Single};
 use super::failure::cause;
+use super::names::Address;
 
 /// A connection given back is ready again one turn of its task later. One that is not has an upstream that answered
 /// without reading the request to its end: not worth waiting for.
@@ -30,7 +31,8 @@ const READY_WITHIN: Duration = Duration::from_millis(10);
 const END_SEEN_WITHIN: Duration = Duration::from_millis(50);
 
 pub(super) struct Pool {
-    connector: Connector,
+    connector: Arc<Connector>,
+    address: Address,
     connect_timeout: Duration,
     max_idle: usize,
     idle_timeout: Duration,
@@ -48,6 +50,8 @@ struct Rest {
     singles: VecDeque<Resting>,
     shared: Vec<Arc<InUse>>,
     is_swept: bool,
+    /// Nothing comes to rest here any more.
+    is_closed: bool,
 }
 
 struct Resting {
@@ -92,7 +96,8 @@ pub(super) struct NoAnswer {
 
 impl Pool {
     pub(super) fn new(
-        connector: Connector,
+        connector: Arc<Connector>,
+        address: Address,
         connect_timeout: Duration,
         max_idle: usize,
         idle_timeout: Duration,
@@ -101,6 +106,7 @@ impl Pool {
         Arc::new(Self {
             shares: AtomicBool::new(connector.expects_shared()),
             connector,
+            address,
             connect_timeout,
             max_idle,
             idle_timeout,
@@ -129,7 +135,7 @@ impl Pool {
 
     /// A connection of its own, past both lists: for health probes, which are to learn whether connecting works.
     pub(super) async fn open_apart(self: &Arc<Self>, until: Instant) -> Result<Lease, String> {
-        Ok(match self.connector.open(until).await? {
+        Ok(match self.connector.open(&self.address, until).await? {
             Opened::Single(single) => Lease::Single(single),
             Opened::Shared(shared) => Lease::Shared(Stream::new(InUse::new(shared), self)),
         })
@@ -142,6 +148,9 @@ impl Pool {
         single.was_used = true;
         let now = Instant::now();
         let mut rest = self.lock();
+        if rest.is_closed {
+            return;
+        }
         if rest.singles.len() >= self.max_idle {
             rest.singles.pop_front();
         }
@@ -192,7 +201,7 @@ impl Pool {
         } else {
             None
         };
-        let opened = self.connector.open(until).await?;
+        let opened = self.connector.open(&self.address, until).await?;
         let lease = match opened {
             Opened::Single(single) => {
                 self.shares.store(false, Ordering::Relaxed);
@@ -202,13 +211,25 @@ impl Pool {
                 self.shares.store(true, Ordering::Relaxed);
                 let stream = Stream::new(InUse::new(shared), self);
                 let mut rest = self.lock();
-                rest.shared.push(Arc::clone(&stream.connection));
-                self.sweep_later(&mut rest, Instant::now());
+                if !rest.is_closed {
+                    rest.shared.push(Arc::clone(&stream.connection));
+                    self.sweep_later(&mut rest, Instant::now());
+                }
+                drop(rest);
                 Lease::Shared(stream)
             }
         };
         drop(turn);
         Ok(lease)
+    }
+
+    /// The address is gone: what rests is closed at once, what is in use when its requests have ended.
+    pub(super) fn close(&self) {
+        let mut rest = self.lock();
+        rest.is_closed = true;
+        let (singles, shared) = (std::mem::take(&mut rest.singles), std::mem::take(&mut rest.shared));
+        drop(rest);
+        drop((singles, shared));
     }
 
     /// No new request joins it; those that are on it go on.

@@ -18,6 +18,8 @@ pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) const DEFAULT_QUEUE_TIMEOUT: Duration = Duration::from_millis(250);
 pub(crate) const DEFAULT_MAX_IN_FLIGHT: usize = 256;
+/// What an operator expects to wait after a rollout; the resolver's own cache keeps it cheap.
+pub(crate) const DEFAULT_RESOLVE_INTERVAL: Duration = Duration::from_secs(10);
 /// Unless the interval is shorter.
 pub(crate) const DEFAULT_PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Clone)]
@@ -28,7 +30,7 @@ pub(crate) struct Settings {
     /// From the first attempt to the last byte of the answer.
     pub(crate) timeout: Duration,
     pub(crate) connect_timeout: Duration,
-    /// Per url.
+    /// Per address.
     pub(crate) max_in_flight: usize,
     pub(crate) queue_timeout: Duration,
     pub(crate) balance: Balance,
@@ -39,6 +41,8 @@ pub(crate) struct Settings {
     pub(crate) max_idle_per_url: usize,
     pub(crate) idle_timeout: Duration,
     pub(crate) max_answer_head: usize,
+    /// How long the addresses of a name are believed.
+    pub(crate) resolve_interval: Duration,
 }
 
 impl Settings {
@@ -58,6 +62,7 @@ impl Settings {
             max_idle_per_url: DEFAULT_MAX_IDLE_PER_URL,
             idle_timeout: DEFAULT_IDLE_TIMEOUT,
             max_answer_head: DEFAULT_MAX_ANSWER_HEAD,
+            resolve_interval: DEFAULT_RESOLVE_INTERVAL,
         }
     }
 
@@ -83,6 +88,7 @@ impl Settings {
             max_idle_per_url,
             idle_timeout,
             max_answer_head,
+            resolve_interval,
         } = self;
         *name == other.name
             && *urls == other.urls
@@ -90,6 +96,7 @@ impl Settings {
                 == (other.timeout, other.connect_timeout, other.queue_timeout, other.idle_timeout)
             && (*max_in_flight, *max_idle_per_url, *max_answer_head)
                 == (other.max_in_flight, other.max_idle_per_url, other.max_answer_head)
+            && *resolve_interval == other.resolve_interval
             && (*balance, *protocol, *repeat_on_stale) == (other.balance, other.protocol, other.repeat_on_stale)
             && *health == other.health
             && tls.is_same(&other.tls)

@@ -25,6 +25,8 @@ use super::*;
 use crate::secret::Secret;
 use crate::tls_client::{ClientIdentity, TlsError, TlsSettings};
 
+mod discovery;
+
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 /// Long enough never to be reached by a test that passes.
 const NEVER: Duration = Duration::from_secs(30);
@@ -45,20 +47,13 @@ fn settings(urls: &[String]) -> Settings {
         max_idle_per_url: 8,
         idle_timeout: NEVER,
         max_answer_head: 16 * 1024,
+        resolve_interval: NEVER,
     }
 }
 
 fn upstream(settings: Settings) -> (Arc<Upstream>, Meters) {
     let meters = Meters::unregistered(settings.urls.len());
-    let kept = Meters {
-        requests: meters.requests.clone(),
-        duration: meters.duration.clone(),
-        healthy: meters.healthy.clone(),
-        in_flight: meters.in_flight.clone(),
-        idle_connections: meters.idle_connections.clone(),
-        repeats: meters.repeats.clone(),
-    };
-    (Upstream::new(settings, meters).unwrap(), kept)
+    (Upstream::new(settings, meters.clone()).unwrap(), meters)
 }
 
 fn parcel() -> Parcel {
@@ -781,7 +776,7 @@ async fn probes_set_a_url_aside_and_bring_it_back_and_end_with_the_upstream() {
     settings.health = Some(HealthCheck { path: "/healthz".to_owned(), interval, timeout: Duration::from_secs(2) });
     let (upstream, meters) = upstream(settings);
     let (_stop, stopped) = watch::channel(false);
-    let probing = tokio::spawn(Arc::clone(&upstream).probe_forever(stopped));
+    let probing = tokio::spawn(Arc::clone(&upstream).tend(stopped));
     eventually("set aside", || meters.healthy[0].get() == 0).await;
     assert!(!upstream.can_forward());
     assert!(raw.connections() >= 2, "one failed probe is an accident");
@@ -798,7 +793,7 @@ async fn probing_stops_when_told() {
     settings.health = Some(HealthCheck { path: "/".to_owned(), interval: NEVER, timeout: Duration::from_secs(2) });
     let (upstream, _) = upstream(settings);
     let (stop, stopped) = watch::channel(false);
-    let probing = tokio::spawn(Arc::clone(&upstream).probe_forever(stopped));
+    let probing = tokio::spawn(Arc::clone(&upstream).tend(stopped));
     stop.send_replace(true);
     tokio::time::timeout(Duration::from_secs(10), probing).await.unwrap().unwrap();
 }
@@ -1081,8 +1076,11 @@ async fn tls_presents_its_certificate_when_asked() {
 async fn a_name_is_resolved_and_connecting_is_bounded() {
     let raw = Raw::answering(OK).await;
     // The name may have an IPv6 address first, on which nothing listens.
-    let (by_name, _) = upstream(settings(&[format!("http://localhost:{}", raw.address.port())]));
+    let (by_name, meters) = upstream(settings(&[format!("http://localhost:{}", raw.address.port())]));
+    let (_stop, stopped) = watch::channel(false);
+    tokio::spawn(Arc::clone(&by_name).tend(stopped));
     assert_eq!(text(by_name.send(&parcel()).await.unwrap()).await.unwrap(), "ok");
+    assert_eq!((meters.repeats.get(), meters.addresses[0].known.get()), (0, 1), "one machine, one endpoint");
 
     // Accepts at TCP's level and never says a word of TLS.
     let mute = Raw::start(|mut wire, _| async move { wire.hang().await }).await;

@@ -324,13 +324,13 @@ impl Gateway {
         let mut signing = HashMap::new();
         for (name, upstream) in plan.upstreams {
             // An upstream whose settings did not change keeps its connections, its health and its places.
-            let kept =
-                previous.and_then(|gateway| gateway.upstreams.get(&name)).filter(|old| old.has(&upstream.settings));
+            let before = previous.and_then(|gateway| gateway.upstreams.get(&name));
+            let kept = before.filter(|old| old.has(&upstream.settings));
             let destination = match kept {
                 Some(old) => old.clone(),
                 None => {
                     let meters = upstream_meters(metrics, &upstream.settings);
-                    Destination::start(upstream.settings, meters)?
+                    Destination::start(upstream.settings, meters, before.map(|old| &**old))?
                 }
             };
             signing.extend(upstream.signs.map(|key| (name.clone(), key)));
@@ -443,7 +443,15 @@ fn tell_unread(source: &str, why: &str) {
 
 fn upstream_meters(metrics: &Metrics, settings: &deliver::Settings) -> deliver::Meters {
     let name = settings.name();
+    let of_addresses = |url: &String| deliver::AddressMeters {
+        known: metrics.upstream_addresses(name, url),
+        healthy: metrics.upstream_healthy_addresses(name, url),
+        resolve_failures: metrics.upstream_resolve_failures(name, url),
+    };
+    let addresses =
+        if settings.is_broker() { Vec::new() } else { settings.url_labels().iter().map(of_addresses).collect() };
     deliver::Meters {
+        addresses,
         requests: deliver::Ending::ALL.map(|ending| metrics.upstream_requests(name, ending.label())),
         duration: metrics.upstream_seconds(name),
         healthy: settings.url_labels().iter().map(|url| metrics.upstream_healthy(name, url)).collect(),

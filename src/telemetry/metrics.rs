@@ -43,6 +43,9 @@ pub(crate) struct Metrics {
     upstream_requests: IntCounterVec,
     upstream_seconds: HistogramVec,
     upstream_healthy: IntGaugeVec,
+    upstream_addresses: IntGaugeVec,
+    upstream_healthy_addresses: IntGaugeVec,
+    upstream_resolve_failures: IntCounterVec,
     upstream_in_flight: IntGaugeVec,
     upstream_idle_connections: IntGaugeVec,
     upstream_repeats: IntCounterVec,
@@ -198,7 +201,25 @@ impl Metrics {
             upstream_healthy: gauges(
                 &registry,
                 "upstream_healthy",
-                "1: the url is in use; 0: ejected or failing its health check.",
+                "1: the url is in use; 0: all its addresses are ejected or fail their health check, or it has none.",
+                &["upstream", "url"],
+            ),
+            upstream_addresses: gauges(
+                &registry,
+                "upstream_addresses",
+                "Addresses that are known of a url's host.",
+                &["upstream", "url"],
+            ),
+            upstream_healthy_addresses: gauges(
+                &registry,
+                "upstream_healthy_addresses",
+                "Those of them that are neither ejected nor fail their health check.",
+                &["upstream", "url"],
+            ),
+            upstream_resolve_failures: counters(
+                &registry,
+                "upstream_resolve_failures_total",
+                "Lookups of a url's host that failed, were empty or took too long.",
                 &["upstream", "url"],
             ),
             upstream_in_flight: gauges(
@@ -487,6 +508,9 @@ impl Metrics {
 
     pub(crate) fn forget_url(&self, upstream: &str, url: &str) {
         let _ = self.upstream_healthy.remove_label_values(&[upstream, url]);
+        let _ = self.upstream_addresses.remove_label_values(&[upstream, url]);
+        let _ = self.upstream_healthy_addresses.remove_label_values(&[upstream, url]);
+        let _ = self.upstream_resolve_failures.remove_label_values(&[upstream, url]);
     }
 
     pub(crate) fn forget_listener(&self, name: &str) {
@@ -509,6 +533,18 @@ impl Metrics {
 
     pub(crate) fn upstream_healthy(&self, upstream: &str, url: &str) -> IntGauge {
         self.upstream_healthy.with_label_values(&[upstream, url])
+    }
+
+    pub(crate) fn upstream_addresses(&self, upstream: &str, url: &str) -> IntGauge {
+        self.upstream_addresses.with_label_values(&[upstream, url])
+    }
+
+    pub(crate) fn upstream_healthy_addresses(&self, upstream: &str, url: &str) -> IntGauge {
+        self.upstream_healthy_addresses.with_label_values(&[upstream, url])
+    }
+
+    pub(crate) fn upstream_resolve_failures(&self, upstream: &str, url: &str) -> IntCounter {
+        self.upstream_resolve_failures.with_label_values(&[upstream, url])
     }
 
     pub(crate) fn upstream_in_flight(&self, upstream: &str) -> IntGauge {

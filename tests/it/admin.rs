@@ -63,13 +63,15 @@ const REFUSALS: [&str; 46] = [
 ];
 
 /// Each with the labels that dashboards may rely on.
-const METRICS: [(&str, &str, &[&str]); 32] = [
+const METRICS: [(&str, &str, &[&str]); 35] = [
     ("hookward_deliveries_total", "counter", &["source", "outcome"]),
     ("hookward_delivery_duration_seconds", "histogram", &["source"]),
     ("hookward_verify_duration_seconds", "histogram", &["source"]),
     ("hookward_upstream_requests_total", "counter", &["upstream", "result"]),
     ("hookward_upstream_duration_seconds", "histogram", &["upstream"]),
+    ("hookward_upstream_addresses", "gauge", &["upstream", "url"]),
     ("hookward_upstream_healthy", "gauge", &["upstream", "url"]),
+    ("hookward_upstream_healthy_addresses", "gauge", &["upstream", "url"]),
     ("hookward_secret_last_used_timestamp_seconds", "gauge", &["source", "secret"]),
     ("hookward_tls_handshakes_total", "counter", &["listener", "result"]),
     ("hookward_connections", "gauge", &["listener"]),
@@ -93,6 +95,7 @@ const METRICS: [(&str, &str, &[&str]); 32] = [
     ("hookward_accept_errors_total", "counter", &["listener"]),
     ("hookward_upstream_in_flight", "gauge", &["upstream"]),
     ("hookward_upstream_repeats_total", "counter", &["upstream"]),
+    ("hookward_upstream_resolve_failures_total", "counter", &["upstream", "url"]),
     ("hookward_claim_commit_failures_total", "counter", &[]),
     ("hookward_audit_dropped_total", "counter", &[]),
     ("hookward_config_last_reload_success_timestamp_seconds", "gauge", &[]),

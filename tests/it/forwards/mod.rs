@@ -1,5 +1,6 @@
 //! What the service behind receives, and what the sender hears of its answer.
 
+mod discovery;
 mod observed;
 mod several;
 mod wire;

@@ -75,6 +75,7 @@ pub(crate) struct Upstream {
     connections: Arc<AtomicUsize>,
     stopped: Arc<AtomicBool>,
     open: Arc<OpenConnections>,
+    accepting: Option<std::thread::JoinHandle<()>>,
 }
 
 /// By number, so that whoever serves one can let go of all of it: a reset is only sent when the last handle closes.
@@ -111,18 +112,22 @@ impl Upstream {
         Self::on(TcpListener::bind("127.0.0.1:0").expect("a port"), script)
     }
 
-    fn on(listener: TcpListener, script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static) -> Self {
-        let upstream = Self {
+    pub(crate) fn on(
+        listener: TcpListener,
+        script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let mut upstream = Self {
             address: listener.local_addr().expect("an address"),
             received: Arc::default(),
             connections: Arc::default(),
             stopped: Arc::default(),
             open: Arc::default(),
+            accepting: None,
         };
         let (received, connections) = (upstream.received.clone(), upstream.connections.clone());
         let (stopped, open) = (upstream.stopped.clone(), upstream.open.clone());
         let script: Arc<Script> = Arc::new(script);
-        std::thread::spawn(move || {
+        upstream.accepting = Some(std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if stopped.load(Ordering::SeqCst) {
                     return;
@@ -133,7 +138,7 @@ impl Upstream {
                 let (received, script, open) = (received.clone(), script.clone(), open.clone());
                 std::thread::spawn(move || serve(stream, number, &received, &open, &*script));
             }
-        });
+        }));
         upstream
     }
 
@@ -181,14 +186,22 @@ impl Upstream {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
+
+    /// Nobody listens any more, and what was open is closed.
+    pub(crate) fn stop(&mut self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        if let Some(accepting) = self.accepting.take() {
+            // Wakes the accept loop, which then ends and closes the listener with it; it says nothing at its end.
+            let _ = TcpStream::connect(self.address);
+            let _ = accepting.join();
+        }
+        self.hang_up();
+    }
 }
 
 impl Drop for Upstream {
     fn drop(&mut self) {
-        self.stopped.store(true, Ordering::SeqCst);
-        // Wakes the accept loop, which then ends.
-        let _ = TcpStream::connect(self.address);
-        self.hang_up();
+        self.stop();
     }
 }
 
