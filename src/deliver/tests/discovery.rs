@@ -161,6 +161,22 @@ async fn what_is_under_way_at_an_address_that_vanishes_is_finished_and_its_conne
 }
 
 #[tokio::test]
+async fn an_http2_answer_under_way_at_an_address_that_vanishes_is_read_to_its_end() {
+    let raw = http2(100, |_, _| Some("x".repeat(LONG))).await;
+    let dns = Dns::new(&[1]);
+    let mut settings = named(raw.address.port());
+    settings.protocol = Protocol::Http2;
+    let (upstream, meters, _stop) = started(&dns, settings);
+    let held = upstream.send(&parcel()).await.unwrap();
+    dns.say(addresses(&[9]));
+    let asked = dns.asked();
+    eventually("it is gone", || dns.asked() > asked + 2).await;
+    assert_eq!(fault(&upstream).await, Fault::Unavailable, "no new request joins the old connection");
+    assert_eq!(text(held).await.unwrap().len(), LONG);
+    assert_eq!((raw.connections(), meters.in_flight.get()), (1, 0));
+}
+
+#[tokio::test]
 async fn a_lookup_that_fails_or_finds_nothing_leaves_what_was_known() {
     let (port, _raws) = listening([2, 3]).await;
     let dns = Dns::new(&[2, 3]);
