@@ -2,9 +2,11 @@
 //!
 //! Invariant: the provider of cryptography and the roots are the ones given here, never a process-wide default.
 
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -55,6 +57,66 @@ impl TlsSettings {
         // The parser's error could quote what it could not parse, and this is a key.
         let key = PrivateKeyDer::from_pem_slice(identity.private_key.expose()).map_err(|_| TlsError::PrivateKey)?;
         builder.with_client_auth_cert(chain, key).map_err(|error| TlsError::Certificate(error.to_string()))
+    }
+}
+
+impl TlsSettings {
+    /// For a client that looks for the name in its url and takes no other: `server_name` is what the certificate must
+    /// bear, whatever the client looks for.
+    pub(crate) fn client_config_by_name(&self) -> Result<ClientConfig, TlsError> {
+        let mut config = self.client_config()?;
+        if let Some(name) = &self.server_name {
+            let other = |error: &dyn std::error::Error| TlsError::Other(error.to_string());
+            let name = ServerName::try_from(name.clone()).map_err(|error| other(&error))?;
+            let roots = Arc::new(roots(self.ca.as_deref())?);
+            let verifier = WebPkiServerVerifier::builder_with_provider(roots, config.crypto_provider().clone())
+                .build()
+                .map_err(|error| other(&error))?;
+            config.dangerous().set_certificate_verifier(Arc::new(ByName { name, verifier }));
+        }
+        Ok(config)
+    }
+}
+
+/// The verification of rustls, for one name.
+#[derive(Debug)]
+struct ByName {
+    name: ServerName<'static>,
+    verifier: Arc<WebPkiServerVerifier>,
+}
+
+impl ServerCertVerifier for ByName {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _asked_for: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.verifier.verify_server_cert(certificate, intermediates, &self.name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
     }
 }
 
