@@ -7,7 +7,7 @@ use super::reader::Table;
 use super::redis;
 use crate::deliver::{
     Alphabet, AmqpServer, AmqpTarget, BrokerSettings as Settings, CeleryTask, DEFAULT_BROKER_TIMEOUT, DEFAULT_DEDUPE,
-    Declare, Engine, Format, Login, NatsAuth, NatsTarget, Payload, RedisList, StreamTarget, Template,
+    Declare, Engine, Format, LONGEST_SUBJECT, Login, NatsAuth, NatsTarget, Payload, RedisList, StreamTarget, Template,
 };
 use crate::secret::Secret;
 use std::ops::RangeInclusive;
@@ -259,12 +259,50 @@ fn stream(table: &Table<'_>) -> Option<Engine> {
 
 fn nats(table: &Table<'_>, max_body: u64) -> Option<Engine> {
     let found = table.all_parsed("urls", |text| engine::host_and_port(text, &["nats", "tls"], 4222));
+    let example = r#"urls = ["nats://127.0.0.1:4222"]"#;
     if !table.has("urls") {
-        table.error("", "`urls` is missing", r#"urls = ["nats://127.0.0.1:4222"]"#);
+        table.error("", "`urls` is missing", example);
+    }
+    let with_tls = found.iter().any(|(_, tls)| *tls);
+    if found.iter().any(|(_, tls)| *tls != with_tls) {
+        table.error("urls", "some begin with tls:// and some do not: one server could be had in the clear", "");
     }
     let subject = template(table, "subject", Some("hooks.{source}"), Alphabet::Dotted, r#"subject = "hooks.{source}""#);
-    let ways = ["credentials", "nkey", "token", "username"].into_iter().filter(|key| table.has(key)).count();
-    if ways > 1 || table.has("username") != table.has("password") {
+    // The longest names there can be.
+    let longest = |subject: &Template| subject.fill(&"s".repeat(64), Some(&"e".repeat(128))).len();
+    if subject.as_ref().is_some_and(|subject| longest(subject) > LONGEST_SUBJECT) {
+        table.error("subject", format!("can become longer than {LONGEST_SUBJECT} bytes"), "");
+    }
+    // All keys are read, whatever is wrong with one of them.
+    let (auth, format) = (nats_login(table), format(table));
+    let stream = table.parsed("jetstream", stream_name);
+    let tls = engine::tls(table, with_tls);
+    let connect_timeout = table.duration("connect_timeout", CONNECT_TIMEOUT, MILLISECOND..=MINUTES);
+    let target = NatsTarget {
+        servers: found.into_iter().map(|(address, _)| address).collect(),
+        subject: subject?,
+        stream,
+        auth: auth?,
+        tls,
+        connect_timeout,
+        format: format?,
+        max_body,
+    };
+    (!target.servers.is_empty()).then_some(Engine::Nats(target))
+}
+
+/// What a NATS server lets a stream be called.
+fn stream_name(text: &str) -> Result<String, String> {
+    let is_strange = |c: char| !c.is_ascii_graphic() || matches!(c, '.' | '*' | '>' | '/' | '\\');
+    match text.is_empty() || text.len() > MOST_NAME || text.contains(is_strange) {
+        true => Err(format!("{text:?} is no name of a stream")),
+        false => Ok(text.to_owned()),
+    }
+}
+
+fn nats_login(table: &Table<'_>) -> Option<NatsAuth> {
+    let ways: Vec<_> = ["credentials", "nkey", "token", "username"].into_iter().filter(|key| table.has(key)).collect();
+    if ways.len() > 1 || table.has("username") != table.has("password") {
         let what = "a login is one of `credentials`, `nkey`, `token`, and `username` with `password`";
         table.error("", what, r#"credentials = { file = "hookward.creds" }"#);
     }
@@ -275,23 +313,17 @@ fn nats(table: &Table<'_>, max_body: u64) -> Option<Engine> {
         (_, Some(seed), ..) => NatsAuth::NKey(seed),
         (_, _, Some(token), _) => NatsAuth::Token(token),
         (.., Some((username, password))) => NatsAuth::Password { username, password },
-        _ => NatsAuth::None,
+        // One that leads nowhere was an error.
+        _ if ways.is_empty() => NatsAuth::None,
+        _ => return None,
     };
-    let tls = engine::tls(table, found.iter().any(|(_, tls)| *tls));
-    let target = NatsTarget {
-        servers: found.into_iter().map(|(address, _)| address).collect(),
-        subject: subject?,
-        stream: table.parsed("jetstream", |text| match text.is_empty() || text.contains(['.', '*', '>', ' ']) {
-            true => Err(format!("{text:?} is no name of a stream")),
-            false => Ok(text.to_owned()),
-        }),
-        auth,
-        tls,
-        connect_timeout: table.duration("connect_timeout", CONNECT_TIMEOUT, MILLISECOND..=MINUTES),
-        format: format(table)?,
-        max_body,
-    };
-    (!target.servers.is_empty()).then_some(Engine::Nats(target))
+    match (auth.check(), &*ways) {
+        (Err(what), [way, ..]) => {
+            table.error(if *way == "username" { "password" } else { way }, what, "");
+            None
+        }
+        _ => Some(auth),
+    }
 }
 
 fn template(

@@ -293,6 +293,13 @@ fn read(root: &Node, presets: &Presets, ledger: &Ledger) -> Option<Config> {
     if read_sources.len() == written {
         inbox::compare(&inbox_table, &inbox, &read_sources);
     }
+    for upstream in upstreams.values_mut() {
+        let name = upstream.settings.name().clone();
+        let senders = read_sources.iter().filter(|source| source.settings.routes.upstreams().contains(&&name));
+        if let Some(most) = senders.map(|source| source.settings.max_body).max() {
+            upstream.settings.expect_bodies_of(most);
+        }
+    }
     let used: BTreeSet<_> = read_sources
         .iter()
         .flat_map(|source| source.settings.routes.upstreams())

@@ -31,8 +31,8 @@ pub(crate) use self::answer::{Answer, AnswerBody};
 pub(crate) use self::balance::Balance;
 pub(crate) use self::broker::{
     Alphabet, AmqpServer, AmqpTarget, Broker, CeleryTask, DEFAULT_DEDUPE, DEFAULT_TIMEOUT as DEFAULT_BROKER_TIMEOUT,
-    Declare, Engine, Format, Login, NatsAuth, NatsTarget, Payload, RedisList, Settings as BrokerSettings, StreamTarget,
-    Template,
+    Declare, Engine, Format, LONGEST_SUBJECT, Login, NatsAuth, NatsTarget, Payload, RedisList,
+    Settings as BrokerSettings, StreamTarget, Template,
 };
 pub(crate) use self::connect::Protocol;
 pub(crate) use self::failure::{Fault, SendError};
@@ -84,6 +84,13 @@ impl Settings {
 
     pub(crate) fn is_broker(&self) -> bool {
         matches!(self, Self::Broker(_))
+    }
+
+    /// The largest that its sources take, for a broker that has to be asked whether it takes them.
+    pub(crate) fn expect_bodies_of(&mut self, bytes: u64) {
+        if let Self::Broker(BrokerSettings { engine: Engine::Nats(target), .. }) = self {
+            target.max_body = bytes;
+        }
     }
 }
 

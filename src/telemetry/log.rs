@@ -35,6 +35,8 @@ pub(crate) fn start_log(format: Format, level: Level) -> WorkerGuard {
     let filter = Targets::new()
         .with_default(LevelFilter::WARN)
         .with_target("lapin", LevelFilter::OFF)
+        // It has a line for each attempt at a server that is gone; ours tell when it goes and when it is back.
+        .with_target("async_nats", LevelFilter::OFF)
         .with_target("hookward", ours);
     // No request waits for whoever reads stderr, and no end of the process does.
     let (writer, guard) = NonBlockingBuilder::default().buffered_lines_limit(QUEUE).finish(std::io::stderr());

@@ -25,6 +25,7 @@ use super::settings::BuildError;
 use crate::parcel::{Parcel, Tag};
 use event::Event;
 
+pub(crate) use nats::LONGEST_SUBJECT;
 pub(crate) use settings::{
     AmqpServer, AmqpTarget, CeleryTask, DEFAULT_DEDUPE, DEFAULT_TIMEOUT, Declare, Engine, Format, Login, NatsAuth,
     NatsTarget, Payload, RedisList, Settings, StreamTarget,
