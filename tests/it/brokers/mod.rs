@@ -2,6 +2,7 @@
 //! The stage: sources that sign as four providers do, bodies of every shape, and the consumers' Python.
 
 mod celery;
+mod nats;
 mod redis_streams;
 
 use crate::support::gateway::{Folder, PLAIN};
