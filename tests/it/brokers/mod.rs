@@ -1,6 +1,7 @@
 //! Webhooks become messages that a broker's own consumers take: what they get, once, and nothing that is a secret.
 //! The stage: sources that sign as four providers do, bodies of every shape, and the consumers' Python.
 
+mod amqp;
 mod celery;
 mod nats;
 mod redis_streams;
