@@ -479,8 +479,8 @@ fn uri(server: &AmqpServer, max_in_flight: usize) -> AMQPUri {
         vhost: server.vhost.clone(),
         query: AMQPQueryString {
             frame_max: Some(FRAME_MAX),
-            // One for each publication, and one for what is asked when the connection is new.
-            channel_max: u16::try_from(max_in_flight.saturating_add(1).min(MOST_CHANNELS)).ok(),
+            // One for each publication, as many for those that were given up, and one for what a new connection asks.
+            channel_max: u16::try_from(max_in_flight.saturating_mul(2).saturating_add(1).min(MOST_CHANNELS)).ok(),
             heartbeat: Some(u16::try_from(server.heartbeat.as_secs()).unwrap_or(u16::MAX)),
             connection_timeout: None,
             auth_mechanism: None,

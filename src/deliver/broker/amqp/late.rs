@@ -6,13 +6,19 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::Failure;
 
 /// Late confirmations that are remembered: some MB of keys.
 const MOST_CONFIRMED: usize = 10_000;
+
+/// A queue that has lost the majority of its replicas confirms when it has it again. One that takes longer than this may
+/// never, and the channel is given up.
+const FOLLOWED: Duration = Duration::from_secs(15 * 60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
@@ -82,12 +88,13 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        let Some(publishing) = self.publishing.take() else { return };
+        let Some(mut publishing) = self.publishing.take() else { return };
         let (late, key) = (self.late.clone(), std::mem::take(&mut self.key));
         late.under_way(&key);
         tokio::spawn(async move {
-            let is_confirmed = matches!(publishing.await, Ok(Ok(())));
-            late.ended(key, is_confirmed);
+            let ended = timeout(FOLLOWED, &mut publishing).await;
+            publishing.abort();
+            late.ended(key, matches!(ended, Ok(Ok(Ok(())))));
         });
     }
 }
@@ -137,6 +144,18 @@ mod tests {
         assert!(waiting.end().await.is_ok());
         drop(waiting);
         assert_eq!(late.standing("shop:1"), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_never_ends_is_given_up() {
+        let late = Arc::<Late>::default();
+        let (waiting, confirm) = publication(&late);
+        drop(waiting);
+        tokio::time::sleep(FOLLOWED - Duration::from_secs(1)).await;
+        assert_eq!(late.standing("shop:1"), Some(Standing::UnderWay));
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(late.standing("shop:1"), None);
+        assert!(confirm.is_closed());
     }
 
     #[test]

@@ -156,12 +156,12 @@ fn identifier(key: &str) -> ShortString {
     short(key).unwrap_or_else(|| hex::encode(Sha256::digest(key)).as_str().into())
 }
 
-/// Clients take a header's text for UTF-8, and some end when it is none.
+/// Clients take a header's text for UTF-8, and some end when it is none. Decoding gives back what was sent.
 fn printable(value: &[u8]) -> String {
     let mut text = String::with_capacity(value.len());
     for byte in value {
         match byte {
-            b' '..=b'~' => text.push(char::from(*byte)),
+            b' '..=b'$' | b'&'..=b'~' => text.push(char::from(*byte)),
             _ => text.push_str(&format!("%{byte:02X}")),
         }
     }

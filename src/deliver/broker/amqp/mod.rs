@@ -140,12 +140,13 @@ async fn put(session: Arc<Session>, seat: Seat, exchange: ShortString, message: 
     let key = routing_key.to_string();
     let options = BasicPublishOptions { mandatory: true, immediate: false };
     session.asked();
-    let publishing = seat.channel.basic_publish(exchange, routing_key, options, &body, properties);
-    let confirmation = match publishing.await {
+    let written = seat.channel.basic_publish(exchange, routing_key, options, &body, properties).await;
+    // A confirmation may take long, and the body has been written.
+    drop(body);
+    let confirmation = match written {
         Ok(confirmation) => confirmation.await,
         Err(error) => Err(error),
     };
-    drop(body);
     match confirmation {
         Ok(confirmation) => {
             session.heard();
