@@ -204,3 +204,45 @@ fn value_len(value: &AMQPValue) -> usize {
         _ => 8,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_is_too_long_for_amqp_is_named_by_its_digest() {
+        let fits = format!("shop:{}", "x".repeat(250));
+        assert_eq!(identifier(&fits).as_str(), fits);
+        let long = identifier(&format!("{fits}y"));
+        assert_eq!(long.as_str().len(), 64);
+        assert_eq!(long, identifier(&format!("{fits}y")));
+        assert_ne!(long, identifier(&format!("{fits}z")));
+        // Bytes count, and none is cut in two.
+        assert_eq!(identifier(&"é".repeat(128)).as_str().len(), 64);
+    }
+
+    #[test]
+    fn a_value_is_printable_and_decodes_to_what_was_sent() {
+        assert_eq!(printable(b"t=1,v1=ab+/= \"~"), "t=1,v1=ab+/= \"~");
+        let all: Vec<u8> = (0..=255).collect();
+        let text = printable(&all);
+        assert!(text.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
+        assert_eq!(percent_encoding::percent_decode_str(&text).collect::<Vec<u8>>(), all);
+    }
+
+    #[test]
+    fn what_a_header_takes_is_counted_as_it_is_written() {
+        let entry = |name: &str, text: &str| {
+            let mut table = FieldTable::default();
+            table.insert(name.into(), text_value(text));
+            table_len(&table)
+        };
+        // A short string: its length in a byte. A long one: a letter for its kind, its length in four.
+        assert_eq!(entry("ce-id", "abc"), 1 + 5 + 1 + 4 + 3);
+        assert_eq!(entry("ce-id", "abc"), entry_len("ce-id", 3));
+        let nested = value(&serde_json::json!({"a": [null, true, 7, "x"], "b": 1.5}));
+        assert_eq!(value_len(&nested), 1 + 4 + (2 + 1 + 4 + 1 + 2 + 9 + 6) + (2 + 9));
+        let properties = BasicProperties::default().with_message_id("12345".into()).with_headers(FieldTable::default());
+        assert!(header_len(&properties) >= FRAME_AND_HEADER + 6 + 4);
+    }
+}
