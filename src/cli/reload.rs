@@ -77,13 +77,21 @@ impl Running {
         }
 
         let opening = config.state.clone();
-        let (now, meters) = (clock.now(), state::Meters { errors: metrics.state_errors.clone() });
+        let now = clock.now();
+        let meters = state::Meters {
+            errors: metrics.state_errors.clone(),
+            fallbacks: metrics.state_fallbacks.clone(),
+            lost: metrics.state_lost.clone(),
+            skew: metrics.state_skew.clone(),
+            durations: metrics.state_seconds.clone(),
+        };
         let opened = tokio::task::spawn_blocking(move || State::open(&opening, now, meters)).await;
         let state = match opened {
             Ok(Ok(state)) => Arc::new(state),
             Ok(Err(error)) => return Err(format!("[state]: {error}")),
             Err(_) => return Err("[state]: opening it failed".to_owned()),
         };
+        state.read_captures().await;
         let inbox = match config.inbox {
             Some(settings) => Some(open_inbox(&settings, &clock, &metrics)?),
             None => None,
@@ -169,7 +177,7 @@ impl Running {
             tracing::warn!("[log] format and level take effect at the next start");
         }
         self.log.audit = config.log.audit;
-        if config.state != self.state {
+        if !config.state.is_same(&self.state) {
             tracing::warn!("[state] takes effect at the next start (max_claims did at once)");
         }
         (self.drain_delay, self.drain_timeout) = (config.drain_delay, config.drain_timeout);

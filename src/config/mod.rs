@@ -27,6 +27,7 @@ mod routes;
 mod scheme;
 mod secret_ref;
 mod sources;
+mod state;
 mod units;
 mod upstreams;
 #[cfg(test)]
@@ -38,7 +39,7 @@ use crate::clock::Clock;
 use crate::gateway::source::Way;
 use crate::gateway::{Limits, ListenerView, Plan};
 use crate::inbox as store;
-use crate::state::{self, SyncMode};
+use crate::state::{BYTES_PER_CLAIM, Quota, Settings as State};
 use crate::telemetry::{Format, Level, Target};
 use node::{Kind, Node};
 use problem::At;
@@ -46,7 +47,7 @@ use providers::Presets;
 use reader::{Ledger, Table};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 #[cfg(fuzzing)]
@@ -65,7 +66,7 @@ pub(crate) struct Config {
     pub(crate) max_connections: usize,
     pub(crate) drain_delay: Duration,
     pub(crate) drain_timeout: Duration,
-    pub(crate) state: state::Settings,
+    pub(crate) state: State,
     /// Where a source wants one.
     pub(crate) inbox: Option<store::Settings>,
     pub(crate) log: Log,
@@ -224,7 +225,7 @@ fn read(root: &Node, presets: &Presets, ledger: &Ledger) -> Option<Config> {
         }
         None => {
             limits.note_default("failed_auth", "{ rate = \"10/s\", burst = 50 }");
-            state::Quota::parse("10/s", Some(50)).ok()
+            Quota::parse("10/s", Some(50)).ok()
         }
     };
     let drain_delay = limits.duration("drain_delay", Duration::ZERO, Duration::ZERO..=hour);
@@ -232,7 +233,7 @@ fn read(root: &Node, presets: &Presets, ledger: &Ledger) -> Option<Config> {
     limits.finish();
 
     let fetch = fetch::read(&file.table_or_empty("fetch"));
-    let (state, max_claims, state_is_memory) = read_state(&file.table_or_empty("state"));
+    let state = state::read(&file.table_or_empty("state"));
     let inbox_table = file.table_or_empty("inbox");
     let inbox = inbox::read(&inbox_table);
     let log = read_log(&file.table_or_empty("log"));
@@ -258,9 +259,9 @@ fn read(root: &Node, presets: &Presets, ledger: &Ledger) -> Option<Config> {
         listeners: &listener_facts,
         upstreams: &upstream_names,
         max_body,
-        max_claims,
-        state_is_memory,
-        bytes_per_claim: state::BYTES_PER_CLAIM,
+        max_claims: state.max_claims,
+        state_is_memory: state.is_memory,
+        bytes_per_claim: BYTES_PER_CLAIM,
         quarantine_age: inbox.quarantine.max_age,
     };
     let mut read_sources = Vec::new();
@@ -339,7 +340,7 @@ fn read(root: &Node, presets: &Presets, ledger: &Ledger) -> Option<Config> {
         max_connections,
         drain_delay,
         drain_timeout,
-        state,
+        state: state.settings,
         inbox,
         log,
         plan,
@@ -361,32 +362,6 @@ fn compare_with_buffer(source: &sources::Read, max_buffered: u64, ledger: &Ledge
         let hint = format!("limits.max_buffered = {enough:?}");
         ledger.add(Severity::Warning, source.at.clone(), &key, what, &hint);
     }
-}
-
-fn read_state(table: &Table<'_>) -> (state::Settings, u64, bool) {
-    let on_disk = table.choice("kind", Some("memory"), &[("memory", false), ("disk", true)]).unwrap_or(false);
-    let max_claims = table.count("max_claims", state::DEFAULT_MAX_CLAIMS as u64, 1_000..=100_000_000);
-    let settings = if on_disk {
-        let path = table.text("path").unwrap_or_else(|| {
-            table.note_default("path", "\"hookward-state.db\"");
-            "hookward-state.db".to_owned()
-        });
-        let mut disk = state::DiskSettings::new(table.base().join(PathBuf::from(path)));
-        if let Some(sync) = table.choice("sync", Some("os"), &[("os", SyncMode::Os), ("power", SyncMode::Power)]) {
-            disk.sync = sync;
-        }
-        state::Settings::Disk(disk)
-    } else {
-        for key in ["path", "sync"] {
-            if table.has(key) {
-                table.error(key, "belongs to kind = \"disk\"", "kind = \"disk\"");
-            }
-        }
-        table.ignore(&["path", "sync"]);
-        state::Settings::Memory
-    };
-    table.check_unknown();
-    (settings, max_claims, !on_disk)
 }
 
 fn read_log(table: &Table<'_>) -> Log {

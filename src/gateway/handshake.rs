@@ -50,6 +50,21 @@ impl Door {
         reply
     }
 
+    /// A secret that was brought to another gateway.
+    pub(super) fn take_what_others_captured(&self, source: &Source) {
+        let (verifier, name) = (&source.settings.verifier, &source.settings.name);
+        let Some(awaited) =
+            source.settings.awaits.as_ref().filter(|_| self.state.is_shared() && verifier.is_awaiting())
+        else {
+            return;
+        };
+        if let Ok(Some(secret)) = self.state.captured(name, awaited)
+            && verifier.install(&secret).is_ok()
+        {
+            tracing::info!(source = &**name, awaited, "the secret that was awaited has come to another gateway");
+        }
+    }
+
     /// Of several that come at once the store lets one be first.
     async fn keep(&self, source: &Source, secret: &Secret) -> Result<(), Refusal> {
         let name: &str = &source.settings.name;

@@ -146,7 +146,9 @@ impl Journey {
             Ok(Claimed::Limited(wait)) => Step::Limited(wait),
             Err(StateError::Full) => Step::Stop(Refusal::ClaimsFull),
             Err(StateError::Store(what)) => {
-                tracing::error!(source = &*settings.name, what, "the state store cannot reserve");
+                if self.source.budgets.tells_of_state.take().is_ok() {
+                    tracing::error!(source = &*settings.name, what, "the state store cannot reserve");
+                }
                 Step::Stop(Refusal::StateError)
             }
         }
@@ -395,6 +397,7 @@ impl Journey {
         let now = self.door.clock.now();
         match timeout(COMMIT_WAIT, reservation.commit(now)).await {
             Ok(Ok(committed)) => return self.door.note_commit(source, committed),
+            Ok(Err(_)) | Err(_) if self.source.budgets.tells_of_state.take().is_err() => {}
             Ok(Err(error)) => tracing::error!(source, %error, "the claim could not be committed; trying on"),
             Err(_) => tracing::error!(source, "the state store takes long to commit; the answer does not wait for it"),
         }

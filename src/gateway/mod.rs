@@ -293,6 +293,7 @@ impl Door {
             );
         }
         for source in self.current.load().sources.all() {
+            self.take_what_others_captured(source);
             source.ledger.sweep(now);
             let (held, most) = (source.ledger.len(), source.ledger.capacity());
             let nearly_full = held * 5 >= most * 4;
@@ -346,7 +347,11 @@ impl Gateway {
             let before = previous.and_then(|gateway| gateway.sources.named(&settings.name));
             let budgets = match before {
                 Some(old) if old.budgets.are_for(&settings.rate_limits, plan.limits.failed_auth) => old.budgets.clone(),
-                _ => Arc::new(Budgets::new(&settings.rate_limits, plan.limits.failed_auth)),
+                _ => {
+                    let quota = plan.limits.failed_auth;
+                    let throttle = state.throttle(&settings.name, quota);
+                    Arc::new(Budgets::new(&settings.rate_limits, quota, throttle))
+                }
             };
             // Whoever begins to expect something is told of a silence that begins then.
             let silence = match before.filter(|old| old.settings.expect_every.is_some()) {

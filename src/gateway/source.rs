@@ -7,7 +7,7 @@ use super::route::Routes;
 use super::silence::Silence;
 use crate::deliver::{Destination, Schedule};
 use crate::server::DistinguishedName;
-use crate::state::{KeyedRate, Ledger, Limits, Quota, Rate, RateLimit};
+use crate::state::{KeyedRate, Ledger, Limits, Quota, Rate, RateLimit, Throttle};
 use crate::telemetry::SourceMeters;
 use crate::verify::{SigningKey, Verifier};
 use bytes::Bytes;
@@ -223,26 +223,29 @@ pub(crate) struct Budgets {
     /// What first deliveries spend.
     pub(crate) limits: Limits,
     /// Failed proofs, per client.
-    pub(crate) failed_auth: KeyedRate,
+    pub(crate) failed_auth: Throttle,
     /// Answering replays and duplicates, per client: they spend nothing of the source's rate.
     pub(crate) repeats: KeyedRate,
     /// Handshakes, whoever sends them.
     pub(crate) handshakes: Rate,
     /// Handshakes that anybody may ask for, per client: one stranger shall not spend what all share.
     pub(crate) strangers: KeyedRate,
+    /// Telling somebody that the state store fails: an outage is one thing, not as many as there are deliveries.
+    pub(crate) tells_of_state: Rate,
     /// Somebody was told that the claims are running full.
     pub(crate) told_of_claims: AtomicBool,
 }
 
 impl Budgets {
-    pub(crate) fn new(limits: &[RateLimit], failed_auth: Quota) -> Self {
+    pub(crate) fn new(limits: &[RateLimit], failed_auth_quota: Quota, failed_auth: Throttle) -> Self {
         Self {
             limits: Limits::new(limits),
-            failed_auth_quota: failed_auth,
-            failed_auth: KeyedRate::new(failed_auth, KeyedRate::DEFAULT_MAX_CLIENTS),
+            failed_auth_quota,
+            failed_auth,
             repeats: KeyedRate::new(constant("20/s", 100), KeyedRate::DEFAULT_MAX_CLIENTS),
             handshakes: Rate::new(constant("5/s", 5)),
             strangers: KeyedRate::new(constant("1/s", 5), KeyedRate::DEFAULT_MAX_CLIENTS),
+            tells_of_state: Rate::new(constant("6/m", 1)),
             told_of_claims: AtomicBool::new(false),
         }
     }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::*;
+use crate::redis_link::testing;
 
 pub(super) const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
 pub(super) const LEASE: Duration = Duration::from_secs(30);
@@ -84,6 +85,15 @@ pub(super) fn open(settings: &Settings) -> State {
     State::open(settings, NOW, Meters::unregistered()).expect("a state that opens")
 }
 
+/// On a server of its own, and in the tests' time.
+pub(super) fn open_redis(server: &testing::Redis, remembers: bool) -> State {
+    let settings = RedisSettings { timeout: Duration::from_secs(20), ..RedisSettings::new(server.settings()) };
+    let redis = redis::Redis::open_in_the_askers_time(&settings, remembers, Meters::unregistered());
+    let state = State::Redis(Ledgers::default(), Arc::new(redis.expect("settings that can be used")));
+    testing::until("the state is connected", || state.is_healthy());
+    state
+}
+
 macro_rules! contract {
     ($($name:ident,)+) => {
         mod memory {
@@ -100,6 +110,17 @@ macro_rules! contract {
                     let folder = Folder::new();
                     let settings = DiskSettings { sync, ..DiskSettings::new(folder.path().join("claims.db")) };
                     super::$name(open(&Settings::Disk(settings))).await;
+                }
+            })+
+        }
+        mod shared {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+            async fn $name() {
+                // Where this gateway forgets what it accepted, the store alone judges.
+                for remembers in [false, true] {
+                    let server = testing::Redis::start();
+                    super::$name(open_redis(&server, remembers)).await;
                 }
             })+
         }
@@ -172,6 +193,7 @@ async fn letting_go_makes_every_key_new_again(state: State) {
     first(ledger.reserve(ask_event(&[1, 2, 3], 4), NOW).await).release().await;
     assert_eq!(ledger.len(), 0);
     drop(first(ledger.reserve(ask_event(&[1, 2, 3], 4), NOW).await));
+    state.settle().await;
     for n in 1..=3 {
         let reservation = first(ledger.reserve(ask_event(&[n], 4), NOW).await);
         assert_eq!(ledger.len(), 1);
@@ -206,6 +228,7 @@ async fn an_event_known_is_a_duplicate_and_its_keys_are_reserved(state: State) {
     commit(duplicate(ledger.reserve(ask_event(&[2], 7), NOW).await)).await;
     assert_claim!(ledger.reserve(ask(&[2]), NOW).await, Ok(Claim::Replay));
     assert_claim!(ledger.reserve(ask_event(&[3], 7), at(300_000)).await, Ok(Claim::First(_)));
+    state.settle().await;
     assert_claim!(ledger.reserve(ask_event(&[3], 7), at(299_999)).await, Ok(Claim::Duplicate(_)));
 }
 
@@ -227,6 +250,7 @@ async fn a_lease_ends_to_the_millisecond_and_cannot_commit_after(state: State) {
     assert_eq!(slow.commit(at(30_000)).await, Ok(Committed::Lost));
     assert_eq!(slow.commit(NOW).await, Ok(Committed::Lost));
     drop(slow);
+    state.settle().await;
     // The late one has neither recorded anything nor let go of what the second holds.
     assert_claim!(ledger.reserve(ask(&[2]), at(30_000)).await, Ok(Claim::InFlight));
     first(ledger.reserve(ask(&[1]), at(30_000)).await).release().await;
@@ -247,6 +271,7 @@ async fn many_leases_that_ended_at_once_leave_nothing_to_their_holders(state: St
     let second = first(ledger.reserve(ask_event(&[499], 499), at(30_000)).await);
     ledger.sweep(at(30_000));
     drop(late);
+    state.settle().await;
     assert_eq!(ledger.len(), 1);
     assert_claim!(ledger.reserve(ask(&[499]), at(30_000)).await, Ok(Claim::InFlight));
     assert_claim!(ledger.reserve(ask_event(&[], 499), at(30_000)).await, Ok(Claim::InFlight));
@@ -374,8 +399,10 @@ async fn a_sweep_gives_up_what_has_expired(state: State) {
     let held = first(ledger.reserve(Ask { lease: KEPT * 2, ..ask(&[5000]) }, NOW).await);
     assert_eq!(ledger.len(), 3001);
     ledger.sweep(at(299_999));
+    state.settle().await;
     assert_eq!(ledger.len(), 3001);
     ledger.sweep(at(301_024));
+    state.settle().await;
     assert_eq!(ledger.len(), 1);
     drop(held);
 }
@@ -402,6 +429,10 @@ async fn a_closed_state_reserves_and_commits_no_more_than_it_can_keep(state: Sta
         (State::Disk(..), Err(StateError::Store(_))) => {
             assert!(!state.is_healthy());
             assert_claim!(ledger.reserve(ask(&[1]), NOW).await, Ok(Claim::InFlight));
+        }
+        (State::Redis(..), Err(StateError::Store(_))) => {
+            assert!(!state.is_healthy());
+            assert_claim!(ledger.reserve(ask(&[2]), NOW).await, Err(StateError::Store(_)));
         }
         (_, other) => panic!("{other:?}"),
     }

@@ -156,6 +156,8 @@ pub(crate) enum OpenError {
     LogWithoutFile { path: PathBuf },
     #[error("{path}: {detail}; check that the folder exists, is writable and is on a local disk")]
     Unusable { path: PathBuf, detail: String },
+    #[error("Redis cannot be used: {detail}")]
+    Redis { detail: String },
 }
 
 pub(crate) struct Disk {

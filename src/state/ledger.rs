@@ -1,19 +1,19 @@
-//! One source's memory as the request path sees it: reserve, then commit or let go.
+//! One source's memory as the request path sees it: what it says to an ask.
 //!
-//! Invariant: a reservation that its holder drops is released, except while its commit is in the hands of the disk
-//! writer: then the writer decides. A written commit stands though nobody waits for it any more; one that failed
-//! keeps its keys reserved until the lease ends, since whoever held it cannot be asked.
+//! Invariant: nothing is reserved while it is not known what was accepted, and what is reserved in a store elsewhere is
+//! held here too, so that this gateway never takes what it knows, whatever became of that store.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
-use tokio::sync::oneshot;
 
 use super::disk::Disk;
+use super::redis::{Remote, Verdict};
+use super::reservation::{Reservation, Store};
 use super::shelf::Print;
 use super::table::{Full, Judgement, Record, SharedTable, Table, Token, lock};
-use super::{Ask, Claim, Claimed, Key, Limits, StateError};
+use super::{Ask, Claim, Claimed, Key, Limits, RateLimit, StateError};
 use crate::client::ClientKey;
 use crate::clock::UnixMillis;
 
@@ -25,12 +25,6 @@ pub(crate) struct Ledger {
     unread: Mutex<Option<String>>,
     /// The same for what an inbox has for it, where there is one. Some: it was read, and how.
     seeded: Mutex<Option<Result<(), String>>>,
-}
-
-#[derive(Clone)]
-enum Store {
-    Memory,
-    Disk { disk: Arc<Disk>, source: Arc<str> },
 }
 
 impl Ledger {
@@ -48,39 +42,43 @@ impl Ledger {
         ledger
     }
 
+    pub(super) fn in_redis(max_claims: usize, remote: Arc<Remote>) -> Self {
+        let table = Arc::new(Mutex::new(Table::new(max_claims)));
+        remote.remembers_in(&table);
+        Self { table, store: Store::Redis(remote), unread: Mutex::new(None), seeded: Mutex::default() }
+    }
+
     /// The name was asked for again.
     pub(super) fn adopt(&self, max_claims: usize) {
         lock(&self.table).resize(max_claims);
+        if let Store::Redis(remote) = &self.store {
+            remote.resize(max_claims);
+        }
         self.read_store();
     }
 
     pub(crate) async fn reserve(&self, ask: Ask, now: UnixMillis) -> Result<Claim, StateError> {
-        if let Some(why) = &*self.unread.lock().unwrap_or_else(PoisonError::into_inner) {
-            return Err(StateError::Store(why.clone()));
-        }
-        if let Some(Err(why)) = &*self.seeded.lock().unwrap_or_else(PoisonError::into_inner) {
-            return Err(StateError::Store(why.clone()));
-        }
-        if let Store::Disk { disk, .. } = &self.store {
-            disk.saw(now);
-        }
-        let mut prints: Vec<Print> = ask.replay.iter().map(print).collect();
-        // Two secrets with one value make one MAC twice.
-        prints.sort_unstable();
-        prints.dedup();
-        let record = Record {
-            prints,
-            keep_until: ask.keep_until,
-            event: ask.event.as_ref().map(print),
-            event_keep_until: ask.event_keep_until,
-        };
-        let judgement = lock(&self.table).reserve(record, now, now.after(ask.lease));
-        match judgement {
-            Ok(Judgement::First(token)) => Ok(Claim::First(self.writable(token)?)),
-            Ok(Judgement::Duplicate(token)) => Ok(Claim::Duplicate(self.writable(token)?)),
-            Ok(Judgement::InFlight) => Ok(Claim::InFlight),
-            Ok(Judgement::Replay) => Ok(Claim::Replay),
-            Err(Full) => Err(StateError::Full),
+        self.is_readable(now)?;
+        let lease = ask.lease;
+        let record = record_of(ask);
+        match &self.store {
+            Store::Memory | Store::Disk { .. } => self.reserve_here(record, lease, now),
+            Store::Redis(remote) => {
+                match self.claim_there(remote, Some((record, lease)), true, Vec::new(), now).await {
+                    Ok(Claimed::First(Some(reservation))) => Ok(Claim::First(reservation)),
+                    Ok(Claimed::Duplicate(Some(reservation))) => Ok(Claim::Duplicate(reservation)),
+                    Ok(Claimed::InFlight) => Ok(Claim::InFlight),
+                    Ok(Claimed::Replay) => Ok(Claim::Replay),
+                    Ok(Claimed::First(None) | Claimed::Duplicate(None) | Claimed::Limited(_)) => {
+                        Err(StateError::Store("Redis answered something unheard of".to_owned()))
+                    }
+                    Err(Unanswered { record: Some((record, lease)), .. }) if remote.allows_on_failure() => {
+                        remote.count_fallback();
+                        self.reserve_here(record, lease, now)
+                    }
+                    Err(unanswered) => Err(unanswered.error),
+                }
+            }
         }
     }
 
@@ -94,9 +92,59 @@ impl Ledger {
         client: ClientKey,
         now: UnixMillis,
     ) -> Result<Claimed, StateError> {
-        let (reservation, is_duplicate) = match ask {
+        self.is_readable(now)?;
+        let asked = ask.map(|ask| {
+            let lease = ask.lease;
+            (record_of(ask), lease)
+        });
+        let Store::Redis(remote) = &self.store else {
+            return self.claim_here(asked, takes_duplicates, limits, client, now).await;
+        };
+        match self.claim_there(remote, asked, takes_duplicates, limits.of(client), now).await {
+            Ok(claimed) => Ok(claimed),
+            Err(Unanswered { record, error }) if remote.allows_on_failure() && error != StateError::Full => {
+                remote.count_fallback();
+                self.claim_here(record, takes_duplicates, limits, client, now).await
+            }
+            Err(unanswered) => Err(unanswered.error),
+        }
+    }
+
+    fn is_readable(&self, now: UnixMillis) -> Result<(), StateError> {
+        if let Some(why) = &*self.unread.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Err(StateError::Store(why.clone()));
+        }
+        if let Some(Err(why)) = &*self.seeded.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Err(StateError::Store(why.clone()));
+        }
+        if let Store::Disk { disk, .. } = &self.store {
+            disk.saw(now);
+        }
+        Ok(())
+    }
+
+    fn reserve_here(&self, record: Record, lease: Duration, now: UnixMillis) -> Result<Claim, StateError> {
+        let judgement = lock(&self.table).reserve(record, now, now.after(lease));
+        match judgement {
+            Ok(Judgement::First(token)) => Ok(Claim::First(self.writable(token, lease)?)),
+            Ok(Judgement::Duplicate(token)) => Ok(Claim::Duplicate(self.writable(token, lease)?)),
+            Ok(Judgement::InFlight) => Ok(Claim::InFlight),
+            Ok(Judgement::Replay) => Ok(Claim::Replay),
+            Err(Full) => Err(StateError::Full),
+        }
+    }
+
+    async fn claim_here(
+        &self,
+        asked: Option<(Record, Duration)>,
+        takes_duplicates: bool,
+        limits: &Limits,
+        client: ClientKey,
+        now: UnixMillis,
+    ) -> Result<Claimed, StateError> {
+        let (reservation, is_duplicate) = match asked {
             None => (None, false),
-            Some(ask) => match self.reserve(ask, now).await? {
+            Some((record, lease)) => match self.reserve_here(record, lease, now)? {
                 Claim::First(reservation) => (Some(reservation), false),
                 Claim::Duplicate(reservation) if takes_duplicates => (Some(reservation), true),
                 Claim::Duplicate(reservation) => {
@@ -116,6 +164,69 @@ impl Ledger {
         Ok(if is_duplicate { Claimed::Duplicate(reservation) } else { Claimed::First(reservation) })
     }
 
+    /// What this gateway accepted is refused before anybody is asked, and what the store gives is held here too: so
+    /// that no gateway takes what it knows, whatever became of the store.
+    async fn claim_there(
+        &self,
+        remote: &Arc<Remote>,
+        asked: Option<(Record, Duration)>,
+        takes_duplicates: bool,
+        limits: Vec<(Option<ClientKey>, &RateLimit)>,
+        now: UnixMillis,
+    ) -> Result<Claimed, Unanswered> {
+        if asked.is_none() && limits.is_empty() {
+            return Ok(Claimed::First(None));
+        }
+        if let Some((record, _)) = &asked
+            && lock(&self.table).is_replay(record, now)
+        {
+            return Ok(Claimed::Replay);
+        }
+        let (record, lease) = match &asked {
+            Some((record, lease)) => (Some(record), *lease),
+            None => (None, Duration::ZERO),
+        };
+        let answer = match remote.claim(record, lease, takes_duplicates, &limits, now).await {
+            Ok(answer) => answer,
+            Err(error) => return Err(Unanswered { record: asked, error }),
+        };
+        match answer.verdict {
+            Verdict::First | Verdict::Duplicate => {}
+            Verdict::InFlight => return Ok(Claimed::InFlight),
+            Verdict::Replay => return Ok(Claimed::Replay),
+            Verdict::NotTaken => return Ok(Claimed::Duplicate(None)),
+            Verdict::Limited(wait) => return Ok(Claimed::Limited(wait)),
+            Verdict::Full => return Err(Unanswered { record: None, error: StateError::Full }),
+        }
+        let (Some(hold), Some((record, _))) = (answer.hold, asked) else { return Ok(Claimed::First(None)) };
+        let judged = lock(&self.table).reserve(record, now, now.after(lease));
+        let (token, known_here) = match judged {
+            Ok(Judgement::First(token)) => (token, false),
+            Ok(Judgement::Duplicate(token)) => (token, true),
+            Ok(Judgement::InFlight) => {
+                remote.release(hold, now, lease).await;
+                return Ok(Claimed::InFlight);
+            }
+            Ok(Judgement::Replay) => {
+                remote.release(hold, now, lease).await;
+                return Ok(Claimed::Replay);
+            }
+            Err(Full) => {
+                remote.release(hold, now, lease).await;
+                return Err(Unanswered { record: None, error: StateError::Full });
+            }
+        };
+        let reservation = self.reservation(token, lease).with(hold);
+        if answer.verdict == Verdict::First && !known_here {
+            return Ok(Claimed::First(Some(reservation)));
+        }
+        if takes_duplicates {
+            return Ok(Claimed::Duplicate(Some(reservation)));
+        }
+        reservation.release().await;
+        Ok(Claimed::Duplicate(None))
+    }
+
     /// Takes in what another store remembers, once; after a failure the next call tries again, and until then nothing
     /// is reserved.
     pub(crate) fn seed_once(&self, read: impl FnOnce(&mut dyn FnMut(Print, bool, UnixMillis)) -> Result<(), String>) {
@@ -128,11 +239,17 @@ impl Ledger {
             true => table.restore_event(print, until),
             false => table.restore_replay(print, until),
         }));
+        if let Store::Redis(remote) = &self.store {
+            remote.put_back_later();
+        }
     }
 
     /// Replay keys reserved and remembered, against `capacity`.
     pub(crate) fn len(&self) -> usize {
-        lock(&self.table).len()
+        match &self.store {
+            Store::Memory | Store::Disk { .. } => lock(&self.table).len(),
+            Store::Redis(remote) => remote.claims(),
+        }
     }
 
     pub(crate) fn capacity(&self) -> usize {
@@ -147,6 +264,9 @@ impl Ledger {
         // In slices of well under a millisecond, so that no request waits behind the whole of it.
         const SLICE: usize = 1024;
         while lock(&self.table).reclaim(now, SLICE) {}
+        if let Store::Redis(remote) = &self.store {
+            remote.sweep_later(now);
+        }
     }
 
     fn read_store(&self) {
@@ -162,163 +282,37 @@ impl Ledger {
 
     /// What cannot be recorded must not be let in: after its lease it could be let in again. The writer tries by itself
     /// whether it can write again, so nobody has to be let in to find out.
-    fn writable(&self, token: Token) -> Result<Reservation, StateError> {
-        let (table, store) = (Arc::clone(&self.table), self.store.clone());
-        let reservation = Reservation { table, store, token, settled: None, pending: None };
+    fn writable(&self, token: Token, lease: Duration) -> Result<Reservation, StateError> {
+        let reservation = self.reservation(token, lease);
         match &self.store {
             Store::Disk { disk, .. } if !disk.is_healthy() => {
                 Err(StateError::Store("the state file cannot be written".into()))
             }
-            Store::Disk { .. } | Store::Memory => Ok(reservation),
+            Store::Memory | Store::Disk { .. } | Store::Redis(_) => Ok(reservation),
         }
     }
-}
 
-/// Room for a claim that was made and has not been decided. Dropping it is letting go.
-#[must_use = "dropping a reservation releases it"]
-pub(crate) struct Reservation {
-    table: SharedTable,
-    store: Store,
-    token: Token,
-    settled: Option<Committed>,
-    /// The writer's answer to come. Kept here, not in the future of `commit`: a caller that gave up on that future may
-    /// ask again and must hear about the same commit.
-    pending: Option<oneshot::Receiver<Result<(), String>>>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub(crate) enum Committed {
-    Yes,
-    /// The lease ran out before, so somebody else may hold these keys: nothing was recorded.
-    Lost,
-}
-
-impl Reservation {
-    /// On disk the record is written when this returns `Ok(Yes)`. After an error the reservation stands until its
-    /// lease ends, and commit may be called again; once decided it only repeats its answer.
-    pub(crate) async fn commit(&mut self, now: UnixMillis) -> Result<Committed, StateError> {
-        if let Some(settled) = self.settled {
-            return Ok(settled);
-        }
-        let settled = match &self.store {
-            Store::Memory => {
-                let mut table = lock(&self.table);
-                match table.begin_commit(self.token, now) {
-                    Some(_) => {
-                        table.finish_commit(self.token);
-                        Committed::Yes
-                    }
-                    None => Committed::Lost,
-                }
-            }
-            Store::Disk { disk, source } => {
-                if self.pending.is_none() {
-                    self.pending = disk.commit(&self.table, source, self.token, now).await?;
-                }
-                match &mut self.pending {
-                    None => Committed::Lost,
-                    Some(pending) => {
-                        let answer = pending.await.unwrap_or_else(|_gone| Err("the writer has stopped".into()));
-                        self.pending = None;
-                        answer.map_err(StateError::Store)?;
-                        Committed::Yes
-                    }
-                }
-            }
-        };
-        self.settled = Some(settled);
-        Ok(settled)
-    }
-
-    /// Remembers it in memory alone: the record could not be written, and forgetting it as well would be worse. True: it
-    /// is remembered until it expires or the process ends.
-    pub(crate) fn keep_unwritten(&mut self, now: UnixMillis) -> bool {
-        if self.pending.is_some() || self.settled.is_some() {
-            return self.settled == Some(Committed::Yes);
-        }
-        let mut table = lock(&self.table);
-        let kept = table.begin_commit(self.token, now).is_some();
-        if kept {
-            table.finish_commit(self.token);
-            self.settled = Some(Committed::Yes);
-        }
-        kept
-    }
-
-    /// For somebody else to write down, together with what it is a claim to. None: the lease is over, and somebody else
-    /// may hold these keys.
-    pub(crate) fn hand_over(mut self, now: UnixMillis) -> Option<HandedOver> {
-        let record = lock(&self.table).begin_commit(self.token, now)?;
-        // From here on the other one decides.
-        self.settled = Some(Committed::Yes);
-        Some(HandedOver { table: Arc::clone(&self.table), token: self.token, record, decided: false })
-    }
-
-    /// Frees the keys at once: the next copy is first.
-    #[expect(clippy::unused_async, reason = "a store elsewhere is told before the sender is answered")]
-    pub(crate) async fn release(self) {
-        drop(self);
-    }
-
-    /// The lease lasts until `now + lease` from here. False: it had run out, and renewing cannot bring it back.
-    #[expect(clippy::unused_async, reason = "a store elsewhere has to be asked")]
-    pub(crate) async fn renew(&self, now: UnixMillis, lease: Duration) -> bool {
-        lock(&self.table).renew(self.token, now, now.after(lease))
+    fn reservation(&self, token: Token, lease: Duration) -> Reservation {
+        Reservation::new(&self.table, &self.store, token, lease)
     }
 }
 
-/// A claim that is being written down elsewhere. It holds whatever its lease says; dropped undecided it goes on under its
-/// lease, for nobody knows then whether it was written.
-#[must_use = "nobody knows otherwise whether it was written"]
-pub(crate) struct HandedOver {
-    table: SharedTable,
-    token: Token,
-    record: Record,
-    decided: bool,
+/// Nobody has judged it: what was asked for, and why not.
+struct Unanswered {
+    record: Option<(Record, Duration)>,
+    error: StateError,
 }
 
-impl HandedOver {
-    pub(crate) fn record(&self) -> &Record {
-        &self.record
-    }
-
-    pub(crate) fn written(mut self) {
-        self.decided = true;
-        lock(&self.table).finish_commit(self.token);
-    }
-
-    /// It surely was not: the next copy is first.
-    pub(crate) fn not_written(mut self) {
-        self.decided = true;
-        let mut table = lock(&self.table);
-        table.fail_commit(self.token);
-        table.release(self.token);
-    }
-}
-
-impl Drop for HandedOver {
-    fn drop(&mut self) {
-        if !self.decided {
-            lock(&self.table).fail_commit(self.token);
-        }
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        if self.settled.is_none() && self.pending.is_none() {
-            lock(&self.table).release(self.token);
-        }
-    }
-}
-
-impl std::fmt::Debug for Reservation {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reservation")
-            .field("token", &self.token)
-            .field("settled", &self.settled)
-            .finish_non_exhaustive()
+pub(super) fn record_of(ask: Ask) -> Record {
+    let mut prints: Vec<Print> = ask.replay.iter().map(print).collect();
+    // Two secrets with one value make one MAC twice.
+    prints.sort_unstable();
+    prints.dedup();
+    Record {
+        prints,
+        keep_until: ask.keep_until,
+        event: ask.event.as_ref().map(print),
+        event_keep_until: ask.event_keep_until,
     }
 }
 

@@ -44,6 +44,12 @@ impl Limits {
         self.limits == limits
     }
 
+    /// For a store that spends them for all gateways: each limit, and whose budget of it.
+    pub(super) fn of(&self, client: ClientKey) -> Vec<(Option<ClientKey>, &RateLimit)> {
+        let of_client = |limit: &RateLimit| (limit.per == Per::Client).then_some(client);
+        self.limits.iter().map(|limit| (of_client(limit), limit)).collect()
+    }
+
     /// One delivery's worth of every limit. Err: how long to wait.
     pub(super) fn spend(&self, client: ClientKey) -> Result<(), Duration> {
         let own = || {

@@ -16,8 +16,11 @@ mod disk;
 mod ledger;
 mod limits;
 mod rate;
+mod redis;
+mod reservation;
 mod shelf;
 mod table;
+mod throttle;
 
 #[cfg(test)]
 mod contract;
@@ -29,16 +32,19 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use prometheus::IntCounter;
+use prometheus::{Gauge, HistogramVec, IntCounter, IntCounterVec};
 
 use crate::clock::UnixMillis;
 use crate::secret::Secret;
 
 pub(crate) use disk::{OpenError, Settings as DiskSettings, SyncMode};
-pub(crate) use ledger::{Committed, HandedOver, Ledger, Reservation};
+pub(crate) use ledger::Ledger;
 pub(crate) use limits::{Limits, Per, RateLimit};
 pub(crate) use rate::{KeyedRate, Quota, Rate};
+pub(crate) use redis::{OnFailure, Settings as RedisSettings};
+pub(crate) use reservation::{Committed, HandedOver, Reservation};
 pub(crate) use table::Record;
+pub(crate) use throttle::Throttle;
 
 /// A MAC or a SHA-256 digest, padded with zeros where it is shorter.
 pub(crate) type Key = [u8; 32];
@@ -50,11 +56,24 @@ pub(crate) const DEFAULT_MAX_CLAIMS: usize = 2_000_000;
 /// is one more key.
 pub(crate) const BYTES_PER_CLAIM: usize = 40;
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub(crate) enum Settings {
     #[default]
     Memory,
     Disk(DiskSettings),
+    Redis(Box<RedisSettings>),
+}
+
+impl Settings {
+    /// Equal in everything, secrets included.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Memory, Self::Memory) => true,
+            (Self::Disk(one), Self::Disk(two)) => one == two,
+            (Self::Redis(one), Self::Redis(two)) => one.is_same(two),
+            _ => false,
+        }
+    }
 }
 
 /// One delivery asks to be the first of its kind.
@@ -104,16 +123,32 @@ pub(crate) enum StateError {
     Store(String),
 }
 
+#[derive(Clone)]
 pub(crate) struct Meters {
-    /// `hookward_state_errors_total`: commits, loads and syncs that failed.
+    /// `hookward_state_errors_total`: commits, loads and syncs that failed, and questions to Redis.
     pub(crate) errors: IntCounter,
+    /// `hookward_state_fallback_total`, by source.
+    pub(crate) fallbacks: IntCounterVec,
+    /// `hookward_state_lost_total`.
+    pub(crate) lost: IntCounter,
+    /// `hookward_state_clock_skew_seconds`.
+    pub(crate) skew: Gauge,
+    /// `hookward_state_duration_seconds`, by operation.
+    pub(crate) durations: HistogramVec,
 }
 
 impl Meters {
     #[cfg(test)]
     pub(crate) fn unregistered() -> Self {
-        let errors = IntCounter::new("errors", "errors").expect("a constant name is a valid name");
-        Self { errors }
+        let counter = || IntCounter::new("counter", "of a test").expect("a constant name is a valid name");
+        let opts = || prometheus::Opts::new("labelled", "of a test");
+        Self {
+            errors: counter(),
+            fallbacks: IntCounterVec::new(opts(), &["source"]).expect("valid names"),
+            lost: counter(),
+            skew: Gauge::with_opts(opts()).expect("a valid name"),
+            durations: HistogramVec::new(opts().into(), &["operation"]).expect("valid names"),
+        }
     }
 }
 
@@ -121,14 +156,20 @@ impl Meters {
 pub(crate) enum State {
     Memory(Ledgers),
     Disk(Ledgers, Arc<disk::Disk>),
+    Redis(Ledgers, Arc<redis::Redis>),
 }
 
 impl State {
+    /// Blocking, and where it is Redis, in a runtime. One that does not answer is no error: what is asked of it is
+    /// refused until it does.
     pub(crate) fn open(settings: &Settings, now: UnixMillis, meters: Meters) -> Result<Self, OpenError> {
         Ok(match settings {
             Settings::Memory => Self::Memory(Ledgers::default()),
             Settings::Disk(settings) => {
                 Self::Disk(Ledgers::default(), Arc::new(disk::Disk::open(settings, now, meters)?))
+            }
+            Settings::Redis(settings) => {
+                Self::Redis(Ledgers::default(), Arc::new(redis::Redis::open(settings, meters)?))
             }
         })
     }
@@ -142,6 +183,30 @@ impl State {
             Self::Disk(ledgers, disk) => {
                 ledgers.ledger(source, max_claims, || Ledger::on_disk(source, max_claims, Arc::clone(disk)))
             }
+            Self::Redis(ledgers, redis) => {
+                ledgers.ledger(source, max_claims, || Ledger::in_redis(max_claims, redis.remote(source, max_claims)))
+            }
+        }
+    }
+
+    /// Failed proofs of one source's clients, counted against this quota.
+    pub(crate) fn throttle(&self, source: &str, quota: Quota) -> Throttle {
+        match self {
+            Self::Memory(_) | Self::Disk(..) => Throttle::alone(quota),
+            Self::Redis(_, redis) => Throttle::shared(quota, |rate| redis.failures(source, quota, rate)),
+        }
+    }
+
+    /// Other gateways ask and fill it too.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self, Self::Redis(..))
+    }
+
+    /// For what was captured before to be known at the start.
+    pub(crate) async fn read_captures(&self) {
+        match self {
+            Self::Memory(_) | Self::Disk(..) => {}
+            Self::Redis(_, redis) => redis.read_captures().await,
         }
     }
 
@@ -150,6 +215,7 @@ impl State {
         match self {
             Self::Memory(ledgers) => Ok(ledgers.captures().get(&(source.into(), name.into())).cloned()),
             Self::Disk(_, disk) => disk.captured(source, name),
+            Self::Redis(_, redis) => Ok(redis.captured(source, name)),
         }
     }
 
@@ -164,6 +230,7 @@ impl State {
                 }
             }),
             Self::Disk(_, disk) => disk.capture(source, name, secret).await,
+            Self::Redis(_, redis) => redis.capture(source, name, secret).await,
         }
     }
 
@@ -172,6 +239,7 @@ impl State {
         match self {
             Self::Memory(_) => true,
             Self::Disk(_, disk) => disk.is_healthy(),
+            Self::Redis(_, redis) => redis.is_healthy(),
         }
     }
 
@@ -181,6 +249,15 @@ impl State {
         match self {
             Self::Memory(_) => {}
             Self::Disk(_, disk) => disk.close().await,
+            Self::Redis(_, redis) => redis.close().await,
+        }
+    }
+
+    /// Waits until what was begun in the background has been tried.
+    #[cfg(test)]
+    async fn settle(&self) {
+        if let Self::Redis(_, redis) = self {
+            redis.settle().await;
         }
     }
 }

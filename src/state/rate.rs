@@ -87,13 +87,12 @@ impl Quota {
         f64::from(self.count.get()) / self.per.as_secs_f64()
     }
 
-    #[cfg(test)]
     pub(crate) fn burst(&self) -> u32 {
         self.burst.get()
     }
 
     /// The time in which one more is earned.
-    fn cell(&self) -> Duration {
+    pub(super) fn cell(&self) -> Duration {
         self.per / self.count.get()
     }
 
@@ -116,7 +115,7 @@ impl Rate {
 }
 
 impl<C: Clock> Rate<C> {
-    fn with_clock(quota: Quota, clock: C) -> Self {
+    pub(super) fn with_clock(quota: Quota, clock: C) -> Self {
         Self(RateLimiter::direct_with_clock(quota.governor(), clock))
     }
 
@@ -159,6 +158,12 @@ impl<C: Clock> KeyedRate<C> {
         self.peek(client).is_err()
     }
 
+    /// Others have counted too: the client's budget is full in so long, unless that takes longer here.
+    pub(crate) fn adopt(&self, client: ClientKey, full_in: Duration) {
+        // Adopting is allowed to whoever has spent everything.
+        let _ = self.touch(Touch::Adopt(client, full_in));
+    }
+
     fn touch(&self, touch: Touch) -> Result<(), Duration> {
         self.0.check_key(&touch).map_err(|until| until.wait_time_from(self.0.clock().now()))
     }
@@ -170,6 +175,8 @@ impl<C: Clock> KeyedRate<C> {
 enum Touch {
     Spend(ClientKey),
     Look(ClientKey),
+    /// No less than what is told, which comes from elsewhere.
+    Adopt(ClientKey, Duration),
 }
 
 struct Budgets {
@@ -206,6 +213,7 @@ impl StateStore for Budgets {
         let (client, spends) = match *key {
             Touch::Spend(client) => (client, true),
             Touch::Look(client) => (client, false),
+            Touch::Adopt(client, full_in) => return self.adopt(client, full_in.into(), judge),
         };
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(&place) = clients.places.get(&client) {
@@ -228,6 +236,29 @@ impl StateStore for Budgets {
         let (taken, full_at) = judge(clients.shared)?;
         if spends {
             clients.shared = Some(full_at);
+        }
+        Ok(taken)
+    }
+}
+
+impl Budgets {
+    fn adopt<T, F, E>(&self, client: ClientKey, full_in: Nanos, judge: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        // A fresh budget that was spent from is full one cell after now.
+        let (taken, fresh) = judge(None)?;
+        let full_at = fresh.saturating_sub(self.cell) + full_in;
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(&place) = clients.places.get(&client) {
+            let kept = &mut clients.slots[place].1;
+            *kept = full_at.max(*kept);
+            return Ok(taken);
+        }
+        clients.sweep(fresh, self.cell, self.max_clients);
+        // One that finds no room shares a budget already.
+        if clients.slots.len() < self.max_clients {
+            clients.add(client, full_at);
         }
         Ok(taken)
     }

@@ -93,6 +93,15 @@ impl Shelf {
         self.len += 1;
     }
 
+    /// All in one of its parts, which are numbered from zero; None behind the last.
+    pub(super) fn part(&self, number: usize) -> Option<Vec<(Print, UnixMillis)>> {
+        let slots = self.chunks.get(number)?.iter().enumerate();
+        // A slot that was given up is in no index, whatever its print still says.
+        let live =
+            slots.filter(|(at, slot)| self.find(&slot.print).is_some_and(|id| id as usize == number * CHUNK + at));
+        Some(live.map(|(_, slot)| (slot.print, slot.until())).collect())
+    }
+
     /// One step of giving up what has expired; false when no queue is over. A queue is over when all that belongs in
     /// it has expired, so an entry may outstay its time by a second; whoever asks compares `until` itself.
     pub(super) fn reclaim_one(&mut self, now: UnixMillis) -> bool {

@@ -36,6 +36,8 @@ pub(super) struct Table {
 
 pub(super) type Token = u64;
 
+pub(super) type Kept = (Print, UnixMillis);
+
 /// Steps of giving up what has expired that one `reserve` does beside its own work: more than it can add, so a backlog
 /// shrinks under any load, and few enough to stay in the microseconds.
 const RECLAIM_STEPS: usize = 32;
@@ -136,6 +138,20 @@ impl Table {
         self.leases.insert((lease_until, token));
         self.open.insert(token, Open { lease_until, committing: false, record });
         Ok(if is_duplicate { Judgement::Duplicate(token) } else { Judgement::First(token) })
+    }
+
+    /// One of them was committed. What is in flight is not looked at.
+    pub(super) fn is_replay(&self, record: &Record, now: UnixMillis) -> bool {
+        record.prints.iter().any(|print| self.replay.until(print).is_some_and(|until| until > now))
+    }
+
+    /// What was committed, in parts of at most some thousand that are numbered from zero: replay keys and events. None
+    /// behind the last.
+    pub(super) fn part(&self, number: usize) -> Option<(Vec<Kept>, Vec<Kept>)> {
+        match (self.replay.part(number), self.events.part(number)) {
+            (None, None) => None,
+            (replay, events) => Some((replay.unwrap_or_default(), events.unwrap_or_default())),
+        }
     }
 
     /// Holds the reservation whatever its lease says, until `finish_commit` or `fail_commit`. None: the lease is over,

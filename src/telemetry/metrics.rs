@@ -61,6 +61,10 @@ pub(crate) struct Metrics {
     pub(crate) unrouted: IntCounterVec,
     pub(crate) buffered_bytes: IntGauge,
     pub(crate) state_errors: IntCounter,
+    pub(crate) state_fallbacks: IntCounterVec,
+    pub(crate) state_lost: IntCounter,
+    pub(crate) state_skew: Gauge,
+    pub(crate) state_seconds: HistogramVec,
     pub(crate) inbox_append_seconds: Histogram,
     pub(crate) inbox_commit_seconds: Histogram,
     pub(crate) inbox_batch_size: Histogram,
@@ -291,6 +295,33 @@ impl Metrics {
                 &registry,
                 IntCounter::with_opts(opts("state_errors_total", "Failed reads or writes of the state store.")),
             ),
+            state_fallbacks: counters(
+                &registry,
+                "state_fallback_total",
+                "Deliveries that this gateway judged by its own memory, as Redis did not answer.",
+                &["source"],
+            ),
+            state_lost: register(
+                &registry,
+                IntCounter::with_opts(opts(
+                    "state_lost_total",
+                    "Times that a source's claims in Redis were found gone.",
+                )),
+            ),
+            state_skew: register(
+                &registry,
+                Gauge::with_opts(opts(
+                    "state_clock_skew_seconds",
+                    "This machine's clock less that of Redis, the way of the answer included.",
+                )),
+            ),
+            state_seconds: histograms(
+                &registry,
+                "state_duration_seconds",
+                "Round trips to Redis by operation.",
+                &["operation"],
+                &DISK_BUCKETS,
+            ),
             inbox_append_seconds: histogram(
                 &registry,
                 "inbox_append_duration_seconds",
@@ -404,6 +435,9 @@ impl Metrics {
             registry,
         };
         metrics.fetches.with_label_values(&["other", "ok"]);
+        for operation in ["claim", "commit", "release"] {
+            metrics.state_seconds.with_label_values(&[operation]);
+        }
         for result in ["success", "failure"] {
             metrics.reloads.with_label_values(&[result]);
         }
@@ -427,6 +461,7 @@ impl Metrics {
                 family.with_label_values(&[name, outcome])
             })
         };
+        self.state_fallbacks.with_label_values(&[name]);
         Arc::new(SourceMeters {
             outcomes: by_outcome(&self.deliveries),
             would_refuse: observes.then(|| by_outcome(&self.would_refuse)),
@@ -455,6 +490,7 @@ impl Metrics {
         let _ = self.claims.remove_label_values(&[name]);
         let _ = self.claims_limit.remove_label_values(&[name]);
         let _ = self.last_accepted.remove_label_values(&[name]);
+        let _ = self.state_fallbacks.remove_label_values(&[name]);
         self.forget_silence(name);
         for secret in secrets {
             self.forget_secret(name, secret);

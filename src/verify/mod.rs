@@ -390,9 +390,14 @@ impl Verifier {
         if pointers.is_empty() { Json::default() } else { self.document.read(delivery, pointers) }
     }
 
+    /// A secret that a sender is to bring is not here yet.
+    pub(crate) fn is_awaiting(&self) -> bool {
+        self.captured.as_ref().is_some_and(|captured| captured.is_awaited())
+    }
+
     /// The question that an unproven request is, if it is one.
     pub(crate) fn ask(&self, delivery: &Delivery) -> Option<Asked> {
-        self.unsigned.ask(delivery, self.captured.as_ref().is_some_and(|captured| captured.is_awaited()))
+        self.unsigned.ask(delivery, self.is_awaiting())
     }
 
     /// Takes the secret that the source waited for as its key.

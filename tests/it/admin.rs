@@ -63,7 +63,7 @@ const REFUSALS: [&str; 46] = [
 ];
 
 /// Each with the labels that dashboards may rely on.
-const METRICS: [(&str, &str, &[&str]); 35] = [
+const METRICS: [(&str, &str, &[&str]); 39] = [
     ("hookward_deliveries_total", "counter", &["source", "outcome"]),
     ("hookward_delivery_duration_seconds", "histogram", &["source"]),
     ("hookward_verify_duration_seconds", "histogram", &["source"]),
@@ -78,6 +78,10 @@ const METRICS: [(&str, &str, &[&str]); 35] = [
     ("hookward_buffered_bytes", "gauge", &[]),
     ("hookward_claims", "gauge", &["source"]),
     ("hookward_state_errors_total", "counter", &[]),
+    ("hookward_state_duration_seconds", "histogram", &["operation"]),
+    ("hookward_state_fallback_total", "counter", &["source"]),
+    ("hookward_state_lost_total", "counter", &[]),
+    ("hookward_state_clock_skew_seconds", "gauge", &[]),
     ("hookward_inbox_append_duration_seconds", "histogram", &[]),
     ("hookward_inbox_commit_duration_seconds", "histogram", &[]),
     ("hookward_inbox_batch_size", "histogram", &[]),

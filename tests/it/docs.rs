@@ -131,7 +131,8 @@ fn code(text: &str) -> impl Iterator<Item = &str> {
 
 #[test]
 fn the_configuration_page_has_every_key_and_no_other() {
-    let settings = ["tests/configs/everything.toml", "tests/configs/sparse.toml"].map(|file| effective(&page(file)));
+    let settings = ["everything", "sparse", "shared", "shared-cluster", "shared-sentinels"]
+        .map(|file| effective(&page(&format!("tests/configs/{file}.toml"))));
     let known: BTreeSet<String> = settings.into_iter().flatten().map(|(key, ..)| key).collect();
     let documented: BTreeSet<String> = documented().into_keys().filter(|key| key != NOT_A_SETTING).collect();
     let missing: Vec<_> = known.difference(&documented).collect();
@@ -148,7 +149,8 @@ fn the_configuration_page_says_every_default_as_check_prints_it() {
     let documented = documented();
     let mut wrong = String::new();
     let mut defaults = 0;
-    for (key, value, is_default) in effective(&page("tests/configs/sparse.toml")) {
+    let settings = ["sparse", "shared"].map(|file| effective(&page(&format!("tests/configs/{file}.toml"))));
+    for (key, value, is_default) in settings.into_iter().flatten() {
         defaults += usize::from(is_default);
         let said = documented.get(&key).map(String::as_str).unwrap_or_default();
         if is_default && !code(said).any(|shown| shown == value) {
