@@ -164,7 +164,8 @@ impl Remote {
         if self.shared.closed.load(Ordering::Relaxed) {
             return Err(StateError::Store("it was closed".to_owned()));
         }
-        if self.is_being_restored() {
+        // Told to allow, it would go by its own memory instead, which knows less than the store by then.
+        if self.is_being_restored() && !self.allows_on_failure() {
             let what = "Redis was emptied, and what was accepted is being put back";
             return Err(StateError::Store(what.to_owned()));
         }
@@ -213,7 +214,7 @@ impl Remote {
             6 => Verdict::Full,
             _ => return Err(self.failed(&LinkError::Broken("an answer unheard of".to_owned()))),
         };
-        if emptied {
+        if emptied && !self.allows_on_failure() {
             // What it says of a store that has just been emptied is worth nothing; what it reserved is let go.
             return Err(StateError::Store("Redis was emptied".to_owned()));
         }
