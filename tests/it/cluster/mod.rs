@@ -1,5 +1,9 @@
-//! Several gateways: what they say and do while they are replaced one by one.
+//! Several gateways on one Redis: what one accepted, all refuse; what one spent, all have spent; and what they say and do
+//! while Redis is away, and while they themselves are replaced one by one.
 
+mod inbox;
+mod outage;
 mod rolling;
-#[allow(dead_code, reason = "each chapter uses a part of it")]
 mod stage;
+mod together;
+mod topologies;

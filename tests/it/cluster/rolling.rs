@@ -1,7 +1,7 @@
 //! Two gateways behind HAProxy, replaced one after the other while deliveries keep coming.
 
-use super::stage::{Client, event, source, wait_until_ready};
-use crate::support::engines::{HaProxy, free_port};
+use super::stage::{Client, event, kept, source, state, wait_until_ready};
+use crate::support::engines::{HaProxy, Redis, free_port};
 use crate::support::gateway::{Folder, PLAIN};
 use crate::support::{Gateway, Upstream, eventually};
 use std::net::SocketAddr;
@@ -17,7 +17,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 #[test]
 fn a_rolling_restart_of_two_gateways_behind_haproxy_drops_nothing() {
-    let upstream = Upstream::start();
+    let (redis, upstream) = (Redis::start(), Upstream::start());
     let ports = [(free_port(), free_port()), (free_port(), free_port())];
     let start = |folder: Arc<Folder>, (public, admin): (u16, u16)| {
         let plain = PLAIN.replacen("127.0.0.1:0", &format!("127.0.0.1:{public}"), 1).replacen(
@@ -26,7 +26,7 @@ fn a_rolling_restart_of_two_gateways_behind_haproxy_drops_nothing() {
             1,
         );
         let limits = "[limits]\ndrain_delay = \"2s\"\n";
-        let rest = format!("{limits}{}{}", upstream.table(), source("shop", ""));
+        let rest = format!("{limits}{}{}{}", state(&redis, "timeout = \"10s\""), upstream.table(), source("shop", ""));
         let gateway = Gateway::start_in(folder, &format!("{plain}{rest}"));
         wait_until_ready(&gateway);
         gateway
@@ -65,6 +65,7 @@ fn a_rolling_restart_of_two_gateways_behind_haproxy_drops_nothing() {
     let delivered: usize = sent.iter().map(|sent| sent.delivered).sum();
     assert!(failed.is_empty(), "{} of {} failed: {failed:?}", failed.len(), delivered + failed.len());
     assert_eq!(upstream.count(), delivered, "each once");
+    assert_eq!(kept(&redis, "shop"), delivered, "and each is known to whoever comes next");
     eprintln!("4 restarts: {delivered} deliveries from {} senders, none failed", sent.len());
 }
 
