@@ -8,7 +8,6 @@ use tokio::runtime::Runtime;
 use crate::support::engines::{Nats, Rabbit, Redis};
 
 pub(crate) struct Engine {
-    pub(crate) name: &'static str,
     /// Keys of `[upstreams.tasks]`.
     pub(crate) upstream: String,
     pub(crate) pid: u32,
@@ -22,7 +21,13 @@ impl Engine {
     }
 }
 
-pub(crate) const ALL: [fn() -> Engine; 5] = [celery, stream, nats, amqp, celery_over_amqp];
+pub(crate) const ALL: [(&str, fn() -> Engine); 5] = [
+    ("Celery over Redis", celery),
+    ("Redis Streams", stream),
+    ("NATS JetStream", nats),
+    ("RabbitMQ", amqp),
+    ("Celery over RabbitMQ", celery_over_amqp),
+];
 
 const QUEUE: &str = "hooks";
 /// Everything may be under way at once that the senders send.
@@ -39,7 +44,6 @@ fn counted(redis: &Redis, command: &[&str]) -> u64 {
 fn celery() -> Engine {
     let redis = redis();
     Engine {
-        name: "Celery over Redis",
         upstream: format!(
             "kind = \"celery\"\nurl = \"{}\"\ntask = \"hooks.handle\"\nqueue = \"{QUEUE}\"\n{PLACES}",
             redis.url()
@@ -52,7 +56,6 @@ fn celery() -> Engine {
 fn stream() -> Engine {
     let redis = redis();
     Engine {
-        name: "Redis Streams",
         upstream: format!("kind = \"redis-stream\"\nurl = \"{}\"\nstream = \"{QUEUE}\"\n{PLACES}", redis.url()),
         pid: redis.pid(),
         count: Box::new(move || counted(&redis, &["xlen", QUEUE])),
@@ -74,7 +77,6 @@ fn nats() -> Engine {
         jetstream
     });
     Engine {
-        name: "NATS JetStream",
         upstream: format!("kind = \"nats\"\nurls = [\"{}\"]\nsubject = \"{QUEUE}.{{source}}\"\n{PLACES}", nats.url()),
         pid: nats.pid(),
         count: Box::new(move || {
@@ -88,17 +90,15 @@ fn nats() -> Engine {
 }
 
 fn amqp() -> Engine {
-    rabbit("RabbitMQ", |url| format!("kind = \"amqp\"\nurl = {url}\nexchange = \"\"\nrouting_key = \"{QUEUE}\"\n"))
+    rabbit(|url| format!("kind = \"amqp\"\nurl = {url}\nexchange = \"\"\nrouting_key = \"{QUEUE}\"\n"))
 }
 
 fn celery_over_amqp() -> Engine {
-    rabbit("Celery over RabbitMQ", |url| {
-        format!("kind = \"celery\"\nurl = {url}\ntask = \"hooks.handle\"\nqueue = \"{QUEUE}\"\n")
-    })
+    rabbit(|url| format!("kind = \"celery\"\nurl = {url}\ntask = \"hooks.handle\"\nqueue = \"{QUEUE}\"\n"))
 }
 
 /// A durable classic queue.
-fn rabbit(name: &'static str, upstream: impl Fn(&str) -> String) -> Engine {
+fn rabbit(upstream: impl Fn(&str) -> String) -> Engine {
     let (rabbit, runtime) = (Rabbit::start(), runtime());
     let (connection, channel) = runtime.block_on(async {
         let properties = ConnectionProperties::default();
@@ -109,7 +109,6 @@ fn rabbit(name: &'static str, upstream: impl Fn(&str) -> String) -> Engine {
     });
     let url = format!("{{ value = \"{}\" }}", rabbit.url());
     Engine {
-        name,
         upstream: format!("{}{PLACES}", upstream(&url)),
         pid: rabbit.pid(),
         count: Box::new(move || {
