@@ -21,7 +21,9 @@ impl Engine {
     }
 }
 
-pub(crate) const ALL: [(&str, fn() -> Engine); 5] = [
+type Start = fn() -> Engine;
+
+pub(crate) const ALL: [(&str, Start); 5] = [
     ("Celery over Redis", celery),
     ("Redis Streams", stream),
     ("NATS JetStream", nats),
