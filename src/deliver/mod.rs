@@ -49,7 +49,7 @@ pub(crate) enum Destination {
         /// Dropped with the destination: the health checks and the lookups end.
         _tending: watch::Sender<bool>,
     },
-    Broker(Broker),
+    Broker(Box<Broker>),
 }
 
 #[derive(Clone)]
@@ -99,7 +99,9 @@ impl Destination {
     /// Needs a runtime.
     pub(crate) fn start(settings: Settings, meters: Meters, before: Option<&Self>) -> Result<Arc<Self>, BuildError> {
         let settings = match settings {
-            Settings::Broker(settings) => return Ok(Arc::new(Self::Broker(Broker::start(settings, meters)?))),
+            Settings::Broker(settings) => {
+                return Ok(Arc::new(Self::Broker(Box::new(Broker::start(settings, meters)?))));
+            }
             Settings::Http(settings) => settings,
         };
         let upstream = http::Upstream::new(settings.clone(), meters)?;

@@ -39,6 +39,14 @@ fn addresses(last_bytes: &[u8]) -> Found {
     Ok(last_bytes.iter().map(|last| Ipv4Addr::new(127, 0, 0, *last).into()).collect())
 }
 
+/// What a resolver calls to hang until the first of the two is dropped.
+fn hang() -> (std::sync::mpsc::Sender<()>, impl Fn() + Send + Sync) {
+    let (release, released) = std::sync::mpsc::channel();
+    let released = Mutex::new(released);
+    // Nothing is ever sent: this is the other end's drop.
+    (release, move || assert!(released.lock().unwrap().recv().is_err()))
+}
+
 /// Listens on these loopback addresses, at one port. Each answers with its last byte.
 async fn listening<const N: usize>(last_bytes: [u8; N]) -> (u16, [Raw; N]) {
     loop {
@@ -218,15 +226,14 @@ async fn a_name_that_does_not_resolve_at_the_start_is_unavailable_until_it_does(
 #[tokio::test]
 async fn a_resolver_that_hangs_holds_up_no_request_and_no_more_than_one_thread() {
     let (port, _raws) = listening([2]).await;
-    let (asked, hang) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(())));
-    let (counted, hanging) = (asked.clone(), hang.clone());
+    let asked = Arc::new(AtomicUsize::new(0));
+    let (counted, (release, hang)) = (asked.clone(), hang());
     let names = Names::Scripted(Box::new(move |_| {
         if counted.fetch_add(1, Ordering::SeqCst) > 0 {
-            drop(hanging.lock());
+            hang();
         }
         addresses(&[2])
     }));
-    let held = hang.lock().unwrap();
     let meters = Meters::unregistered(1);
     let upstream = Upstream::asking(names, named(port), meters.clone()).unwrap();
     let (_stop, stopped) = watch::channel(false);
@@ -242,17 +249,15 @@ async fn a_resolver_that_hangs_holds_up_no_request_and_no_more_than_one_thread()
     eventually("it is told of", || meters.addresses[0].resolve_failures.get() == 1).await;
     assert_eq!(asked.load(Ordering::SeqCst), 2, "the next one waits for the last one");
     assert_eq!(answer(&upstream).await, "2");
-    drop(held);
+    drop(release);
     eventually("it goes on", || asked.load(Ordering::SeqCst) > 3).await;
 }
 
 #[tokio::test]
 async fn a_resolver_that_hangs_from_the_start_makes_a_request_wait_for_connect_timeout_and_no_longer() {
-    let hang = Arc::new(Mutex::new(()));
-    let hanging = hang.clone();
-    let held = hang.lock().unwrap();
+    let (release, hang) = hang();
     let names = Names::Scripted(Box::new(move |_| {
-        drop(hanging.lock());
+        hang();
         addresses(&[2])
     }));
     let mut settings = named(1);
@@ -265,7 +270,24 @@ async fn a_resolver_that_hangs_from_the_start_makes_a_request_wait_for_connect_t
     assert_eq!(error.fault, Fault::Unavailable);
     assert!(error.detail.ends_with("resolving: no answer yet"), "{}", error.detail);
     assert!((100..3000).contains(&before.elapsed().as_millis()));
-    drop(held);
+    drop(release);
+}
+
+#[tokio::test]
+async fn what_the_inbox_kept_over_a_restart_is_not_failed_by_a_name_that_is_still_being_looked_up() {
+    let (port, _raws) = listening([2]).await;
+    let (release, hang) = hang();
+    let names = Names::Scripted(Box::new(move |_| {
+        hang();
+        addresses(&[2])
+    }));
+    let upstream = Upstream::asking(names, named(port), Meters::unregistered(1)).unwrap();
+    let (_stop, stopped) = watch::channel(false);
+    tokio::spawn(Arc::clone(&upstream).tend(stopped));
+    let sending = tokio::spawn(async move { text(upstream.send_at_once(&parcel()).await?).await });
+    tokio::task::yield_now().await;
+    drop(release);
+    assert_eq!(sending.await.unwrap().unwrap(), "2");
 }
 
 #[tokio::test]
