@@ -21,7 +21,7 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use rustls::ClientConfig;
 use tokio::sync::{mpsc, watch};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::super::settings::NatsTarget;
@@ -186,10 +186,18 @@ async fn keep(shared: Arc<Shared>) {
     loop {
         let mut reasons = Vec::new();
         for address in &shared.target.servers {
-            let session = match Session::open(&shared, address).await {
-                Ok(session) => session,
-                Err(why) => {
+            // In a task of its own: the client takes some of what a server says for granted, and its panic is not to be
+            // the end of all attempts.
+            let mut opening = JoinSet::new();
+            opening.spawn(Session::open(shared.clone(), address.clone()));
+            let session = match opening.join_next().await {
+                Some(Ok(Ok(session))) => session,
+                Some(Ok(Err(why))) => {
                     reasons.push(format!("{address}: {why}"));
+                    continue;
+                }
+                Some(Err(_)) | None => {
+                    reasons.push(format!("{address}: what it says is not understood"));
                     continue;
                 }
             };
@@ -252,7 +260,7 @@ impl Shared {
 
 impl Session {
     /// The error is for the log, and for whoever sends meanwhile.
-    async fn open(shared: &Shared, address: &Address) -> Result<Self, String> {
+    async fn open(shared: Arc<Shared>, address: Address) -> Result<Self, String> {
         let target = &shared.target;
         let server: ServerAddr = format!("nats://{address}").parse().map_err(|_| "is no address".to_owned())?;
         let nowhere: ServerAddr = NOWHERE.parse().map_err(|_| "is no address".to_owned())?;

@@ -1,17 +1,27 @@
 //! What a message says, whoever wrote the request; and which logins are any.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap as HttpHeaders, Method};
 use nkeys::KeyPair;
 use proptest::prelude::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::super::event::Event;
-use super::super::settings::{Format, NatsAuth};
-use super::{headers, login};
+use super::super::settings::{Engine, Format, NatsAuth, NatsTarget, Settings};
+use super::super::template::{Alphabet, Template};
+use super::{Sink, headers, login};
 use crate::clock::UnixMillis;
+use crate::deliver::failure::Fault;
 use crate::parcel::{Parcel, Tag};
+use crate::redis_link::Address;
 use crate::secret::Secret;
 
 fn tag(delivery_id: &str) -> Tag {
@@ -214,4 +224,104 @@ fn what_is_no_login_is_refused_without_repeating_it() {
         let error = login::options(&auth).err().unwrap();
         assert!(!error.contains(half) && !error.contains(&account[..20]), "{error}");
     }
+}
+
+/// A peer that does what no nats-server can be brought to do at a given moment.
+async fn peer() -> (TcpListener, Arc<Sink>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = NatsTarget {
+        servers: vec![Address { host: "127.0.0.1".to_owned(), port: listener.local_addr().unwrap().port() }],
+        subject: Template::parse("hooks.{source}", Alphabet::Dotted).unwrap(),
+        stream: None,
+        auth: NatsAuth::None,
+        tls: None,
+        connect_timeout: Duration::from_secs(10),
+        format: Format::Binary,
+        max_body: 1024,
+    };
+    let settings = Settings {
+        name: "stream".into(),
+        engine: Engine::Nats(target),
+        timeout: Duration::from_secs(30),
+        max_in_flight: 256,
+        queue_timeout: Duration::from_secs(1),
+    };
+    (listener, Arc::new(Sink::start(&settings).unwrap()))
+}
+
+const INFO: &[u8] = b"INFO {\"version\":\"2.9.10\",\"headers\":true,\"jetstream\":true,\"max_payload\":8388608}\r\n";
+
+async fn read_until(stream: &mut TcpStream, end: &str) -> String {
+    let mut text = Vec::new();
+    while !text.windows(end.len()).any(|part| part == end.as_bytes()) {
+        assert!(stream.read_buf(&mut text).await.unwrap() > 0, "{}", String::from_utf8_lossy(&text));
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+async fn greet(listener: &TcpListener) -> TcpStream {
+    let (mut stream, _) = listener.accept().await.unwrap();
+    stream.write_all(INFO).await.unwrap();
+    read_until(&mut stream, "PING\r\n").await;
+    stream.write_all(b"PONG\r\n").await.unwrap();
+    stream
+}
+
+async fn connected(sink: &Sink) {
+    while sink.is_up() != Some(true) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+async fn publish(sink: Arc<Sink>, id: String, size: usize) -> Result<(), Fault> {
+    let mut parcel = parcel(&[]);
+    parcel.body = Bytes::from(vec![b'x'; size]);
+    let tag = tag(&id);
+    sink.publish(&Event::of(&parcel, &tag), Instant::now()).await.map_err(|error| error.fault)
+}
+
+#[tokio::test]
+async fn nothing_of_an_ended_connection_comes_over_the_next() {
+    let (listener, sink) = peer().await;
+    let mut first = greet(&listener).await;
+    let mut sending = JoinSet::new();
+    // More than two sockets hold: the rest waits in the client.
+    for n in 0..64 {
+        sending.spawn(publish(sink.clone(), format!("old-{n}"), 1 << 20));
+    }
+    read_until(&mut first, "shop:old-").await;
+    drop(first);
+    while let Some(sent) = sending.join_next().await {
+        // Their senders are told to come again, at once.
+        assert!(matches!(sent.unwrap(), Err(Fault::Broken | Fault::Unavailable)));
+    }
+    let mut second = greet(&listener).await;
+    connected(&sink).await;
+    sending.spawn(publish(sink.clone(), "new".to_owned(), 10));
+    let sent = read_until(&mut second, "shop:new").await;
+    assert!(!sent.contains("shop:old"), "{sent}");
+}
+
+#[tokio::test]
+async fn a_peer_that_speaks_nonsense_is_tried_again() {
+    let (listener, sink) = peer().await;
+    // At the first of these the client panics.
+    for nonsense in ["-ERR\r\n", "-ERR 'x'\r\n", "HTTP/1.1 400 Bad Request\r\n\r\n", "\u{0}\r\n"] {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(INFO).await.unwrap();
+        read_until(&mut stream, "PING\r\n").await;
+        stream.write_all(nonsense.as_bytes()).await.unwrap();
+    }
+    let (mut stream, _) = listener.accept().await.unwrap();
+    stream.write_all(b"+OK\r\nINFO {}\r\n").await.unwrap();
+    assert_eq!(sink.is_up(), Some(false));
+    let mut stream = greet(&listener).await;
+    connected(&sink).await;
+    let sent = tokio::spawn(publish(sink, "one".to_owned(), 10));
+    // One that answers, and is no stream.
+    let text = read_until(&mut stream, "shop:one").await;
+    let line = text.lines().find(|line| line.starts_with("HPUB hooks.shop ")).unwrap();
+    let reply = line.split(' ').nth(2).unwrap();
+    stream.write_all(format!("MSG {reply} 1 2\r\nhi\r\n").as_bytes()).await.unwrap();
+    assert_eq!(sent.await.unwrap(), Err(Fault::Unavailable));
 }
