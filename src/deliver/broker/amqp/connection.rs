@@ -1,13 +1,10 @@
-//! A lasting connection to RabbitMQ: dialled, logged in, made anew when it ends; and its channels.
+//! A lasting connection to RabbitMQ, made anew when it ends; and its channels.
 //!
-//! Invariant: the password is in no URI, no error and no log line. A channel carries one publication at a time: what
+//! Invariant: a channel carries one publication at a time: what
 //! comes back on it (a returned message, a confirmation, a refusal) can only be that publication's. A channel whose
 //! publication has no confirmation is never used again.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::net::{Shutdown, SocketAddr};
-use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,32 +12,23 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use futures_core::Stream;
-use lapin::auth::AuthProvider;
-use lapin::options::{ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::options::ConfirmSelectOptions;
 use lapin::tcp::RustlsConnector;
-use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
-use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
-use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind, Event as Happened};
-use serde_json::Value;
-use tokio::net::lookup_host;
+use lapin::{Channel, Connection, ErrorKind, Event as Happened};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
-use super::super::settings::{AmqpServer, Declare, Login};
+use super::super::settings::{AmqpServer, Declare};
+use super::handshake::{EndUnlessKept, connect, declare, end};
+use super::message::MOST_SHORT;
 use crate::deliver::failure::cause;
 
 /// Between two attempts, doubling from the first to the last, each with its own share of chance: a broker that is back
 /// is found within a second or so, and one that is gone is not hammered by a fleet in step.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
-
-/// RabbitMQ's own default. A header that does not fit into one frame cannot be sent at all.
-const FRAME_MAX: u32 = 131_072;
-
-/// RabbitMQ's own default.
-const MOST_CHANNELS: usize = 2047;
 
 /// A broker that answers nothing for so long is given up, and with it the connection.
 const SILENCE: Duration = Duration::from_secs(2);
@@ -147,14 +135,6 @@ impl Drop for Link {
 fn blocked(reason: &str) -> String {
     let reason = if reason.is_empty() { "an alarm" } else { reason };
     format!("the broker takes no messages: {reason}")
-}
-
-/// AMQP's short strings: names, keys and identifiers.
-const MOST_SHORT: usize = 255;
-
-/// None: longer than AMQP has room for. (The conversion that does not fail panics.)
-pub(super) fn short(text: &str) -> Option<ShortString> {
-    ShortString::try_new(text).ok()
 }
 
 async fn keep(shared: Arc<Shared>) {
@@ -268,7 +248,7 @@ impl Session {
     async fn open(shared: &Shared) -> Result<(Self, Happens), String> {
         let server = &shared.wanted.server;
         let (connection, socket) = connect(server, shared.tls.as_ref(), shared.wanted.max_in_flight).await?;
-        let guard = EndUnlessKept(Some(&socket));
+        let guard = EndUnlessKept::new(&socket);
         let declaring = timeout(server.connect_timeout, declare(&connection, &shared.wanted.declare));
         declaring.await.map_err(|_| "declaring the queue took longer than connect_timeout".to_owned())??;
         guard.keep();
@@ -391,175 +371,6 @@ impl Session {
             if timeout(grace, blocked.wait_for(Option::is_none)).await.is_err() {
                 return;
             }
-        }
-    }
-}
-
-/// Aborts: nothing that the kernel still holds of ours is sent.
-fn end(socket: &std::net::TcpStream) {
-    let _ = rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO));
-    let _ = socket.shutdown(Shutdown::Both);
-}
-
-struct EndUnlessKept<'a>(Option<&'a std::net::TcpStream>);
-
-impl EndUnlessKept<'_> {
-    fn keep(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for EndUnlessKept<'_> {
-    fn drop(&mut self) {
-        if let Some(socket) = self.0 {
-            end(socket);
-        }
-    }
-}
-
-/// Dials and logs in. What is given up on the way leaves no thread behind.
-async fn connect(
-    server: &AmqpServer,
-    tls: Option<&RustlsConnector>,
-    max_in_flight: usize,
-) -> Result<(Connection, std::net::TcpStream), String> {
-    let runtime = lapin::runtime::default_runtime().map_err(|error| error.to_string())?;
-    let dialling = async {
-        let found = lookup_host((server.host.as_str(), server.port)).await;
-        let addresses: Vec<SocketAddr> = found.map_err(|error| format!("no address: {error}"))?.collect();
-        let stream = AsyncTcpStream::connect(&runtime, addresses).await.map_err(|error| error.to_string())?;
-        let AsyncTcpStream::Plain(plain) = &stream else { return Err("no plain stream".to_owned()) };
-        let socket = plain.get_ref().as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
-        let stream = match tls {
-            None => stream,
-            Some(connector) => {
-                let settings = server.tls.as_ref();
-                let name = settings.and_then(|tls| tls.server_name.as_deref()).unwrap_or(&server.host);
-                stream.into_rustls(connector, name).await.map_err(|error| format!("TLS: {}", cause(&error)))?
-            }
-        };
-        Ok((stream, std::net::TcpStream::from(socket)))
-    };
-    let late = |what: &str| format!("{what} took longer than connect_timeout");
-    let (stream, socket) = timeout(server.connect_timeout, dialling).await.map_err(|_| late("connecting"))??;
-    let guard = EndUnlessKept(Some(&socket));
-    let stream = Mutex::new(Some(stream));
-    let greeting = Connection::connector(
-        uri(server, max_in_flight),
-        runtime,
-        async move |_, _| {
-            let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
-            stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected).into())
-        },
-        ConnectionProperties::default()
-            .with_client_property("product".into(), "hookward".into())
-            .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into())
-            .with_connection_name("hookward".into())
-            .with_auth_provider(Auth::of(server)),
-    );
-    let greeted = timeout(server.connect_timeout, greeting).await.map_err(|_| late("the login"))?;
-    let connection = greeted.map_err(|error| told(&error))?;
-    guard.keep();
-    Ok((connection, socket))
-}
-
-/// Without the password, which lapin need not know.
-fn uri(server: &AmqpServer, max_in_flight: usize) -> AMQPUri {
-    let username = match &server.login {
-        Login::Password { username, .. } => username.clone(),
-        Login::Certificate => String::new(),
-    };
-    AMQPUri {
-        scheme: AMQPScheme::AMQP,
-        authority: AMQPAuthority {
-            userinfo: AMQPUserInfo { username, password: String::new() },
-            host: server.host.clone(),
-            port: server.port,
-        },
-        vhost: server.vhost.clone(),
-        query: AMQPQueryString {
-            frame_max: Some(FRAME_MAX),
-            // One for each publication, as many for those that were given up, and one for what a new connection asks.
-            channel_max: u16::try_from(max_in_flight.saturating_mul(2).saturating_add(1).min(MOST_CHANNELS)).ok(),
-            heartbeat: Some(u16::try_from(server.heartbeat.as_secs()).unwrap_or(u16::MAX)),
-            connection_timeout: None,
-            auth_mechanism: None,
-        },
-    }
-}
-
-/// SASL: PLAIN, or EXTERNAL by the certificate that TLS showed.
-struct Auth(Login);
-
-impl Auth {
-    fn of(server: &AmqpServer) -> Self {
-        Self(server.login.clone())
-    }
-}
-
-impl AuthProvider for Auth {
-    fn mechanism(&self) -> ShortString {
-        match self.0 {
-            Login::Password { .. } => "PLAIN".into(),
-            Login::Certificate => "EXTERNAL".into(),
-        }
-    }
-
-    fn auth_starter(&self) -> Result<LongString, String> {
-        Ok(match &self.0 {
-            Login::Password { username, password } => {
-                [b"\0", username.as_bytes(), b"\0", password.expose()].concat().into()
-            }
-            Login::Certificate => LongString::default(),
-        })
-    }
-}
-
-/// Once for each connection, on a channel of its own: a refusal closes it.
-async fn declare(connection: &Connection, declare: &Declare) -> Result<(), String> {
-    let (queue, options, arguments) = match declare {
-        Declare::None => return Ok(()),
-        Declare::Passive(queue) => (queue, QueueDeclareOptions { passive: true, ..Default::default() }, None),
-        Declare::Active(queue, arguments) => {
-            (queue, QueueDeclareOptions { durable: true, ..Default::default() }, Some(arguments))
-        }
-    };
-    let refused = |error: &lapin::Error| format!("the queue {queue:?} cannot be declared: {}", told(error));
-    let name = short(queue).ok_or("the queue's name is longer than AMQP's 255 bytes")?;
-    let arguments = arguments.map(table).transpose()?.unwrap_or_default();
-    let channel = connection.create_channel().await.map_err(|error| told(&error))?;
-    channel.queue_declare(name, options, arguments).await.map_err(|error| refused(&error))?;
-    Ok(())
-}
-
-fn table(arguments: &BTreeMap<String, Value>) -> Result<FieldTable, String> {
-    let mut table = FieldTable::default();
-    for (name, argument) in arguments {
-        table.insert(short(name).ok_or("an argument's name is longer than AMQP's 255 bytes")?, value(argument));
-    }
-    Ok(table)
-}
-
-/// JSON's value as one of AMQP's.
-pub(super) fn value(value: &Value) -> AMQPValue {
-    match value {
-        Value::Null => AMQPValue::Void,
-        Value::Bool(flag) => AMQPValue::Boolean(*flag),
-        Value::Number(number) => match (number.as_i64(), number.as_f64()) {
-            (Some(whole), _) => AMQPValue::LongLongInt(whole),
-            (None, Some(fraction)) => AMQPValue::Double(fraction),
-            (None, None) => AMQPValue::LongString(number.to_string().into()),
-        },
-        Value::String(text) => AMQPValue::LongString(text.as_str().into()),
-        Value::Array(items) => AMQPValue::FieldArray(items.iter().map(self::value).collect::<Vec<_>>().into()),
-        Value::Object(entries) => {
-            let mut table = FieldTable::default();
-            for (name, entry) in entries {
-                if let Some(name) = short(name) {
-                    table.insert(name, self::value(entry));
-                }
-            }
-            AMQPValue::FieldTable(table)
         }
     }
 }

@@ -6,12 +6,12 @@
 use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::super::celery;
 use super::super::event::Event;
 use super::super::settings::{AmqpTarget, CeleryTask, Format, Payload};
-use super::connection::{short, value};
 
 /// Persistent.
 const DELIVERY_MODE: u8 = 2;
@@ -202,6 +202,38 @@ fn value_len(value: &AMQPValue) -> usize {
         AMQPValue::FieldTable(table) => 4 + table_len(table),
         // Numbers.
         _ => 8,
+    }
+}
+
+/// AMQP's short strings: names, keys and identifiers.
+pub(super) const MOST_SHORT: usize = 255;
+
+/// None: longer than AMQP has room for. (The conversion that does not fail panics.)
+pub(super) fn short(text: &str) -> Option<ShortString> {
+    ShortString::try_new(text).ok()
+}
+
+/// JSON's value as one of AMQP's.
+pub(super) fn value(value: &Value) -> AMQPValue {
+    match value {
+        Value::Null => AMQPValue::Void,
+        Value::Bool(flag) => AMQPValue::Boolean(*flag),
+        Value::Number(number) => match (number.as_i64(), number.as_f64()) {
+            (Some(whole), _) => AMQPValue::LongLongInt(whole),
+            (None, Some(fraction)) => AMQPValue::Double(fraction),
+            (None, None) => AMQPValue::LongString(number.to_string().into()),
+        },
+        Value::String(text) => AMQPValue::LongString(text.as_str().into()),
+        Value::Array(items) => AMQPValue::FieldArray(items.iter().map(self::value).collect::<Vec<_>>().into()),
+        Value::Object(entries) => {
+            let mut table = FieldTable::default();
+            for (name, entry) in entries {
+                if let Some(name) = short(name) {
+                    table.insert(name, self::value(entry));
+                }
+            }
+            AMQPValue::FieldTable(table)
+        }
     }
 }
 

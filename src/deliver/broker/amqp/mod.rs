@@ -5,6 +5,7 @@
 //! made again: whoever asks for it meanwhile is told that it is under way, and afterwards how it ended.
 
 mod connection;
+mod handshake;
 mod late;
 mod message;
 
@@ -20,9 +21,9 @@ use super::Settings;
 use super::event::Event;
 use super::settings::{AmqpTarget, CeleryTask, Engine};
 use crate::deliver::failure::{Fault, SendError};
-use connection::{Link, Seat, Session, Wanted, short, told};
+use connection::{Link, Seat, Session, Wanted, told};
 use late::{Late, Standing, Waiting};
-use message::{Message, Unsendable};
+use message::{Message, Unsendable, short};
 
 /// Confirmations that were on their way when the broker announced that it blocks.
 const GRACE: Duration = Duration::from_millis(100);
