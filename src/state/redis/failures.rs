@@ -36,17 +36,22 @@ impl SharedFailures {
     }
 
     pub(crate) fn note(&self, client: ClientKey) {
+        self.add(client, 1);
+    }
+
+    fn add(&self, client: ClientKey, more: u32) {
         let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
         if untold.len() < MOST_CLIENTS || untold.contains_key(&client) {
             let count = untold.entry(client).or_default();
-            *count = count.saturating_add(1);
+            *count = count.saturating_add(more);
         }
     }
 
     pub(super) async fn share(&self, shared: &Shared) {
         let untold = std::mem::take(&mut *self.untold.lock().unwrap_or_else(PoisonError::into_inner));
-        let untold: Vec<_> = untold.into_iter().collect();
-        for some in untold.chunks(AT_ONCE) {
+        let mut untold: Vec<_> = untold.into_iter().collect();
+        while !untold.is_empty() {
+            let some = untold.split_off(untold.len().saturating_sub(AT_ONCE));
             let keys: Vec<_> = some
                 .iter()
                 .map(|(client, _)| format!("{}:{{{}}}:failed:{client}", shared.prefix, self.source))
@@ -59,7 +64,8 @@ impl SharedFailures {
             let Ok(Value::Array(waits)) =
                 shared.link.run(&shared.scripts.failures, &keys, &arguments, shared.timeout).await
             else {
-                // Each gateway goes on by what it has counted itself.
+                // Told again in the next round, though it may have been heard: a throttle may be too strict for a moment.
+                some.into_iter().chain(untold).for_each(|(client, count)| self.add(client, count));
                 return;
             };
             for ((client, _), wait) in some.iter().zip(waits) {

@@ -23,8 +23,9 @@ use crate::redis_link::{LinkError, Script};
 /// keeper's round, and puts back what it accepted.
 pub(super) const GRACE: Duration = Duration::from_millis(1500);
 
-/// Marks that answers under way may still bring after the store was emptied.
+/// Marks that answers under way may still bring after the store was emptied, and for how long beyond `timeout`.
 const OLD_MARKS: usize = 8;
+const UNDER_WAY: Duration = Duration::from_secs(1);
 
 pub(crate) struct Remote {
     this: Weak<Self>,
@@ -57,6 +58,7 @@ struct Keys {
 struct Mark {
     known: Option<Vec<u8>>,
     old: Vec<Vec<u8>>,
+    changed: Option<Instant>,
     emptied: Option<Instant>,
 }
 
@@ -376,13 +378,19 @@ impl Remote {
         self.shared.saw_time(now, answer.time);
         let Some(found) = &answer.mark else { return false };
         let mut mark = self.mark();
-        if mark.known.as_ref() == Some(found) || mark.old.contains(found) {
+        if mark.known.as_ref() == Some(found) {
+            return false;
+        }
+        // An answer that was under way. One that comes later is of a server that was away and is back.
+        let is_under_way = mark.changed.is_some_and(|since| since.elapsed() < self.shared.timeout + UNDER_WAY);
+        if is_under_way && mark.old.contains(found) {
             return false;
         }
         let Some(before) = mark.known.replace(found.clone()) else { return false };
         mark.old.truncate(OLD_MARKS - 1);
         mark.old.insert(0, before);
-        mark.emptied = Some(Instant::now());
+        mark.changed = Some(Instant::now());
+        mark.emptied = mark.changed;
         drop(mark);
         self.shared.meters.lost.inc();
         tracing::error!(

@@ -27,9 +27,9 @@ fn open(settings: &RedisSettings) -> (State, Meters) {
     (State::Redis(Ledgers::default(), Arc::new(redis)), meters)
 }
 
-/// One that is connected.
+/// One that is connected, and waits for a machine that is busy with other tests.
 fn gateway(server: &Server) -> (State, Meters) {
-    let (state, meters) = open(&settings(server));
+    let (state, meters) = open(&RedisSettings { timeout: Duration::from_secs(2), ..settings(server) });
     until("the state is connected", || state.is_healthy());
     (state, meters)
 }
@@ -295,11 +295,11 @@ async fn three_gateways_together_keep_a_limit() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mute_server_is_waited_for_no_longer_than_allowed_and_what_it_reserved_comes_free() {
     let server = Server::start();
-    let (state, _) = gateway(&server);
+    let (state, _) = open(&settings(&server));
+    until("the state is connected", || state.is_healthy());
     let (other, _) = gateway(&server);
     let (ledger, elsewhere) = (state.ledger("a", 100), other.ledger("a", 100));
     let time = now(&server);
-    first(ledger.reserve(fresh(&[9], time), time).await).release().await;
     server.pause();
     let begun = Instant::now();
     let claim = ledger.reserve(fresh(&[1], time), time).await;
@@ -337,7 +337,7 @@ async fn a_commit_survives_that_the_server_was_killed_and_forgot_the_reservation
     let mut reservation = first(ledger.reserve(fresh(&[1], time), time).await);
     server.kill();
     assert!(matches!(reservation.commit(time).await, Err(StateError::Store(_))));
-    assert!(!state.is_healthy());
+    until("the loss is seen", || !state.is_healthy());
     server.restart();
     let begun = Instant::now();
     while reservation.commit(time).await != Ok(Committed::Yes) {
@@ -544,4 +544,51 @@ async fn a_cluster_keeps_every_source_whole_on_one_of_its_nodes() {
         holders.insert(cluster.holder_of(&format!("hookward:{{{source}}}:replay")));
     }
     assert!(holders.len() > 1, "{holders:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_inbox_wrote_is_told_to_the_others_and_what_it_did_not_write_is_free() {
+    let server = Server::start();
+    let (state, other) = (gateway(&server).0, gateway(&server).0);
+    let (ledger, elsewhere) = (state.ledger("a", 100), other.ledger("a", 100));
+    let time = now(&server);
+    let hand_over = async |n| first(ledger.reserve(fresh(&[n], time), time).await).hand_over(time).expect("its lease");
+    let (written, failed) = (hand_over(1).await, hand_over(2).await);
+    for n in [1, 2] {
+        assert_claim!(elsewhere.reserve(fresh(&[n], time), time).await, Ok(Claim::InFlight));
+    }
+    server.pause();
+    written.written();
+    failed.not_written();
+    server.resume();
+    becomes_a_replay(&elsewhere, &[1], &server).await;
+    within_five_seconds("it is free", || async {
+        matches!(elsewhere.reserve(fresh(&[2], time), time).await, Ok(Claim::First(_))).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_inbox_has_is_judged_by_its_gateway_at_once_and_by_the_others_soon() {
+    let server = Server::start();
+    let state = gateway(&server).0;
+    let (ledger, time) = (state.ledger("a", 100_000), now(&server));
+    let prints: Vec<_> = (0..3000)
+        .map(|n| super::super::ledger::record_of(fresh(&[n], time)).prints.first().copied().expect("one"))
+        .collect();
+    server.cli(&["CLIENT", "PAUSE", "300", "WRITE"]);
+    ledger.seed_once(|remember| {
+        prints.iter().for_each(|print| remember(*print, false, time.after(KEPT)));
+        Ok(())
+    });
+    assert_claim!(ledger.reserve(fresh(&[2999], time), time).await, Ok(Claim::Replay));
+    let other = gateway(&server).0;
+    for n in [0, 1023, 1024, 2999] {
+        let elsewhere = other.ledger("a", 100_000);
+        within_five_seconds("the others know", || async {
+            server.cli(&["ZCARD", "hookward:{a}:replay"]).eq(&Value::Int(3000)).then_some(())
+        })
+        .await;
+        assert_claim!(elsewhere.reserve(fresh(&[n], time), time).await, Ok(Claim::Replay));
+    }
 }
