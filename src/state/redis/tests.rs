@@ -188,14 +188,15 @@ fn limit(rate: &str, burst: u32, per: Per) -> RateLimit {
 async fn limits_are_counted_as_governor_counts_them() {
     let server = Server::start();
     let state = open_redis(&server, false);
-    for (n, (rate, burst)) in [("100/s", 10), ("3/s", 5), ("7/m", 2), ("1000/s", 1), ("1/h", 3)].iter().enumerate() {
+    // Slow ones: a budget vanishes when by the server's own clock it is full, and that clock goes on while this test's stands.
+    for (n, (rate, burst)) in [("20/m", 10), ("7/m", 2), ("10/m", 1), ("60/h", 5), ("1/h", 3)].iter().enumerate() {
         let ledger = state.ledger(&format!("source-{n}"), 1000);
         let limits = Limits::new(&[limit(rate, *burst, Per::Source)]);
         let clock = FakeRelativeClock::default();
         let local = Rate::with_clock(Quota::parse(rate, Some(*burst)).unwrap(), clock.clone());
         let mut time = NOW;
         for _ in 0..200 {
-            let step = Duration::from_millis(rand::random_range(0..40) * u64::from(rand::random_bool(0.5)));
+            let step = Duration::from_millis(rand::random_range(0..8000) * u64::from(rand::random_bool(0.5)));
             clock.advance(step);
             time = time.after(step);
             let shared = ledger.claim(None, true, &limits, client(1), time).await.unwrap();
