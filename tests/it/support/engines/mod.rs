@@ -64,7 +64,8 @@ impl Running {
     pub(super) fn start(mut command: Command) -> Self {
         let child = command.stdin(Stdio::null()).process_group(0).spawn().expect("the engine starts");
         let watchdog = Command::new("sh")
-            .args(["-c", "read -r _; kill -KILL -- \"-$1\"", "sh", &child.id().to_string()])
+            // Debian's shell takes no group after -KILL.
+            .args(["-c", "read -r _; kill -s KILL -- \"-$1\"", "sh", &child.id().to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -194,6 +195,16 @@ fn printed(mut command: Command) -> String {
     let said = String::from_utf8_lossy(&done.stdout).into_owned();
     assert!(done.status.success(), "{command:?}: {said}{}", String::from_utf8_lossy(&done.stderr));
     said
+}
+
+#[test]
+fn an_engine_ends_with_the_test_process_whatever_ended_that() {
+    let mut command = Command::new("sh");
+    command.args(["-c", "sleep 600 & wait"]);
+    let mut running = Running::start(command);
+    // What the kernel does when this process is gone.
+    drop(running.watchdog.stdin.take());
+    super::eventually("the watchdog ends it", || running.has_ended().then_some(()));
 }
 
 #[test]
