@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_hookward");
@@ -98,7 +98,7 @@ impl Gateway {
         let writer = log.clone();
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                writer.0.lock().expect("the log").push(line);
+                writer.0.lock().unwrap_or_else(PoisonError::into_inner).push(line);
                 writer.1.notify_all();
             }
         });
@@ -128,7 +128,7 @@ impl Gateway {
 
     /// `listening` lines, in their order.
     pub(crate) fn announced(&self) -> Vec<(String, SocketAddr)> {
-        let lines = self.log.0.lock().expect("the log");
+        let lines = self.lines();
         lines
             .iter()
             .filter(|line| line.contains("\"listening\"") || line.contains(" listening "))
@@ -157,13 +157,17 @@ impl Gateway {
     }
 
     pub(crate) fn log_text(&self) -> String {
-        self.log.0.lock().expect("the log").join("\n")
+        self.lines().join("\n")
+    }
+
+    /// Also once somebody has failed while he held them: whoever shows the log of a failed test must not fail himself.
+    fn lines(&self) -> MutexGuard<'_, Vec<String>> {
+        self.log.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until the log says this.
     pub(crate) fn wait_for_log(&self, needle: &str) -> String {
-        let (lock, changed) = &*self.log;
-        let mut lines = lock.lock().expect("the log");
+        let mut lines = self.lines();
         let start = Instant::now();
         loop {
             if let Some(line) = lines.iter().find(|line| line.contains(needle)) {
@@ -172,13 +176,13 @@ impl Gateway {
             let left = PATIENCE
                 .checked_sub(start.elapsed())
                 .unwrap_or_else(|| panic!("the log never said {needle:?}:\n{}", lines.join("\n")));
-            lines = changed.wait_timeout(lines, left).expect("the log").0;
+            lines = self.log.1.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
     /// The audit lines so far, as JSON.
     pub(crate) fn audit(&self) -> Vec<serde_json::Value> {
-        let lines = self.log.0.lock().expect("the log");
+        let lines = self.lines();
         let parsed = lines.iter().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         parsed.filter(|line| line.get("type").is_some_and(|kind| kind == "audit")).collect()
     }
@@ -254,4 +258,18 @@ impl Drop for Gateway {
             eprintln!("the gateway's log:\n{}", self.log_text());
         }
     }
+}
+
+#[test]
+fn a_test_that_fails_while_it_reads_the_log_shows_it_and_ends_alone() {
+    let source = "[sources.some]\npath = \"/some\"\nprovider = \"github\"\nupstream = \"app\"\n\
+                  secrets = [{ value = \"a-secret-of-this-test\" }]\n[upstreams.app]\nurls = [\"http://127.0.0.1:9\"]\n";
+    let gateway = Gateway::start(source);
+    let child = gateway.pid();
+    let failed = std::thread::spawn(move || {
+        let _lines = gateway.lines();
+        panic!("failed, as meant");
+    });
+    assert!(failed.join().is_err());
+    assert!(!Path::new(&format!("/proc/{child}")).exists(), "the gateway ended with it");
 }
