@@ -95,6 +95,15 @@ impl Reservation {
             Store::Redis(remote) => {
                 let writing = Writing::begin(&self.table, self.token, now);
                 match (writing, &self.hold) {
+                    // This machine's clock may have been set forward: there, where the leases of all are judged, it
+                    // holds until somebody else does.
+                    (None, Some(hold)) if remote.judges_leases() => {
+                        let committed = remote.commit(hold, now).await?;
+                        if committed {
+                            lock(&self.table).restore(&hold.record);
+                        }
+                        if committed { Committed::Yes } else { Committed::Lost }
+                    }
                     (None, _) => {
                         if let Some(hold) = self.hold.take() {
                             remote.release(hold, now, self.lease).await;
@@ -134,13 +143,26 @@ impl Reservation {
             self.settled = Some(Committed::Yes);
         }
         drop(table);
-        if let (true, Store::Redis(remote)) = (kept, &self.store) {
-            match self.hold.take() {
-                Some(hold) => remote.commit_later(hold),
-                None => remote.put_back_later(),
+        let Store::Redis(remote) = &self.store else { return kept };
+        match self.hold.take() {
+            // What ended here alone is remembered all the same: it was accepted.
+            Some(hold) if kept || remote.judges_leases() => {
+                lock(&self.table).restore(&hold.record);
+                self.settled = Some(Committed::Yes);
+                remote.commit_later(hold);
+                true
+            }
+            Some(hold) => {
+                self.hold = Some(hold);
+                kept
+            }
+            None => {
+                if kept {
+                    remote.put_back_later();
+                }
+                kept
             }
         }
-        kept
     }
 
     /// For somebody else to write down, together with what it is a claim to. None: the lease is over, and somebody else

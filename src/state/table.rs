@@ -214,6 +214,16 @@ impl Table {
         self.remember_event(print, until);
     }
 
+    /// What a store elsewhere was told of, though nothing is reserved for it here any more.
+    pub(super) fn restore(&mut self, record: &Record) {
+        for print in &record.prints {
+            self.restore_replay(*print, record.keep_until);
+        }
+        if let Some(event) = record.event {
+            self.restore_event(event, record.event_keep_until);
+        }
+    }
+
     /// At most `steps` steps of giving up what has expired; false when nothing is left to give up.
     pub(super) fn reclaim(&mut self, now: UnixMillis, steps: usize) -> bool {
         (0..steps).all(|_| {

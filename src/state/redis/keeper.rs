@@ -31,6 +31,9 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Of one call, so that no script holds up the others for long.
 const SWEEP_STEPS: u64 = 500;
+
+/// Calls of one errand: a million claims that ended at one time do not keep the releases and commits behind them waiting.
+const SWEEPS_AT_ONCE: usize = 16;
 const RESTORED_AT_ONCE: usize = 500;
 
 /// Clocks that differ by more are told of: leases and claims have margins for less.
@@ -65,7 +68,15 @@ pub(super) async fn keep(shared: Arc<Shared>, mut errands: mpsc::Receiver<Errand
                 if batch.is_empty() {
                     return;
                 }
-                run(&mut batch, &mut waiting).await;
+                let tell = run(&mut batch, &mut waiting).await;
+                if !tell.is_empty() {
+                    // What failed before is of this: there may be no other time for it.
+                    finish(&shared, &mut waiting).await;
+                }
+                for done in tell {
+                    // Whoever asked may be gone.
+                    let _ = done.send(());
+                }
             }
             _ = ticks.tick() => {
                 round.tick(&shared).await;
@@ -79,7 +90,8 @@ pub(super) async fn keep(shared: Arc<Shared>, mut errands: mpsc::Receiver<Errand
 /// With the time at which it is to be tried again.
 type Waiting = VecDeque<(Instant, Errand)>;
 
-async fn run(batch: &mut Vec<Errand>, waiting: &mut Waiting) {
+/// Who is to be told that all this was tried.
+async fn run(batch: &mut Vec<Errand>, waiting: &mut Waiting) -> Vec<oneshot::Sender<()>> {
     let mut under_way = JoinSet::new();
     let mut tell = Vec::new();
     for errand in batch.drain(..) {
@@ -94,13 +106,28 @@ async fn run(batch: &mut Vec<Errand>, waiting: &mut Waiting) {
         let Ok(Some(left)) = left else { continue };
         if waiting.len() < ERRANDS {
             waiting.push_back(left);
-        } else if let (_, Errand::Commit { remote, .. }) = left {
-            remote.put_back_later();
+        } else {
+            match left.1 {
+                Errand::Commit { remote, .. } => remote.put_back_later(),
+                Errand::Sweep { remote, .. } => remote.is_swept.store(false, Ordering::Relaxed),
+                Errand::Release { .. } | Errand::Tell(_) => {}
+            }
         }
     }
-    for done in tell {
-        // Whoever asked may be gone.
-        let _ = done.send(());
+    tell
+}
+
+/// Tries once more what is known to have been accepted, and no gateway but this one knows of it.
+async fn finish(shared: &Arc<Shared>, waiting: &mut Waiting) {
+    let (commits, rest) = waiting.drain(..).partition(|(_, errand)| matches!(errand, Errand::Commit { .. }));
+    *waiting = rest;
+    let commits: Waiting = commits;
+    for mut chunk in chunks(commits.into_iter().map(|(_, errand)| errand).collect()) {
+        run(&mut chunk, waiting).await;
+    }
+    let remotes = shared.remotes().clone();
+    for remote in remotes.iter().filter(|remote| remote.owes.load(Ordering::Relaxed)) {
+        put_back_once(remote).await;
     }
 }
 
@@ -158,12 +185,14 @@ async fn tried(errand: Errand) -> Option<(Instant, Errand)> {
             (!committed).then(|| (Instant::now(), Errand::Commit { remote, hold }))
         }
         Errand::Sweep { remote, now } => {
-            while let Ok(gone) = remote.try_sweep(now, SWEEP_STEPS).await {
-                if gone == 0 {
-                    break;
+            for _ in 0..SWEEPS_AT_ONCE {
+                // What could not be asked is done the next time.
+                if !matches!(remote.try_sweep(now, SWEEP_STEPS).await, Ok(gone) if gone > 0) {
+                    remote.is_swept.store(false, Ordering::Relaxed);
+                    return None;
                 }
             }
-            None
+            Some((Instant::now(), Errand::Sweep { remote, now }))
         }
         Errand::Tell(_) => None,
     }
@@ -261,6 +290,14 @@ fn put_back(shared: &Arc<Shared>) {
 }
 
 async fn put_back_all(remote: &Arc<Remote>) {
+    put_back_once(remote).await;
+    while !remote.restored() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Where it does not get to the end, it is owed again.
+async fn put_back_once(remote: &Arc<Remote>) {
     remote.owes.store(false, Ordering::Relaxed);
     let Some(table) = remote.table() else { return };
     let mut part = 0;
@@ -277,9 +314,6 @@ async fn put_back_all(remote: &Arc<Remote>) {
                 return remote.owes.store(true, Ordering::Relaxed);
             }
         }
-    }
-    while !remote.restored() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

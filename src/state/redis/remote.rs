@@ -39,6 +39,8 @@ pub(crate) struct Remote {
     /// What this gateway remembers is to be put (back) into the store.
     pub(super) owes: AtomicBool,
     pub(super) is_putting_back: AtomicBool,
+    /// An errand for it is under way.
+    pub(super) is_swept: AtomicBool,
     mark: Mutex<Mark>,
     /// What this gateway remembers of the source.
     table: Mutex<Weak<Mutex<Table>>>,
@@ -111,6 +113,7 @@ impl Remote {
             failing: AtomicBool::new(false),
             owes: AtomicBool::new(false),
             is_putting_back: AtomicBool::new(false),
+            is_swept: AtomicBool::new(false),
             mark: Mutex::default(),
             table: Mutex::default(),
         })
@@ -148,6 +151,11 @@ impl Remote {
             #[cfg(test)]
             Time::Asker { remembers } => remembers,
         }
+    }
+
+    /// A lease lasts for as long as the store says, whatever the clock here says.
+    pub(crate) fn judges_leases(&self) -> bool {
+        self.shared.time == Time::Server
     }
 
     /// A delivery is judged by this gateway alone.
@@ -325,8 +333,13 @@ impl Remote {
 
     pub(crate) fn sweep_later(&self, now: UnixMillis) {
         let Some(remote) = self.this.upgrade() else { return };
+        if remote.is_swept.swap(true, Ordering::Relaxed) {
+            return;
+        }
         // Without room it is done the next time.
-        let _ = self.shared.errands.try_send(Errand::Sweep { remote, now });
+        if self.shared.errands.try_send(Errand::Sweep { remote, now }).is_err() {
+            self.is_swept.store(false, Ordering::Relaxed);
+        }
     }
 
     /// Gives up at most so much; how much it was. With none it looks at the store's mark alone.

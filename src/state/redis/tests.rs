@@ -11,7 +11,8 @@ use super::super::contract::{KEPT, LEASE, NOW, ask, assert_claim, first, key, op
 use super::super::rate::Rate;
 use super::super::table::{Full, Judgement, Table};
 use super::super::{
-    Ask, Claim, Claimed, Committed, Ledger, Ledgers, Limits, Meters, Per, Quota, RateLimit, RedisSettings, State,
+    Ask, Claim, Claimed, Committed, Ledger, Ledgers, Limits, Meters, Per, Quota, RateLimit, RedisSettings, Reservation,
+    State,
 };
 use super::*;
 use crate::client::ClientKey;
@@ -72,7 +73,8 @@ async fn accept(ledger: &Ledger, keys: &[u64], server: &Server) {
     let mut reservation = within_five_seconds("a first", || async {
         match ledger.reserve(fresh(keys, now(server)), now(server)).await {
             Ok(Claim::First(reservation)) => Some(reservation),
-            Err(StateError::Store(_)) => None,
+            // What was reserved for nobody comes free in a moment.
+            Err(StateError::Store(_)) | Ok(Claim::InFlight) => None,
             other => panic!("{other:?}"),
         }
     })
@@ -502,6 +504,7 @@ async fn whoever_fails_at_one_gateway_is_throttled_at_the_others() {
         assert_eq!(one.take(client(1)), Ok(()));
     }
     assert!(one.is_spent(client(1)) && !two.is_spent(client(1)));
+    until("it is told", || server.cli(&["EXISTS", "hookward:{a}:failed:192.0.2.1"]) == Value::Int(1));
     // What it fails there is told, and what the others have counted comes back.
     assert_eq!(two.take(client(1)), Ok(()));
     within_five_seconds("the other knows", || async { two.is_spent(client(1)).then_some(()) }).await;
@@ -592,4 +595,79 @@ async fn what_an_inbox_has_is_judged_by_its_gateway_at_once_and_by_the_others_so
         .await;
         assert_claim!(elsewhere.reserve(fresh(&[n], time), time).await, Ok(Claim::Replay));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_accepted_is_remembered_though_this_machines_clock_leapt_beyond_the_lease() {
+    let server = Server::start();
+    let state = gateway(&server).0;
+    let (ledger, time) = (state.ledger("a", 100), now(&server));
+    let leapt = time.after(LEASE * 2);
+    let mut held = first(ledger.reserve(fresh(&[1], time), time).await);
+    assert_eq!(held.commit(leapt).await, Ok(Committed::Yes));
+    let mut unwritten = first(ledger.reserve(fresh(&[2], time), time).await);
+    assert!(unwritten.keep_unwritten(leapt));
+    drop((held, unwritten));
+    state.settle().await;
+    let elsewhere = gateway(&server).0.ledger("a", 100);
+    for ledger in [&ledger, &elsewhere] {
+        for keys in [1, 2] {
+            assert_claim!(ledger.reserve(fresh(&[keys], time), time).await, Ok(Claim::Replay));
+        }
+    }
+    // What somebody else holds by now is still theirs.
+    let mut late = first(ledger.reserve(Ask { lease: Duration::from_millis(1), ..fresh(&[3], time) }, time).await);
+    let theirs = within_five_seconds("the lease's end", || async {
+        match elsewhere.reserve(fresh(&[3], time), time).await {
+            Ok(Claim::First(reservation)) => Some(reservation),
+            _ => None,
+        }
+    })
+    .await;
+    assert_eq!(late.commit(leapt).await, Ok(Committed::Lost));
+    drop(late);
+    state.settle().await;
+    assert_claim!(elsewhere.reserve(fresh(&[3], time), time).await, Ok(Claim::InFlight));
+    theirs.release().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_ends_tells_once_more_what_it_could_not_tell_before() {
+    let server = Server::start();
+    let (state, meters) = gateway(&server);
+    let (ledger, time) = (state.ledger("a", 100), now(&server));
+    let written = |reservation: Reservation| reservation.hand_over(time).expect("under its lease").written();
+    let reservation = first(ledger.reserve(fresh(&[1], time), time).await);
+    server.cli(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    let failed = meters.durations.with_label_values(&["commit"]);
+    written(reservation);
+    until("the commit was tried", || failed.get_sample_count() > 0);
+    server.cli(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
+    state.close().await;
+    let elsewhere = gateway(&server).0.ledger("a", 100);
+    assert_claim!(elsewhere.reserve(fresh(&[1], time), time).await, Ok(Claim::Replay));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_to_be_given_up_by_the_ten_thousand_keeps_no_commit_waiting() {
+    const CLAIMS: u64 = 50_000;
+    let server = Server::start();
+    let (state, meters) = gateway(&server);
+    let (ledger, time) = (state.ledger("a", 1_000_000), now(&server));
+    let reservation = first(ledger.reserve(fresh(&[1], time), time).await);
+    let fill = "for i = 1, ARGV[1] do redis.call('ZADD', KEYS[1], '1', i) end";
+    server.cli(&["EVAL", fill, "1", "hookward:{a}:replay", &CLAIMS.to_string()]);
+    let sweeps = meters.durations.with_label_values(&["sweep"]);
+    let before = sweeps.get_sample_count();
+    ledger.sweep(time);
+    reservation.hand_over(time).expect("under its lease").written();
+    state.settle().await;
+    assert!(sweeps.get_sample_count() - before < CLAIMS / 1000);
+    let elsewhere = gateway(&server).0.ledger("a", 1_000_000);
+    assert_claim!(elsewhere.reserve(fresh(&[1], time), time).await, Ok(Claim::Replay));
+    // All of it goes in the end.
+    until("what ended was given up", || {
+        ledger.sweep(time);
+        server.cli(&["ZCARD", "hookward:{a}:replay"]) == Value::Int(1)
+    });
 }
