@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use http::HeaderName;
 
 use super::key::{Key, KeyEncoding, KeyError, KeyFormat};
 use super::presented::Locator;
@@ -59,6 +60,10 @@ impl Proof for Captured {
             Some(prover) => prover.examine(question),
             None => Err(NO_KEY.into()),
         }
+    }
+
+    fn places(&self) -> Vec<HeaderName> {
+        self.shape.places()
     }
 
     fn pointers(&self) -> Vec<&str> {

@@ -409,7 +409,7 @@ impl Verifier {
     /// token, or a proof that does not stand for the whole body.
     pub(crate) fn credential_headers(&self) -> Vec<http::HeaderName> {
         let partly = self.proofs.iter().filter(|proof| proof.coverage() != Coverage::Whole);
-        self.credentials.header().cloned().into_iter().chain(partly.flat_map(|proof| proof.headers())).collect()
+        self.credentials.header().cloned().into_iter().chain(partly.flat_map(|proof| proof.places())).collect()
     }
 
     /// Passwords and tokens can be guessed, so that failures must be throttled before they are judged.

@@ -37,6 +37,11 @@ pub(crate) trait Proof: Send + Sync {
         Vec::new()
     }
 
+    /// The headers in which it can stand, whichever a sender chooses: for whoever is not to see them.
+    fn places(&self) -> Vec<HeaderName> {
+        self.headers()
+    }
+
     /// JSON pointers into the body that are looked up for this proof.
     fn pointers(&self) -> Vec<&str> {
         Vec::new()

@@ -130,6 +130,14 @@ impl Proof for Prover {
         signature.into_iter().chain(timestamp).chain(needed).cloned().collect()
     }
 
+    fn places(&self) -> Vec<HeaderName> {
+        let spelled = match &self.scheme.signature.place {
+            Place::Header(names) | Place::EveryHeader(names) | Place::HeaderJson { names, .. } => names.as_slice(),
+            Place::Query(_) | Place::Form(_) | Place::Json(_) => &[],
+        };
+        spelled.iter().cloned().chain(self.headers()).collect()
+    }
+
     fn pointers(&self) -> Vec<&str> {
         match self.scheme.more.for_each {
             // They are looked up in each item.

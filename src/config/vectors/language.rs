@@ -389,3 +389,16 @@ fn beside_a_signed_key_there_is_none_that_a_lax_parser_takes_for_it() {
     let both = signed(&stripe, json(r#"{"id":"evt_1","ID":"evt_2"}"#));
     assert_eq!(judged(&stripe, &both).unwrap().event_id(), Some("evt_1"));
 }
+
+/// What whoever reads a broker could present again with a body of his own, whichever header it came in.
+#[test]
+fn a_token_that_does_not_stand_for_the_body_is_a_credential_and_one_that_does_is_not() {
+    let token = |rest: &str| {
+        let keys = format!(
+            "secrets = [{{ value = \"{SECRET}\" }}]\njwt.header = \"X-Token\"\njwt.algorithms = [\"HS256\"]\n{rest}"
+        );
+        source(&keys).unwrap().verifier.credential_headers()
+    };
+    assert_eq!(token(""), ["x-token"]);
+    assert!(token("jwt.body_hash = { claim = \"sha256\", hash = \"sha256\", encoding = \"hex\" }").is_empty());
+}

@@ -159,6 +159,14 @@ impl Proof for Jwt {
         Ok(findings)
     }
 
+    fn places(&self) -> Vec<HeaderName> {
+        let headers = self.places.iter().filter_map(|place| match place {
+            TokenAt::Header { name, .. } => Some(name.clone()),
+            TokenAt::Query(_) | TokenAt::Json(_) | TokenAt::Each(_) | TokenAt::Body => None,
+        });
+        headers.collect()
+    }
+
     fn pointers(&self) -> Vec<&str> {
         let pointers = self.places.iter().filter_map(|place| match place {
             TokenAt::Json(pointer) => Some(pointer.as_str()),
