@@ -250,6 +250,7 @@ fn read(root: &Node, presets: &Presets, ledger: &Ledger) -> Option<Config> {
         let facts = upstreams::Facts {
             re_signs: upstream.as_ref().is_some_and(|upstream| upstream.signs.is_some()),
             is_broker: upstream.as_ref().is_some_and(|upstream| upstream.settings.is_broker()),
+            is_nats: upstream.as_ref().is_some_and(|upstream| upstream.settings.is_nats()),
         };
         upstream_names.insert(name.clone(), facts);
         upstreams.extend(upstream.map(|upstream| (name, upstream)));

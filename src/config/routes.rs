@@ -65,7 +65,7 @@ pub(super) fn read(source: &Table<'_>, around: Around<'_>) -> Option<Routes> {
     let all: Vec<_> = tables.into_iter().map(|table| route(table, &around, path.as_ref())).collect();
     let is_whole = all.iter().all(|route| route.is_whole);
     if is_whole {
-        compare(&all, around.way);
+        compare(&all, &around);
     }
     let takes_all = all.iter().any(|route| route.when.cover(&Conditions::default()));
     if !all.is_empty() && is_whole && otherwise.is_none() && !takes_all {
@@ -226,7 +226,12 @@ fn few_enough(table: &Table<'_>, name: &str, count: usize) -> bool {
 }
 
 /// A route and those before it. Of several things to be said of it, the first is enough.
-fn compare(routes: &[Read<'_>], way: Way) {
+fn compare(routes: &[Read<'_>], around: &Around<'_>) {
+    let way = around.way;
+    let is_nats = |route: &Read<'_>| {
+        let facts = route.target.as_ref().and_then(|target| around.upstreams.get(&*target.upstream));
+        facts.is_some_and(|facts| facts.is_nats)
+    };
     for (position, route) in routes.iter().enumerate() {
         let same_upstream = |other: &Read<'_>| {
             route.target.as_ref().map(|it| &it.upstream) == other.target.as_ref().map(|it| &it.upstream)
@@ -245,6 +250,23 @@ fn compare(routes: &[Read<'_>], way: Way) {
             };
             route.table.warn("", what, "put it before that one, or remove it");
             continue;
+        }
+        let both_publish = |other: &Read<'_>| {
+            way == Way::Inbox
+                && is_nats(route)
+                && is_nats(other)
+                && !same_upstream(other)
+                && other.when.meet(&route.when)
+        };
+        if let Some((before, _)) = earlier().find(|(_, other)| both_publish(other)) {
+            let what = format!(
+                "and routes[{before}] can publish one delivery twice with one Nats-Msg-Id: a stream that has both subjects keeps the first alone, and confirms both"
+            );
+            route.table.remark(
+                "",
+                what,
+                "a stream for each of the two subjects, or one subject that both consumers read",
+            );
         }
         let takes_some = earlier().find(|(_, other)| {
             let is_its_general_case = route.when.cover(&other.when);

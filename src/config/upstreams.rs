@@ -19,6 +19,7 @@ const MINUTES: Duration = Duration::from_secs(600);
 pub(super) struct Facts {
     pub(super) re_signs: bool,
     pub(super) is_broker: bool,
+    pub(super) is_nats: bool,
 }
 
 /// `max_body`: the largest that any source takes, as far as it is known.

@@ -86,6 +86,10 @@ impl Settings {
         matches!(self, Self::Broker(_))
     }
 
+    pub(crate) fn is_nats(&self) -> bool {
+        matches!(self, Self::Broker(BrokerSettings { engine: Engine::Nats(_), .. }))
+    }
+
     /// The largest that its sources take, for a broker that has to be asked whether it takes them.
     pub(crate) fn expect_bodies_of(&mut self, bytes: u64) {
         if let Self::Broker(BrokerSettings { engine: Engine::Nats(target), .. }) = self {
