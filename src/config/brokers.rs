@@ -93,7 +93,9 @@ fn celery(table: &Table<'_>) -> Option<Engine> {
         sep: list_text(table, "sep", "\u{6}\u{16}"),
         dedupe: dedupe(table),
     };
-    let server = redis::read(table);
+    let example =
+        r#"url = "redis://…" or "amqp://…" (TLS: rediss, amqps), or { env = "BROKER_URL" } for one with a password"#;
+    let server = redis::read_either(table, example);
     Some(Engine::CeleryOverRedis { server: server?, task: task?, list })
 }
 
@@ -102,6 +104,7 @@ fn celery(table: &Table<'_>) -> Option<Engine> {
 fn list_text(table: &Table<'_>, key: &'static str, default: &str) -> String {
     if !table.has(key) {
         table.note_default(key, &format!("{default:?}"));
+        table.ignore(&[key]);
         return default.to_owned();
     }
     let checked = table.parsed(key, |text| {
@@ -157,6 +160,11 @@ fn amqp(table: &Table<'_>) -> Option<Engine> {
     table.ignore(&["priority"]);
     let priority = priority.and_then(|priority| u8::try_from(priority).ok());
     let expires = optional_duration(table, "expires");
+    if table.has("queue") {
+        let what = "belongs to kind = \"celery\": without an `exchange`, `routing_key` is the queue's name";
+        table.error("queue", what, r#"routing_key = "hooks""#);
+    }
+    table.ignore(&["queue"]);
     let target = amqp_target(table, None, priority, expires, format?);
     Some(Engine::Amqp { server: server?, target: target? })
 }
@@ -336,6 +344,7 @@ fn template(
     match (table.has(key), default) {
         (false, Some(default)) => {
             table.note_default(key, &format!("{default:?}"));
+            table.ignore(&[key]);
             Template::parse(default, alphabet).ok()
         }
         (false, None) => {

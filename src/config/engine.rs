@@ -11,6 +11,8 @@ use percent_encoding::percent_decode_str;
 use rustls::pki_types::ServerName;
 use url::Url;
 
+const NO_URL: &str = "is no URL";
+
 /// What a URL says.
 #[derive(Default)]
 pub(super) struct Located {
@@ -52,7 +54,13 @@ pub(super) fn url(
             }
             located
         }
-        _ => locate(&String::from_utf8_lossy(table.secret(key)?.secret.expose()), schemes, port),
+        _ => {
+            let text = table.secret(key)?.secret;
+            locate(&String::from_utf8_lossy(text.expose()), schemes, port).map_err(|what| match &*what {
+                NO_URL => format!("{what}; in a login / # @ : and % are written %2F %23 %40 %3A and %25"),
+                _ => what,
+            })
+        }
     };
     match located {
         Ok(located) => Some(located),
@@ -65,7 +73,7 @@ pub(super) fn url(
 
 /// The text is in no error: it may hold a password.
 fn locate(text: &str, schemes: &[(&str, bool)], port: u16) -> Result<Located, String> {
-    let url = Url::parse(text).map_err(|_| "is no URL".to_owned())?;
+    let url = Url::parse(text).map_err(|_| NO_URL.to_owned())?;
     let Some((_, tls)) = schemes.iter().find(|(scheme, _)| *scheme == url.scheme()) else {
         let known: Vec<_> = schemes.iter().map(|(scheme, _)| format!("{scheme}://")).collect();
         return Err(format!("does not begin with {}", known.join(" or ")));

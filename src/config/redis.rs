@@ -16,7 +16,12 @@ const MINUTES: Duration = Duration::from_secs(600);
 
 /// Of a table that may have other keys too.
 pub(super) fn read(table: &Table<'_>) -> Option<Settings> {
-    let settings = read_whole(table);
+    read_either(table, EXAMPLE)
+}
+
+/// `example`: where the URL may be another broker's too.
+pub(super) fn read_either(table: &Table<'_>, example: &str) -> Option<Settings> {
+    let settings = read_whole(table, example);
     if settings.is_none() {
         // What was not looked at any more is not unknown.
         engine::ignore_server(table);
@@ -25,11 +30,11 @@ pub(super) fn read(table: &Table<'_>) -> Option<Settings> {
     settings
 }
 
-fn read_whole(table: &Table<'_>) -> Option<Settings> {
+fn read_whole(table: &Table<'_>, example: &str) -> Option<Settings> {
     let ways = ["url", "cluster", "sentinels"].into_iter().filter(|key| table.has(key)).count();
     if ways != 1 {
         let what = if ways == 0 { "`url` is missing" } else { "`url`, `cluster` and `sentinels` exclude each other" };
-        table.error("", what, EXAMPLE);
+        table.error("", what, example);
         return None;
     }
     if table.has("master") && !table.has("sentinels") {
@@ -44,7 +49,7 @@ fn read_whole(table: &Table<'_>) -> Option<Settings> {
         let (sentinels, tls) = several(table, "sentinels", SENTINEL_PORT)?;
         (Topology::Sentinel { sentinels, master: master? }, Located { tls, ..Located::default() })
     } else {
-        let located = engine::url(table, "url", &[("redis", false), ("rediss", true)], PORT, EXAMPLE)?;
+        let located = engine::url(table, "url", &[("redis", false), ("rediss", true)], PORT, example)?;
         (Topology::Single(Address { host: located.host.clone(), port: located.port }), located)
     };
     let database = match &*located.path {
@@ -52,7 +57,7 @@ fn read_whole(table: &Table<'_>) -> Option<Settings> {
         path => path.parse().ok().filter(|number| (0..1_000_000).contains(number)),
     };
     let Some(database) = database else {
-        table.error("url", "ends in something that is no number of a database", EXAMPLE);
+        table.error("url", "ends in something that is no number of a database", example);
         return None;
     };
     let tls = engine::tls(table, located.tls);

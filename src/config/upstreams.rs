@@ -31,7 +31,14 @@ pub(super) fn read(name: &str, table: Table<'_>, max_body: u64) -> Option<Upstre
         ("nats", Some(brokers::Kind::Nats)),
         ("redis-stream", Some(brokers::Kind::RedisStream)),
     ];
-    match table.choice("kind", Some("http"), &kinds).flatten() {
+    if table.has("url") && !table.has("urls") && !table.has("kind") {
+        let what = "`kind` is missing: a broker has a `url`, a service over HTTP has `urls`";
+        table.error("", what, r#"kind = "celery", "amqp" or "redis-stream"; or urls = ["http://10.0.0.7:9000"]"#);
+        return None;
+    }
+    // Of a kind that is none, nobody knows which keys it has: the rest is judged once it is mended.
+    let default = (!table.has("kind")).then_some("http");
+    match table.choice("kind", default, &kinds)? {
         None => http(name, table),
         Some(kind) => {
             let settings = brokers::read(name, kind, &table, max_body);
