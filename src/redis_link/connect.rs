@@ -21,6 +21,7 @@ use crate::secret::Secret;
 
 /// Commands that wait to be written, on one connection. Whoever comes when there are so many waits until his deadline.
 const MOST_UNWRITTEN: usize = 256;
+const CLOSED: &str = "the server closed the connection";
 
 /// As whom to speak, and how.
 #[derive(Clone)]
@@ -90,10 +91,22 @@ impl Manner {
                     None => ServerName::try_from(address.host.clone()).map_err(|_| "no name for TLS".to_owned())?,
                 };
                 let handshake = TlsConnector::from(config.clone()).connect(name, tcp);
-                let stream = handshake.await.map_err(|error| format!("TLS: {error}"))?;
+                // A Redis without TLS takes the greeting for the beginning of a command, and waits for more.
+                let stream = timeout_at(until, handshake).await.map_err(|_| {
+                    format!("no answer to the greeting of TLS within {:?}; has this port TLS?", self.within)
+                })?;
+                let stream = stream.map_err(|error| format!("TLS: {error}"))?;
                 Connected::over(address.clone(), stream, ended).await?
             }
         };
+        match self.greet(&connected, database).await {
+            // What a server with TLS does with bytes that are none.
+            Err(why) if why == CLOSED && self.tls.is_none() => Err(format!("{why}; does it want TLS (rediss://)?")),
+            greeted => greeted.map(|()| connected),
+        }
+    }
+
+    async fn greet(&self, connected: &Connected, database: i64) -> Result<(), String> {
         if let Some(password) = &self.password {
             let mut login = redis::cmd("AUTH");
             if let Some(username) = &self.username {
@@ -105,8 +118,7 @@ impl Manner {
         if database != 0 {
             connected.expect("SELECT", redis::cmd("SELECT").arg(database)).await?;
         }
-        connected.expect("PING", &redis::cmd("PING")).await?;
-        Ok(connected)
+        connected.expect("PING", &redis::cmd("PING")).await
     }
 }
 
@@ -191,7 +203,7 @@ pub(super) fn why(error: &RedisError, what: &str) -> String {
         Some("NOAUTH") => "the server wants a login (NOAUTH)".to_owned(),
         Some(code @ ("NOPERM" | "LOADING" | "MASTERDOWN")) => format!("{what} is refused ({code})"),
         Some(code) => format!("{what} is refused ({code}); is it as the configuration says?"),
-        None if error.is_connection_dropped() => "the server closed the connection".to_owned(),
+        None if error.is_connection_dropped() => CLOSED.to_owned(),
         // The system's or TLS's words.
         None if error.is_io_error() => error.to_string(),
         None => error.category().to_owned(),

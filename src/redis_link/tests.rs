@@ -217,6 +217,19 @@ async fn a_server_that_wants_a_client_certificate_gets_it() {
 }
 
 #[tokio::test]
+async fn a_scheme_that_is_not_the_ports_is_told_as_what_it_probably_is() {
+    let authority = Authority::new();
+    let (plain, secure) = (Redis::start(), Redis::with_tls(&authority, &[]));
+    let hasty = Settings { connect_timeout: Duration::from_millis(500), ..plain.settings() };
+    let why = why_down(with_tls(hasty, authority.trusted())).await;
+    assert!(why.ends_with("no answer to the greeting of TLS within 500ms; has this port TLS?"), "{why}");
+    let why = why_down(Settings { tls: None, ..secure.settings() }).await;
+    assert!(why.ends_with("the server closed the connection; does it want TLS (rediss://)?"), "{why}");
+    up(plain.settings()).await;
+    up(with_tls(secure.settings(), authority.trusted())).await;
+}
+
+#[tokio::test]
 async fn a_tls_setting_that_cannot_work_is_told_before_anything_is_tried() {
     let redis = Redis::start();
     let broken = TlsSettings { server_name: Some("not a name".to_owned()), ..TlsSettings::default() };
