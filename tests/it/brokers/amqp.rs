@@ -9,7 +9,8 @@ use crate::support::gateway::Folder;
 use crate::support::{Answer, Gateway, PATIENCE, Request, eventually};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -303,6 +304,50 @@ fn an_exchange_that_is_missing_is_named_in_the_log_and_used_as_soon_as_it_is_the
     assert_eq!(gateway.log_text().matches("cannot be used").count(), 0, "{}", gateway.log_text());
     let messages = console.take("routed");
     assert_eq!(messages.iter().map(|message| text(&message["key"])).collect::<Vec<_>>(), ["hooks.github.push"]);
+}
+
+/// A way to the broker on which the first connection's bytes wait for so long.
+fn slow_at_first(broker: u16, wait: Duration) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    thread::spawn(move || {
+        for from in listener.incoming().map_while(Result::ok) {
+            thread::sleep(wait);
+            let to = TcpStream::connect(("127.0.0.1", broker)).expect("the broker listens");
+            for (mut from, mut to) in [(&from, &to), (&to, &from)]
+                .map(|(a, b)| (a.try_clone(), b.try_clone()))
+                .into_iter()
+                .filter_map(|(a, b)| a.ok().zip(b.ok()))
+            {
+                thread::spawn(move || io::copy(&mut from, &mut to));
+            }
+        }
+    });
+    port
+}
+
+#[test]
+fn what_comes_right_after_a_start_waits_for_the_connection_and_is_not_sent_away() {
+    let mut console = Console::at(&shared().rabbit);
+    console.declare("early", json!(null));
+    let port = slow_at_first(shared().rabbit.port, Duration::from_millis(700));
+    let slow =
+        format!("\n[upstreams.tasks]\nkind = \"amqp\"\nurl = \"amqp://127.0.0.1:{port}/\"\nrouting_key = \"early\"\n");
+    let gateway = gateway(&slow, "");
+    assert!(!gateway.log_text().contains("connected to amqp"));
+    let answer = event(1).send(gateway.public());
+    assert_eq!(answer.status, 202, "{}", gateway.log_text());
+    assert_eq!(console.count("early"), 1);
+
+    // Nobody waits longer than the first attempt takes.
+    let nobody = format!(
+        "\n[upstreams.tasks]\nkind = \"amqp\"\nurl = \"amqp://127.0.0.1:{}/\"\nrouting_key = \"x\"\n",
+        free_port()
+    );
+    let gateway = self::gateway(&nobody, "");
+    let asked = Instant::now();
+    assert!(refused_for_now(&event(2).send(gateway.public())));
+    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
 }
 
 #[test]

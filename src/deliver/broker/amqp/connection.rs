@@ -30,6 +30,9 @@ use crate::deliver::failure::cause;
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
+/// How often whoever waits for the first attempt looks whether it has ended.
+const MOMENT: Duration = Duration::from_millis(5);
+
 /// A broker that answers nothing for so long is given up, and with it the connection.
 const SILENCE: Duration = Duration::from_secs(2);
 
@@ -94,6 +97,14 @@ impl Link {
         match self.shared.session.load().as_deref() {
             Some(session) => Some(session.is_usable()),
             None => self.shared.known.load(Ordering::Relaxed).then_some(false),
+        }
+    }
+
+    /// After a start or a reload the first deliveries come before the connection is there. It is a matter of
+    /// milliseconds, and no reason to send anybody away.
+    pub(super) async fn first_tried(&self) {
+        while self.is_up().is_none() {
+            sleep(MOMENT).await;
         }
     }
 

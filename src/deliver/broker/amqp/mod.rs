@@ -82,6 +82,7 @@ impl Sink {
             }
             None => {}
         }
+        let _ = timeout_at(deadline, self.link.first_tried()).await;
         let session = self.link.session().map_err(|why| error(Fault::Unavailable, &why))?;
         let message = Message::of(event, &self.target, self.task.as_ref(), session.frame_max());
         let message = message.map_err(|Unsendable(what)| error(Fault::TooLarge, what))?;
