@@ -52,5 +52,9 @@ pub(crate) fn cause(error: &dyn Error) -> String {
         }
         source = inner.source();
     }
+    // What rustls calls an answer that is none of TLS.
+    if text.contains("InvalidContentType") {
+        text.push_str("; does this port speak TLS?");
+    }
     text
 }

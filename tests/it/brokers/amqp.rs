@@ -403,6 +403,15 @@ fn tls_takes_a_broker_of_the_given_authority_and_name_and_no_other() {
         assert!(refused_for_now(&event(9).send(gateway.public())));
     }
     assert_eq!(console.count("over-tls"), 2);
+
+    let (secure, plain) = (shared.tls_port, shared.rabbit.port);
+    for (scheme, port, why) in [("amqps", plain, "TLS?"), ("amqp", secure, "amqps://")] {
+        let url = format!("{scheme}://localhost:{port}/");
+        let upstream = format!("\n[upstreams.tasks]\nkind = \"amqp\"\nurl = \"{url}\"\nrouting_key = \"over-tls\"\n");
+        let gateway = Gateway::start_in(folder.clone(), &configuration("tasks", "", &upstream));
+        let line = gateway.wait_for_log("cannot be used");
+        assert!(line.contains(why), "{line}");
+    }
 }
 
 #[test]

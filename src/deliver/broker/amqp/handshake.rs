@@ -14,7 +14,7 @@ use lapin::options::QueueDeclareOptions;
 use lapin::tcp::RustlsConnector;
 use lapin::types::{FieldTable, LongString, ShortString};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
-use lapin::{AsyncTcpStream, Connection, ConnectionProperties};
+use lapin::{AsyncTcpStream, Connection, ConnectionProperties, ErrorKind};
 use serde_json::Value;
 use tokio::net::lookup_host;
 use tokio::time::timeout;
@@ -97,7 +97,12 @@ pub(super) async fn connect(
             .with_auth_provider(Auth::of(server)),
     );
     let greeted = timeout(server.connect_timeout, greeting).await.map_err(|_| late("the login"))?;
-    let connection = greeted.map_err(|error| told(&error))?;
+    let connection = greeted.map_err(|error| match error.kind() {
+        ErrorKind::ProtocolError(_) => told(&error),
+        // What a port with TLS does with a greeting that is none: it ends the connection, or says what is no AMQP.
+        _ if server.tls.is_none() => format!("{}; does it want TLS (amqps://)?", told(&error)),
+        _ => told(&error),
+    })?;
     guard.keep();
     Ok((connection, socket))
 }
