@@ -110,9 +110,7 @@ fn when_sentinels_make_another_the_master_it_serves_within_five_seconds_and_know
             (all == ["1", "2"]).then_some(())
         });
     }
-    eventually("the replica follows", || {
-        replica.cli(&["info", "replication"]).contains("master_link_status:up").then_some(())
-    });
+    eventually("the replica follows", || replica.replication().filter(|told| told.contains("master_link_status:up")));
     let list: Vec<String> = sentinels.iter().map(|sentinel| format!("\"127.0.0.1:{}\"", sentinel.port)).collect();
     let state = format!("[state]\nkind = \"redis\"\nsentinels = [{}]\nmaster = \"shared\"\n", list.join(", "));
     let gateways = gateways(2, &state, &upstream, &source("shop", ""));
@@ -131,9 +129,7 @@ fn when_sentinels_make_another_the_master_it_serves_within_five_seconds_and_know
     master.kill();
     let promoted = thread::scope(|scope| {
         let promotion = scope.spawn(|| {
-            eventually("the replica is promoted", || {
-                replica.cli(&["info", "replication"]).contains("role:master").then_some(())
-            });
+            eventually("the replica is promoted", || replica.replication().filter(|told| told.contains("role:master")));
             Instant::now()
         });
         // This one waits for the new master.

@@ -3,7 +3,7 @@
 use super::super::gateway::Folder;
 use super::{Running, answer_to, output_to, printed, program, start_on, start_on_a_free_port, tail};
 use rustix::process::Signal;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 pub(crate) struct Redis {
     pub port: u16,
@@ -40,9 +40,19 @@ impl Redis {
 
     /// What `redis-cli` prints.
     pub(crate) fn cli(&self, arguments: &[&str]) -> String {
+        printed(self.redis_cli(arguments))
+    }
+
+    /// What is said of replication; nothing while a sentinel gives the server another part, which closes all connections.
+    pub(crate) fn replication(&self) -> Option<String> {
+        let done = self.redis_cli(&["info", "replication"]).output().expect("redis-cli runs");
+        done.status.success().then(|| String::from_utf8_lossy(&done.stdout).into_owned())
+    }
+
+    fn redis_cli(&self, arguments: &[&str]) -> Command {
         let mut cli = Command::new(program("redis-cli"));
-        cli.args(["-h", "127.0.0.1", "-p", &self.port.to_string()]).args(arguments);
-        printed(cli)
+        cli.args(["-h", "127.0.0.1", "-p", &self.port.to_string()]).args(arguments).stdin(Stdio::null());
+        cli
     }
 
     pub(crate) fn pid(&self) -> u32 {
