@@ -5,6 +5,7 @@ pub(crate) mod certs;
 pub(crate) mod consumers;
 pub(crate) mod curl;
 pub(crate) mod engines;
+pub(crate) mod folder;
 pub(crate) mod frames;
 pub(crate) mod gateway;
 pub(crate) mod http;
