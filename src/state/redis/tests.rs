@@ -61,6 +61,14 @@ async fn within_five_seconds<T, F: Future<Output = Option<T>>>(what: &str, mut l
     }
 }
 
+async fn commit_within_five_seconds(reservation: &mut Reservation, time: UnixMillis) {
+    let begun = Instant::now();
+    while reservation.commit(time).await != Ok(Committed::Yes) {
+        assert!(begun.elapsed() < Duration::from_secs(5), "not committed in time");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 async fn becomes_a_replay(ledger: &Ledger, keys: &[u64], server: &Server) {
     within_five_seconds("a replay", || async {
         let claim = ledger.reserve(fresh(keys, now(server)), now(server)).await;
@@ -324,11 +332,7 @@ async fn a_commit_whose_answer_was_lost_is_told_again() {
     server.pause();
     assert!(matches!(reservation.commit(time).await, Err(StateError::Store(_))));
     server.resume();
-    let begun = Instant::now();
-    while reservation.commit(time).await != Ok(Committed::Yes) {
-        assert!(begun.elapsed() < Duration::from_secs(5));
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    commit_within_five_seconds(&mut reservation, time).await;
     becomes_a_replay(&gateway(&server).0.ledger("a", 100), &[1], &server).await;
 }
 
@@ -342,11 +346,7 @@ async fn a_commit_survives_that_the_server_was_killed_and_forgot_the_reservation
     assert!(matches!(reservation.commit(time).await, Err(StateError::Store(_))));
     until("the loss is seen", || !state.is_healthy());
     server.restart();
-    let begun = Instant::now();
-    while reservation.commit(time).await != Ok(Committed::Yes) {
-        assert!(begun.elapsed() < Duration::from_secs(5));
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    commit_within_five_seconds(&mut reservation, time).await;
     becomes_a_replay(&gateway(&server).0.ledger("a", 100), &[1], &server).await;
 }
 
