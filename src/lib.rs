@@ -12,8 +12,8 @@
 //! | `inbox` | durable until settled: what was acknowledged and is still to be delivered |
 //! | `parcel` | what leaves |
 //! | `telemetry` | one outcome in; counters, an audit line and the log out |
-//! | `fetch` | certificates and key sets from the network, guarded |
 //! | `verify` | does this request prove itself? Pure: no clock, no socket |
+//! | `fetch` | certificates and key sets from the network, guarded |
 //! | `state` | what was accepted, and how much of every budget is spent |
 //! | `server` | listeners, TLS, connections; knows no webhook |
 //! | `redis_link` | a lasting connection to Redis, for `state` and `deliver` |

@@ -126,6 +126,30 @@ fn the_plan_itself_points_down() {
     }
 }
 
+/// The map in `lib.rs` and the line in CONTRIBUTING.md: all rooms, those above the ground floor in the plan's order.
+#[test]
+fn the_maps_that_people_read_agree_with_the_plan() {
+    let planned: Vec<&str> =
+        FLOORS.iter().map(|(room, _)| *room).filter(|room| !["measuring", "fuzzing"].contains(room)).collect();
+    let names = |text: &str| -> Vec<String> {
+        let words = text.split(|c: char| !c.is_ascii_lowercase() && c != '_');
+        words.filter(|word| !word.is_empty()).map(str::to_owned).collect()
+    };
+    let map = fs::read_to_string("src/lib.rs").expect("a source file");
+    let rows: Vec<&str> = map.lines().filter_map(|line| line.strip_prefix("//! | `")?.split(" |").next()).collect();
+    let (ground, above) = rows.split_last().expect("a row of the map");
+    let told = fs::read_to_string("CONTRIBUTING.md").expect("a page");
+    let line = told.lines().find(|line| line.starts_with("cli → ")).expect("the rooms in a line");
+    let (upper, lower) = line.rsplit_once('→').expect("arrows");
+    for (page, upper, ground) in [("lib.rs", above.join(" "), *ground), ("CONTRIBUTING.md", upper.to_owned(), lower)] {
+        let (upper, ground) = (names(&upper), names(ground));
+        let (above, below): (Vec<&str>, Vec<&str>) =
+            planned.iter().partition(|room| upper.iter().any(|one| one == *room));
+        assert_eq!(upper, above, "{page}");
+        assert_eq!(ground.iter().map(String::as_str).collect::<BTreeSet<_>>(), below.into_iter().collect(), "{page}");
+    }
+}
+
 /// Every file tells what it owns, and one of more than 500 lines without its tests says why it is one.
 #[test]
 fn every_file_opens_with_what_it_owns() {
