@@ -156,11 +156,12 @@ async fn keep(shared: Arc<Shared>) {
         let began = Instant::now();
         let why = match Session::open(&shared).await {
             Ok((session, happens)) => {
-                info!(upstream = %name, "connected to {label}");
                 told.clear();
                 let session = Arc::new(session);
                 shared.session.store(Some(session.clone()));
                 shared.known.store(true, Ordering::Relaxed);
+                // Whoever reads it may rely on it.
+                info!(upstream = %name, "connected to {label}");
                 let why = watch_over(&session, happens, name, label).await;
                 shared.session.store(None);
                 session.end("the connection ended");
@@ -195,12 +196,13 @@ async fn watch_over(session: &Session, mut happens: Happens, name: &str, label: 
         };
         match happened {
             Some(Happened::ConnectionBlocked(reason)) => {
-                warn!(upstream = %name, "{label}: {}", blocked(&reason));
+                let why = blocked(&reason);
                 session.blocked.send_replace(Some(reason));
+                warn!(upstream = %name, "{label}: {why}");
             }
             Some(Happened::ConnectionUnblocked) => {
-                info!(upstream = %name, "{label} takes messages again");
                 session.blocked.send_replace(None);
+                info!(upstream = %name, "{label} takes messages again");
             }
             // A channel's errors come this way too, and the connection lives on.
             Some(Happened::Error(error)) if !session.connection.status().connected() => return told(&error),

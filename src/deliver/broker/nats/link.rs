@@ -201,10 +201,11 @@ async fn keep(shared: Arc<Shared>) {
                     continue;
                 }
             };
-            tracing::info!(upstream = who, server = session.server, "connected to NATS");
             shared.look_at(&session, &mut warned_of);
             shared.connection.store(Some(session.connection.clone()));
             shared.is_up.send_replace(Some(true));
+            // Whoever reads it may rely on it.
+            tracing::info!(upstream = who, server = session.server, "connected to NATS");
             let begun = Instant::now();
             let why = session.run(who).await;
             shared.go_down(&why);
