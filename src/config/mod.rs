@@ -37,7 +37,7 @@ mod workbench;
 
 use crate::clock::Clock;
 use crate::gateway::source::Way;
-use crate::gateway::{Limits, ListenerView, Plan};
+use crate::gateway::{Limits, ListenerView, Plan, UpstreamSettings};
 use crate::inbox as store;
 use crate::state::{BYTES_PER_CLAIM, Quota, Settings as State};
 use crate::telemetry::{Format, Level, Target};
@@ -295,6 +295,9 @@ fn read(root: &Node, presets: &Presets, ledger: &Ledger) -> Option<Config> {
     if read_sources.len() == written {
         inbox::compare(&inbox_table, &inbox, &read_sources);
     }
+    for source in &read_sources {
+        compare_with_dedupe(source, &upstreams, ledger);
+    }
     for upstream in upstreams.values_mut() {
         let name = upstream.settings.name().clone();
         let senders = read_sources.iter().filter(|source| source.settings.routes.upstreams().contains(&&name));
@@ -346,6 +349,31 @@ fn read(root: &Node, presets: &Presets, ledger: &Ledger) -> Option<Config> {
         log,
         plan,
     })
+}
+
+/// A signed event id names a delivery at the broker: what the source takes for new, the broker must not take for old.
+fn compare_with_dedupe(source: &sources::Read, upstreams: &BTreeMap<String, UpstreamSettings>, ledger: &Ledger<'_>) {
+    let settings = &source.settings;
+    if !settings.verifier.id_is_signed() {
+        return;
+    }
+    for name in settings.routes.upstreams() {
+        let dedupe = upstreams.get(&**name).and_then(|upstream| upstream.settings.dedupe());
+        let Some(dedupe) = dedupe.filter(|dedupe| *dedupe > settings.dedupe_window) else { continue };
+        let what = format!(
+            "{} is shorter than the `dedupe` of upstreams.{name} ({}): an event whose id comes again after it is acknowledged, and dropped there as a repetition",
+            units::show_duration(&settings.dedupe_window),
+            units::show_duration(&dedupe)
+        );
+        let key = format!("sources.{}.dedupe_window", settings.name);
+        ledger.add(
+            Severity::Warning,
+            source.at.clone(),
+            &key,
+            what,
+            "a shorter `dedupe` there, or a longer dedupe_window",
+        );
+    }
 }
 
 /// A body must fit into what its client and its source may hold of all bodies in flight.

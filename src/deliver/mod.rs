@@ -90,6 +90,15 @@ impl Settings {
         matches!(self, Self::Broker(BrokerSettings { engine: Engine::Nats(_), .. }))
     }
 
+    /// How long what is published twice under one name is published once, where that is for us to say.
+    pub(crate) fn dedupe(&self) -> Option<Duration> {
+        match self {
+            Self::Broker(BrokerSettings { engine: Engine::CeleryOverRedis { list, .. }, .. }) => Some(list.dedupe),
+            Self::Broker(BrokerSettings { engine: Engine::Stream { target, .. }, .. }) => Some(target.dedupe),
+            Self::Http(_) | Self::Broker(_) => None,
+        }
+    }
+
     /// The largest that its sources take, for a broker that has to be asked whether it takes them.
     pub(crate) fn expect_bodies_of(&mut self, bytes: u64) {
         if let Self::Broker(BrokerSettings { engine: Engine::Nats(target), .. }) = self {

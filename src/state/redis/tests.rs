@@ -286,7 +286,8 @@ async fn three_gateways_together_keep_a_limit() {
         let time = now(&server);
         tasks.spawn(async move {
             let ledger = state.ledger("a", 1000);
-            let limits = Limits::new(&[limit("100/s", 10, Per::Source)]);
+            // As much as a busy machine keeps these from asking for.
+            let limits = Limits::new(&[limit("100/s", 50, Per::Source)]);
             let mut taken = 0_u32;
             while begun.elapsed() < Duration::from_secs(2) {
                 match ledger.claim(None, true, &limits, client(1), time).await.unwrap() {
@@ -299,7 +300,7 @@ async fn three_gateways_together_keep_a_limit() {
         });
     }
     let taken: u32 = tasks.join_all().await.into_iter().sum();
-    let allowed = 10.0 + 100.0 * begun.elapsed().as_secs_f64();
+    let allowed = 50.0 + 100.0 * begun.elapsed().as_secs_f64();
     assert!((allowed * 0.9..=allowed * 1.1).contains(&f64::from(taken)), "{taken}, not {allowed}");
 }
 
