@@ -4,7 +4,7 @@
 
 use super::node::Kind;
 use super::reader::Table;
-use crate::redis_link::Address;
+use crate::dial::Address;
 use crate::secret::Secret;
 use crate::tls_client::{ClientIdentity, TlsSettings};
 use percent_encoding::percent_decode_str;

@@ -4,7 +4,8 @@
 
 use super::engine::{self, Located};
 use super::reader::Table;
-use crate::redis_link::{Address, Settings, Topology};
+use crate::dial::Address;
+use crate::redis_link::{Settings, Topology};
 use std::time::Duration;
 
 const EXAMPLE: &str = r#"url = "redis://127.0.0.1:6379/0", or { env = "REDIS_URL" } for one with a password"#;

@@ -22,7 +22,7 @@ use super::names::Address;
 
 /// Waiting for `queue_timeout` is for bursts: those who cannot hope for a place in time are told so at once. Four
 /// rounds of places, or a thousand, is more than any upstream serves in the time one may wait.
-const QUEUED_PER_PLACE: usize = 4;
+pub(super) const QUEUED_PER_PLACE: usize = 4;
 const LEAST_QUEUE: usize = 1024;
 /// So many endpoints are tried by one request although they are believed bad. Beyond that it is an upstream that is
 /// down, and a request must not knock at all the addresses that a name may have.

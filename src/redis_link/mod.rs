@@ -23,11 +23,12 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::dial::Address;
 use cluster::Cluster;
 use connect::Manner;
 use node::{Failed, Node, Place};
 pub(crate) use script::Script;
-pub(crate) use settings::{Address, Settings, Topology};
+pub(crate) use settings::{Settings, Topology};
 
 /// Why a question has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

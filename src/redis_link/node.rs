@@ -15,11 +15,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::connect::{self, Connected, Manner};
 use super::{Address, LinkError, sentinel};
-
-/// Between two attempts to connect: doubling from the first to the last, so that a server that is back is found within
-/// a second or so and one that is gone is not hammered.
-const FIRST_WAIT: Duration = Duration::from_millis(50);
-const LONGEST_WAIT: Duration = Duration::from_secs(1);
+use crate::dial::Waits;
 
 /// A connection that broke sooner than this was not a good one: the waits go on growing.
 const GOOD_AFTER: Duration = Duration::from_secs(2);
@@ -189,7 +185,7 @@ impl Drop for Node {
 }
 
 async fn keep(shared: Arc<Shared>) {
-    let mut wait = FIRST_WAIT;
+    let mut waits = Waits::new();
     let mut told = Told::default();
     loop {
         let why = match shared.connect().await {
@@ -205,7 +201,7 @@ async fn keep(shared: Arc<Shared>) {
                 shared.connection.store(None);
                 connection.close();
                 if since.elapsed() >= GOOD_AFTER {
-                    wait = FIRST_WAIT;
+                    waits = Waits::new();
                     told.down = None;
                 }
                 why
@@ -217,9 +213,7 @@ async fn keep(shared: Arc<Shared>) {
         };
         shared.up.send_replace(Some(false));
         told.down(&shared.label, why);
-        // Not all gateways at the same moment.
-        sleep(wait.mul_f64(rand::random_range(0.5..=1.0))).await;
-        wait = (wait * 2).min(LONGEST_WAIT);
+        sleep(waits.take()).await;
     }
 }
 

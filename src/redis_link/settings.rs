@@ -1,8 +1,8 @@
 //! Where Redis is, and as whom it is spoken to.
 
-use std::fmt;
 use std::time::Duration;
 
+use crate::dial::Address;
 use crate::secret::Secret;
 use crate::tls_client::TlsSettings;
 
@@ -30,21 +30,6 @@ pub(crate) enum Topology {
     },
     /// Some nodes of it; they know the others.
     Cluster(Vec<Address>),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Address {
-    pub(crate) host: String,
-    pub(crate) port: u16,
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.host.contains(':') {
-            true => write!(f, "[{}]:{}", self.host, self.port),
-            false => write!(f, "{}:{}", self.host, self.port),
-        }
-    }
 }
 
 impl Settings {

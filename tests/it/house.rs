@@ -46,6 +46,7 @@ const FLOORS: &[(&str, &[&str])] = &[
             "telemetry",
             "redis_link",
             "tls_client",
+            "dial",
             "delivery",
             "refusal",
             "fetched",
@@ -72,7 +73,7 @@ const FLOORS: &[(&str, &[&str])] = &[
             "secret",
         ],
     ),
-    ("deliver", &["parcel", "redis_link", "tls_client", "secret", "clock", "client"]),
+    ("deliver", &["parcel", "redis_link", "tls_client", "dial", "secret", "clock", "client"]),
     ("inbox", &["parcel", "secret", "database", "clock"]),
     ("parcel", &["verify", "delivery", "clock"]),
     ("telemetry", &["refusal", "clock"]),
@@ -80,7 +81,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("fetch", &["fetched", "clock"]),
     ("state", &["redis_link", "secret", "client", "database", "clock"]),
     ("server", &["secret", "client", "clock"]),
-    ("redis_link", &["tls_client", "secret"]),
+    ("redis_link", &["tls_client", "dial", "secret"]),
     ("tls_client", &["secret"]),
     ("fetched", &["clock"]),
     ("delivery", &[]),
@@ -88,6 +89,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("secret", &[]),
     ("client", &[]),
     ("database", &["clock"]),
+    ("dial", &[]),
     ("clock", &[]),
 ];
 

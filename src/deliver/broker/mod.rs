@@ -20,6 +20,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::failure::{Fault, SendError};
+use super::gate::QUEUED_PER_PLACE;
 use super::meters::{Ending, Meters};
 use super::settings::BuildError;
 use crate::parcel::{Parcel, Tag};
@@ -31,9 +32,6 @@ pub(crate) use settings::{
     NatsTarget, Payload, RedisList, Settings, StreamTarget,
 };
 pub(crate) use template::{Alphabet, Template};
-
-/// So many may wait for each place, as at an HTTP upstream.
-const QUEUED_PER_PLACE: usize = 4;
 
 pub(crate) struct Broker {
     settings: Settings,
@@ -68,12 +66,14 @@ impl Broker {
 
     pub(crate) async fn send(&self, parcel: &Parcel, tag: &Tag) -> Result<(), SendError> {
         let started = Instant::now();
-        let sent = match self.place().await {
-            Some(place) => self.publish(parcel, tag, place).await,
-            None => Err(SendError::new(Fault::Busy, &self.settings.name, "max_in_flight are under way")),
-        };
-        self.meters.record(sent.as_ref().err().map_or(Ending::Success, |error| Ending::by(error.fault)), started);
-        sent
+        match self.place().await {
+            Some(place) => self.publish(parcel, tag, place, started).await,
+            None => {
+                let busy = SendError::new(Fault::Busy, &self.settings.name, "max_in_flight are under way");
+                self.meters.record(Ending::by(busy.fault), started);
+                Err(busy)
+            }
+        }
     }
 
     /// Without waiting for a place, and without a line in the metrics where there is none.
@@ -81,9 +81,7 @@ impl Broker {
         let started = Instant::now();
         let busy = || SendError::new(Fault::Busy, &self.settings.name, "there is no place now");
         let place = self.places.try_acquire().map_err(|_| busy())?;
-        let sent = self.publish(parcel, tag, place).await;
-        self.meters.record(sent.as_ref().err().map_or(Ending::Success, |error| Ending::by(error.fault)), started);
-        sent
+        self.publish(parcel, tag, place, started).await
     }
 
     async fn place(&self) -> Option<SemaphorePermit<'_>> {
@@ -98,7 +96,13 @@ impl Broker {
         timeout(self.settings.queue_timeout, self.places.acquire()).await.ok()?.ok()
     }
 
-    async fn publish(&self, parcel: &Parcel, tag: &Tag, place: SemaphorePermit<'_>) -> Result<(), SendError> {
+    async fn publish(
+        &self,
+        parcel: &Parcel,
+        tag: &Tag,
+        place: SemaphorePermit<'_>,
+        started: Instant,
+    ) -> Result<(), SendError> {
         let deadline = Instant::now() + self.settings.timeout;
         self.meters.in_flight.inc();
         let event = Event::of(parcel, tag);
@@ -113,6 +117,8 @@ impl Broker {
         let published = timeout_at(deadline, publishing).await.unwrap_or_else(|_| Err(late()));
         self.meters.in_flight.dec();
         drop(place);
+        let ending = published.as_ref().err().map_or(Ending::Success, |error| Ending::by(error.fault));
+        self.meters.record(ending, started);
         published
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::template::Template;
+use crate::dial::Address;
 use crate::redis_link;
 use crate::secret::Secret;
 use crate::tls_client::TlsSettings;
@@ -132,7 +133,7 @@ pub(crate) enum Declare {
 #[derive(Clone)]
 pub(crate) struct NatsTarget {
     /// `host:port`, the first that answers.
-    pub(crate) servers: Vec<redis_link::Address>,
+    pub(crate) servers: Vec<Address>,
     pub(crate) subject: Template,
     /// The stream that must take it, where one is named.
     pub(crate) stream: Option<String>,
@@ -170,7 +171,7 @@ impl Settings {
             }
             Engine::Nats(target) => {
                 let scheme = if target.tls.is_some() { "tls" } else { "nats" };
-                let servers: Vec<_> = target.servers.iter().map(redis_link::Address::to_string).collect();
+                let servers: Vec<_> = target.servers.iter().map(Address::to_string).collect();
                 format!("{scheme}://{}", servers.join(","))
             }
         }

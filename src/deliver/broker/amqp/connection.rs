@@ -24,11 +24,7 @@ use super::super::settings::{AmqpServer, Declare};
 use super::handshake::{EndUnlessKept, connect, declare, end};
 use super::message::MOST_SHORT;
 use crate::deliver::failure::cause;
-
-/// Between two attempts, doubling from the first to the last, each with its own share of chance: a broker that is back
-/// is found within a second or so, and one that is gone is not hammered by a fleet in step.
-const FIRST_WAIT: Duration = Duration::from_millis(50);
-const LONGEST_WAIT: Duration = Duration::from_secs(1);
+use crate::dial::Waits;
 
 /// How often whoever waits for the first attempt looks whether it has ended.
 const MOMENT: Duration = Duration::from_millis(5);
@@ -128,7 +124,7 @@ impl Link {
         let is_due = match since {
             None => true,
             Some(since) if told.what == what => since >= TOLD_AGAIN,
-            Some(since) => since >= LONGEST_WAIT,
+            Some(since) => since >= Waits::LONGEST,
         };
         if is_due {
             warn!(upstream = %self.shared.wanted.name, "{} took no message: {what}", self.shared.wanted.label);
@@ -149,7 +145,7 @@ fn blocked(reason: &str) -> String {
 }
 
 async fn keep(shared: Arc<Shared>) {
-    let mut wait = FIRST_WAIT;
+    let mut waits = Waits::new();
     let mut told = String::new();
     let Wanted { name, label, .. } = &shared.wanted;
     loop {
@@ -165,8 +161,8 @@ async fn keep(shared: Arc<Shared>) {
                 let why = watch_over(&session, happens, name, label).await;
                 shared.session.store(None);
                 session.end("the connection ended");
-                if began.elapsed() > LONGEST_WAIT {
-                    wait = FIRST_WAIT;
+                if began.elapsed() > Waits::LONGEST {
+                    waits = Waits::new();
                 }
                 why
             }
@@ -178,8 +174,7 @@ async fn keep(shared: Arc<Shared>) {
             warn!(upstream = %name, "{label} cannot be used, and is tried again until it can: {why}");
             told = why;
         }
-        sleep(wait.mul_f64(0.5 + rand::random::<f64>() / 2.0)).await;
-        wait = (wait * 2).min(LONGEST_WAIT);
+        sleep(waits.take()).await;
     }
 }
 
@@ -192,7 +187,7 @@ async fn watch_over(session: &Session, mut happens: Happens, name: &str, label: 
             happened = std::future::poll_fn(|context| happens.as_mut().poll_next(context)) => happened,
             () = session.ended.notified() => return session.why_ended(),
             // An end of which no event tells.
-            () = sleep(LONGEST_WAIT) => None,
+            () = sleep(Waits::LONGEST) => None,
         };
         match happened {
             Some(Happened::ConnectionBlocked(reason)) => {
@@ -253,7 +248,7 @@ pub(super) struct Seat {
 
 struct Held {
     until: Instant,
-    wait: Duration,
+    waits: Waits,
     why: String,
 }
 
@@ -273,7 +268,7 @@ impl Session {
             socket,
             free: Mutex::default(),
             places: Arc::new(Semaphore::new(channels)),
-            held: Mutex::new(Held { until: now, wait: FIRST_WAIT, why: String::new() }),
+            held: Mutex::new(Held { until: now, waits: Waits::new(), why: String::new() }),
             blocked: watch::Sender::new(None),
             silent_since: Mutex::default(),
             ended: Notify::new(),
@@ -324,17 +319,13 @@ impl Session {
     /// The broker closed a channel: none is opened for a while, and whoever asks is told why.
     pub(super) fn hold_back(&self, why: &str) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let wait = held.wait;
-        *held = Held {
-            until: Instant::now() + wait.mul_f64(0.5 + rand::random::<f64>() / 2.0),
-            wait: (wait * 2).min(LONGEST_WAIT),
-            why: why.to_owned(),
-        };
+        held.until = Instant::now() + held.waits.take();
+        why.clone_into(&mut held.why);
     }
 
     /// A publication was taken.
     pub(super) fn go_on(&self) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).wait = FIRST_WAIT;
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).waits = Waits::new();
     }
 
     fn held_back(&self) -> Option<String> {

@@ -28,12 +28,7 @@ use super::super::settings::NatsTarget;
 use super::login;
 use super::waiters::Waiters;
 use crate::deliver::failure::cause;
-use crate::redis_link::Address;
-
-/// Between two attempts at all servers: doubling from the first to the last, so that a server that is back is found
-/// within a second or so, and one that is gone is not hammered.
-const FIRST_WAIT: Duration = Duration::from_millis(50);
-const LONGEST_WAIT: Duration = Duration::from_secs(1);
+use crate::dial::{Address, Waits};
 
 /// A connection that ended sooner was none: the next attempt waits longer.
 const SETTLED: Duration = Duration::from_secs(5);
@@ -179,7 +174,7 @@ struct Session {
 
 async fn keep(shared: Arc<Shared>) {
     let who = &*shared.who;
-    let mut wait = FIRST_WAIT;
+    let mut waits = Waits::new();
     // What the log has heard last: each state is told once.
     let mut told = None;
     let mut warned_of = None;
@@ -211,7 +206,7 @@ async fn keep(shared: Arc<Shared>) {
             shared.go_down(&why);
             tracing::warn!(upstream = who, server = %address, why, "the connection to NATS has ended");
             if begun.elapsed() > SETTLED {
-                wait = FIRST_WAIT;
+                waits = Waits::new();
             }
             told = None;
             reasons.clear();
@@ -225,9 +220,7 @@ async fn keep(shared: Arc<Shared>) {
             }
             told = Some(reasons);
         }
-        // Gateways that lost one server together do not come back to it together.
-        sleep(wait.mul_f64(0.5 + rand::random::<f64>() / 2.0)).await;
-        wait = (wait * 2).min(LONGEST_WAIT);
+        sleep(waits.take()).await;
     }
 }
 

@@ -20,8 +20,8 @@ use super::super::template::{Alphabet, Template};
 use super::{Sink, headers, login};
 use crate::clock::UnixMillis;
 use crate::deliver::failure::Fault;
+use crate::dial::Address;
 use crate::parcel::{Parcel, Tag};
-use crate::redis_link::Address;
 use crate::secret::Secret;
 
 fn tag(delivery_id: &str) -> Tag {
