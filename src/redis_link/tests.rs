@@ -479,34 +479,3 @@ fn slots_are_those_of_the_cluster_specification() {
     assert_ne!(slot(b"foo{}{bar}"), slot(b"bar"));
     assert_eq!(slot(b"foo{}{bar}"), super::cluster::crc16(b"foo{}{bar}") % 16384);
 }
-
-/// `cargo test --lib round_trip -- --ignored --nocapture`
-#[tokio::test]
-#[ignore = "measures"]
-async fn round_trip() {
-    let redis = Redis::start();
-    let link = up(redis.settings()).await;
-    let script = Script::new("return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', 10000)");
-    let mut took = Vec::new();
-    for number in 0..20_000_u32 {
-        let begun = Instant::now();
-        link.run(&script, &[format!("{{a}}:{number}").as_bytes()], &[b"b"], SOON).await.unwrap();
-        took.push(begun.elapsed());
-    }
-    took.sort();
-    println!("one at a time: p50 {:?} p99 {:?}", took[10_000], took[19_800]);
-    let begun = Instant::now();
-    let link = &link;
-    let script = Arc::new(script);
-    let mut many = tokio::task::JoinSet::new();
-    for worker in 0..64_u32 {
-        let (link, script) = (link.clone(), script.clone());
-        many.spawn(async move {
-            for number in 0..2000_u32 {
-                link.run(&script, &[format!("{{a}}:{worker}:{number}").as_bytes()], &[b"b"], SOON).await.unwrap();
-            }
-        });
-    }
-    many.join_all().await;
-    println!("64 at a time: {:.0}/s", 128_000.0 / begun.elapsed().as_secs_f64());
-}
