@@ -111,7 +111,7 @@ impl Upstream {
     pub(crate) async fn send(&self, parcel: &Parcel) -> Result<Answer, SendError> {
         let started = Instant::now();
         let slot = match self.gate.admit().await {
-            Err(NoPlace::Nowhere) => match self.first_address().await {
+            Err(NoPlace::Nowhere) => match Box::pin(self.first_address()).await {
                 Ok(()) => self.gate.admit().await.map_err(|_| self.busy("all addresses have max_in_flight requests")),
                 Err(error) => Err(error),
             },
@@ -128,7 +128,7 @@ impl Upstream {
     pub(crate) async fn send_at_once(&self, parcel: &Parcel) -> Result<Answer, SendError> {
         let started = Instant::now();
         let slot = match self.gate.admit_now() {
-            Err(NoPlace::Nowhere) => match self.first_address().await {
+            Err(NoPlace::Nowhere) => match Box::pin(self.first_address()).await {
                 Ok(()) => self.gate.admit_now().map_err(|_| self.busy("no address has a place now"))?,
                 Err(error) => {
                     self.meters.record(Ending::by(error.fault), started);

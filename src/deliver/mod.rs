@@ -159,7 +159,7 @@ impl Destination {
     pub(crate) async fn send(&self, parcel: &Parcel, tag: &Tag) -> Result<Sent, SendError> {
         match self {
             Self::Http { upstream, .. } => upstream.send(parcel).await.map(Sent::Answered),
-            Self::Broker(broker) => broker.send(parcel, tag).await.map(|()| Sent::Confirmed),
+            Self::Broker(broker) => Box::pin(broker.send(parcel, tag)).await.map(|()| Sent::Confirmed),
         }
     }
 
@@ -167,7 +167,7 @@ impl Destination {
     pub(crate) async fn send_at_once(&self, parcel: &Parcel, tag: &Tag) -> Result<Sent, SendError> {
         match self {
             Self::Http { upstream, .. } => upstream.send_at_once(parcel).await.map(Sent::Answered),
-            Self::Broker(broker) => broker.send_at_once(parcel, tag).await.map(|()| Sent::Confirmed),
+            Self::Broker(broker) => Box::pin(broker.send_at_once(parcel, tag)).await.map(|()| Sent::Confirmed),
         }
     }
 

@@ -126,7 +126,8 @@ impl Pool {
             return Ok(Lease::Shared(stream));
         }
         let until = deadline.min(Instant::now() + self.connect_timeout);
-        match timeout_at(until, self.open(until)).await {
+        // Boxed: what connecting takes is far more than what a request on an open connection needs.
+        match timeout_at(until, Box::pin(self.open(until))).await {
             Ok(opened) => opened.map_err(NoConnection::Failed),
             Err(_) if until == deadline => Err(NoConnection::TooLate),
             Err(_) => Err(NoConnection::Failed(format!("connecting: not done after {:?}", self.connect_timeout))),

@@ -100,9 +100,9 @@ impl Journey {
         let (reservation, is_duplicate) = claimed;
         let delivery_id = self.delivery_id(&judged, &visit, is_duplicate);
         match (self.source.settings.delivery, judged) {
-            _ if bound.targets.is_empty() => self.keep_to_ourselves(reservation, lease, visit).await,
+            _ if bound.targets.is_empty() => Box::pin(self.keep_to_ourselves(reservation, lease, visit)).await,
             (Way::Inbox, Judged::Proven(verified)) => {
-                self.store(verified, bound, delivery_id, reservation, visit, permits).await
+                Box::pin(self.store(verified, bound, delivery_id, reservation, visit, permits)).await
             }
             (Way::Proxy, judged) | (Way::Inbox, judged) => {
                 let target = bound.targets.first();
@@ -385,7 +385,7 @@ impl Journey {
                 return sent;
             }
             if let Some(reservation) = reservation {
-                reservation.renew(self.door.clock.now(), lease).await;
+                Box::pin(reservation.renew(self.door.clock.now(), lease)).await;
             }
         }
     }

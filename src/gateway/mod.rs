@@ -7,6 +7,7 @@ mod admit;
 mod body;
 mod bound;
 mod budget;
+mod detached;
 mod dispatch;
 pub(crate) mod explain;
 mod forwarded;

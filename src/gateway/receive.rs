@@ -5,6 +5,7 @@
 //! claim or leave a request without a record.
 
 use super::budget::{Place, Share};
+use super::detached::Detached;
 use super::journey::{Journey, Judged};
 use super::quarantine::Kept;
 use super::refused::Circumstances;
@@ -124,7 +125,7 @@ impl Door {
         };
 
         if let Some(asked) = source.settings.verifier.ask(&delivery) {
-            return self.answer_question(&source, asked, key, visit).await;
+            return Box::pin(self.answer_question(&source, asked, key, visit)).await;
         }
         if !source.settings.methods.contains(&delivery.method) {
             return visit.refuse(Refusal::MethodNotAllowed);
@@ -156,7 +157,7 @@ impl Door {
             }
             // The sender tries again where this fails, with the same signed message.
             if let Some(page) = verified.visit()
-                && let Err(error) = self.fetcher.visit(page).await
+                && let Err(error) = Box::pin(self.fetcher.visit(page)).await
             {
                 tracing::warn!(source = &*source.settings.name, %error, "a subscription could not be confirmed");
                 return visit.refuse(Refusal::ConfirmationFailed);
@@ -168,13 +169,13 @@ impl Door {
 
         let Ok(work) = self.detached.clone().try_acquire_owned() else { return visit.refuse(Refusal::ClientBusy) };
         let journey = Journey { door: self.clone(), source, key, forwarding, traceparent, suspect: None };
-        let task = tokio::spawn(async move {
+        let concluding = Detached::new(async move {
             let reply = journey.conclude(judged, visit, permits).await;
             drop(work);
             reply
         });
         // A panic in there was recorded by the visit's Drop; this request is lost, the process goes on.
-        task.await.unwrap_or_else(|_| respond::refuse(Refusal::Internal, "", &Details::default()))
+        concluding.await.unwrap_or_else(|_| respond::refuse(Refusal::Internal, "", &Details::default()))
     }
 
     fn admit(
@@ -235,7 +236,8 @@ impl Door {
                 // Whoever fails often must not have us fetch: it is for them that there are turns.
                 Err(Refused { delivery: unproven, wanted: Some(wanted), .. }) if rounds < MOST_KEYS && !throttled => {
                     let until = *until.get_or_insert_with(|| tokio::time::Instant::now() + LONGEST_KEY_WAIT);
-                    rounds = if self.has_fetched(source, &wanted, until).await { rounds + 1 } else { MOST_KEYS };
+                    rounds =
+                        if Box::pin(self.has_fetched(source, &wanted, until)).await { rounds + 1 } else { MOST_KEYS };
                     (delivery, permits) = (*unproven, kept);
                 }
                 judged => break (judged, kept),

@@ -64,7 +64,8 @@ impl Ledger {
         match &self.store {
             Store::Memory | Store::Disk { .. } => self.reserve_here(record, lease, now),
             Store::Redis(remote) => {
-                match self.claim_there(remote, Some((record, lease)), true, Vec::new(), now).await {
+                let asked = Some((record, lease));
+                match Box::pin(self.claim_there(remote, asked, true, Vec::new(), now)).await {
                     Ok(Claimed::First(Some(reservation))) => Ok(Claim::First(reservation)),
                     Ok(Claimed::Duplicate(Some(reservation))) => Ok(Claim::Duplicate(reservation)),
                     Ok(Claimed::InFlight) => Ok(Claim::InFlight),
@@ -100,7 +101,8 @@ impl Ledger {
         let Store::Redis(remote) = &self.store else {
             return self.claim_here(asked, takes_duplicates, limits, client, now).await;
         };
-        match self.claim_there(remote, asked, takes_duplicates, limits.of(client), now).await {
+        // Boxed: whoever has no Redis shall not carry what waiting for it takes.
+        match Box::pin(self.claim_there(remote, asked, takes_duplicates, limits.of(client), now)).await {
             Ok(claimed) => Ok(claimed),
             Err(Unanswered { record, error }) if remote.allows_on_failure() && error != StateError::Full => {
                 remote.count_fallback();

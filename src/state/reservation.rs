@@ -80,7 +80,7 @@ impl Reservation {
             }
             Store::Disk { disk, source } => {
                 if self.pending.is_none() {
-                    self.pending = disk.commit(&self.table, source, self.token, now).await?;
+                    self.pending = Box::pin(disk.commit(&self.table, source, self.token, now)).await?;
                 }
                 match &mut self.pending {
                     None => Committed::Lost,
@@ -98,7 +98,7 @@ impl Reservation {
                     // This machine's clock may have been set forward: there, where the leases of all are judged, it
                     // holds until somebody else does.
                     (None, Some(hold)) if remote.judges_leases() => {
-                        let committed = remote.commit(hold, now).await?;
+                        let committed = Box::pin(remote.commit(hold, now)).await?;
                         if committed {
                             lock(&self.table).restore(&hold.record);
                         }
@@ -106,7 +106,7 @@ impl Reservation {
                     }
                     (None, _) => {
                         if let Some(hold) = self.hold.take() {
-                            remote.release(hold, now, self.lease).await;
+                            Box::pin(remote.release(hold, now, self.lease)).await;
                         }
                         Committed::Lost
                     }
@@ -116,7 +116,7 @@ impl Reservation {
                         Committed::Yes
                     }
                     (Some(writing), Some(hold)) => {
-                        let committed = remote.commit(hold, now).await?;
+                        let committed = Box::pin(remote.commit(hold, now)).await?;
                         match committed && remote.is_remembered_here() {
                             true => writing.finish(),
                             false => writing.give_up(),
@@ -187,7 +187,7 @@ impl Reservation {
         };
         drop(self);
         if let Some((remote, hold, lease)) = there {
-            remote.release(hold, UnixMillis(0), lease).await;
+            Box::pin(remote.release(hold, UnixMillis(0), lease)).await;
         }
     }
 
@@ -196,7 +196,9 @@ impl Reservation {
         let renewed = lock(&self.table).renew(self.token, now, now.after(lease));
         match (&self.store, &self.hold) {
             // One that does not answer may have it still; the commit will tell.
-            (Store::Redis(remote), Some(hold)) if renewed => remote.renew(hold, now, lease).await.unwrap_or(true),
+            (Store::Redis(remote), Some(hold)) if renewed => {
+                Box::pin(remote.renew(hold, now, lease)).await.unwrap_or(true)
+            }
             _ => renewed,
         }
     }
