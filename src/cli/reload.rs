@@ -11,6 +11,7 @@ use crate::inbox::{self, Inbox};
 use crate::server::{self, Listener, Permits, Stop};
 use crate::state::{self, State};
 use crate::telemetry::{Audit, Metrics};
+use crate::threads::{self, Threads};
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -34,6 +35,9 @@ pub(super) struct Running {
     pub(super) drain_delay: Duration,
     pub(super) drain_timeout: Duration,
     permits: Arc<Permits>,
+    threads: Arc<Threads>,
+    /// As configured: 0 is one for each processor.
+    wanted_threads: usize,
     log: Log,
     state: state::Settings,
 }
@@ -59,16 +63,18 @@ impl Running {
         let audit = Audit::start(&config.log.audit, config.log.format, metrics.clone())
             .map_err(|error| format!("the audit log cannot be written: {:?}: {error}", config.log.audit))?;
         let permits = Permits::new(config.max_connections);
+        let count = if config.threads == 0 { threads::processors() } else { config.threads };
+        let threads = Threads::start(count).map_err(|error| format!("{count} threads cannot be started: {error}"))?;
         let mut bound = Vec::new();
         for plan in config.listeners {
             let socket = take_inherited(&mut inherited, &plan.settings)?;
-            bound.push(bind(plan, socket, &metrics, &permits)?);
+            bound.push(bind(plan, socket, &metrics, &permits, &threads)?);
         }
         let admin = match config.admin {
             Some(Admin { settings, token, .. }) => {
                 let socket = take_inherited(&mut inherited, &settings)?;
                 let permits = Permits::new(ADMIN_CONNECTIONS);
-                Some((bind(ListenerPlan { settings }, socket, &metrics, &permits)?, token))
+                Some((bind(ListenerPlan { settings }, socket, &metrics, &permits, &Threads::none())?, token))
             }
             None => None,
         };
@@ -103,7 +109,7 @@ impl Running {
         door.start_dispatching();
 
         let listeners = bound.into_iter().map(|(listener, configured)| {
-            let serving = serve(listener, configured, &door);
+            let serving = serve(listener, configured, &door, &threads);
             (serving.listener.settings().name.clone(), serving)
         });
         let listeners = listeners.collect();
@@ -119,6 +125,8 @@ impl Running {
             drain_delay: config.drain_delay,
             drain_timeout: config.drain_timeout,
             permits,
+            threads,
+            wanted_threads: config.threads,
             log: config.log,
             state: config.state,
         })
@@ -131,7 +139,7 @@ impl Running {
         for plan in config.listeners {
             match self.listeners.get(&plan.settings.name) {
                 Some(serving) if serving.configured == plan.settings.address => kept.push(plan),
-                _ => fresh.push(bind(plan, None, &self.door.metrics, &self.permits)?),
+                _ => fresh.push(bind(plan, None, &self.door.metrics, &self.permits, &self.threads)?),
             }
         }
         if let (None, Some(settings)) = (&*self.door.inbox.load(), &config.inbox) {
@@ -159,7 +167,7 @@ impl Running {
             }
         }
         for (listener, configured) in fresh {
-            let serving = serve(listener, configured, &self.door);
+            let serving = serve(listener, configured, &self.door, &self.threads);
             listeners.insert(serving.listener.settings().name.clone(), serving);
         }
         for (name, gone) in std::mem::replace(&mut self.listeners, listeners) {
@@ -177,6 +185,9 @@ impl Running {
             tracing::warn!("[log] format and level take effect at the next start");
         }
         self.log.audit = config.log.audit;
+        if config.threads != self.wanted_threads {
+            tracing::warn!("[limits] threads takes effect at the next start");
+        }
         if !config.state.is_same(&self.state) {
             tracing::warn!("[state] takes effect at the next start (max_claims did at once)");
         }
@@ -234,6 +245,9 @@ impl Running {
         if tokio::time::timeout(STATE_CLOSES_WITHIN, self.door.state.close()).await.is_err() {
             tracing::error!("the state store did not close in time; what was committed is written");
         }
+        // What is cut is dropped there: those who wait for an answer must see that they get none.
+        let threads = self.threads.clone();
+        drop(tokio::task::spawn_blocking(move || threads.end()).await);
         self.door.audit.flush();
     }
 }
@@ -283,6 +297,7 @@ fn bind(
     inherited: Option<TcpListener>,
     metrics: &Metrics,
     permits: &Arc<Permits>,
+    threads: &Arc<Threads>,
 ) -> Result<(Arc<Listener>, SocketAddr), String> {
     let configured = plan.settings.address;
     let name = plan.settings.name.clone();
@@ -295,17 +310,17 @@ fn bind(
         accept_errors: metrics.accept_errors(&name),
         certificate_expiry: metrics.certificate_expiry.clone(),
     };
-    let listener = Listener::bind(plan.settings, inherited, meters, permits.clone())
+    let listener = Listener::bind(plan.settings, inherited, meters, permits.clone(), threads.clone())
         .map_err(|error| format!("listeners.{name}: {error}"))?;
     tracing::info!(listener = &*name, address = %listener.local_addr(), "listening");
     Ok((listener, configured))
 }
 
-fn serve(listener: Arc<Listener>, configured: SocketAddr, door: &Arc<Door>) -> Serving {
+fn serve(listener: Arc<Listener>, configured: SocketAddr, door: &Arc<Door>, threads: &Threads) -> Serving {
     let (stop, stopped) = watch::channel(Stop::Serve);
     let door = door.clone();
     let handler = move |request, peer| door.clone().receive(request, peer);
-    let task = tokio::spawn(listener.clone().serve(handler, stopped));
+    let task = threads.spawn(listener.clone().serve(handler, stopped));
     Serving { listener, configured, stop, task }
 }
 

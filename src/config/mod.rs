@@ -64,6 +64,8 @@ pub(crate) struct Config {
     pub(crate) listeners: Vec<ListenerPlan>,
     pub(crate) admin: Option<Admin>,
     pub(crate) max_connections: usize,
+    /// That serve connections; 0: one for each processor that the process may use.
+    pub(crate) threads: usize,
     pub(crate) drain_delay: Duration,
     pub(crate) drain_timeout: Duration,
     pub(crate) state: State,
@@ -217,6 +219,7 @@ fn read(root: &Node, presets: &Presets, ledger: &Ledger) -> Option<Config> {
     let min_body_rate = limits.parsed("min_body_rate", byte_rate).unwrap_or(64 << 10);
     let body_timeout = limits.duration("body_timeout", 480 * second, second..=hour);
     let max_connections = count(limits.count("max_connections", 10_000, 1..=10_000_000));
+    let threads = count(limits.count("threads", 0, 0..=1024));
     let failed_auth = match limits.table("failed_auth") {
         Some(table) => {
             let quota = verification::quota(&table);
@@ -342,6 +345,7 @@ fn read(root: &Node, presets: &Presets, ledger: &Ledger) -> Option<Config> {
         listeners: listener_plans,
         admin,
         max_connections,
+        threads,
         drain_delay,
         drain_timeout,
         state: state.settings,

@@ -8,6 +8,7 @@
 //! requests, so it can only be as generous as the idle time-out; and HTTP/2 in hyper has neither.
 
 use std::future::{Future, poll_fn};
+use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -35,6 +36,7 @@ use super::proxy_protocol::{self, Header};
 use super::transport::{LINGER, Protocol, Socket, Transport, Watched};
 use super::{Limits, Meters, Peer, Settings, Stop};
 use crate::client::ClientKey;
+use crate::threads::Seat;
 
 /// hyper refuses a smaller read buffer.
 const LEAST_HTTP1_BUFFER: usize = 8192;
@@ -63,7 +65,7 @@ const REQUEST_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: clo
 
 /// A socket that has been let in.
 pub(super) struct Accepted {
-    pub(super) tcp: TcpStream,
+    pub(super) tcp: Arriving,
     pub(super) address: SocketAddr,
     pub(super) settings: Arc<Settings>,
     pub(super) permits: Arc<Permits>,
@@ -72,6 +74,23 @@ pub(super) struct Accepted {
     pub(super) client: Option<ClientPermit>,
     /// Changes when what the peer is judged by is replaced.
     pub(super) judgement: watch::Receiver<()>,
+    /// On the thread that serves it.
+    pub(super) seat: Seat,
+}
+
+/// A socket belongs to one thread's poll: this one's, or that of the thread it is on its way to.
+pub(super) enum Arriving {
+    Here(TcpStream),
+    Elsewhere(std::net::TcpStream),
+}
+
+impl Arriving {
+    fn arrive(self) -> io::Result<TcpStream> {
+        match self {
+            Self::Here(tcp) => Ok(tcp),
+            Self::Elsewhere(tcp) => TcpStream::from_std(tcp),
+        }
+    }
 }
 
 pub(super) async fn run<H, F, B>(accepted: Accepted, meters: Arc<Meters>, handler: H, stop: watch::Receiver<Stop>)
@@ -81,7 +100,7 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let Accepted { tcp, address, settings, permits, permit, client, judgement } = accepted;
+    let Accepted { tcp, address, settings, permits, permit, client, judgement, seat: _seat } = accepted;
     let signals = Signals { stop, judgement };
     let _open = Open::count(&meters.connections);
     let _permit = permit;
@@ -122,7 +141,7 @@ struct Established {
 
 /// From a socket to a peer that is known and a protocol that is chosen.
 async fn establish(
-    tcp: TcpStream,
+    tcp: Arriving,
     socket_address: SocketAddr,
     settings: &Settings,
     permits: &Arc<Permits>,
@@ -132,6 +151,7 @@ async fn establish(
     let limits = &settings.limits;
     let deadline = Instant::now() + limits.handshake_timeout;
     let mut address = socket_address;
+    let tcp = tcp.arrive().ok()?;
     let mut local = canonical(tcp.local_addr().ok()?);
     let mut socket = Socket::new(tcp);
     let mut client_behind_proxy = None;

@@ -20,10 +20,11 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::sleep;
 
-use super::connection::{self, Accepted, canonical};
+use super::connection::{self, Accepted, Arriving, canonical};
 use super::permits::{ClientPermit, Permit, Permits};
 use super::{Meters, Peer, Settings, Stop};
 use crate::client::ClientKey;
+use crate::threads::{Seat, Threads};
 
 /// Connections that the kernel completes before we take them. 128, the standard library's choice, is a few milliseconds of
 /// a burst; the kernel cuts this to `net.core.somaxconn` (4096).
@@ -40,6 +41,8 @@ pub(crate) struct Listener {
     judgement: watch::Sender<()>,
     meters: Arc<Meters>,
     permits: Arc<Permits>,
+    /// Where connections are served.
+    threads: Arc<Threads>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +67,7 @@ impl Listener {
         inherited: Option<std::net::TcpListener>,
         meters: Meters,
         permits: Arc<Permits>,
+        threads: Arc<Threads>,
     ) -> Result<Arc<Self>, BindError> {
         let bound = match inherited {
             Some(socket) => Ok(socket),
@@ -83,6 +87,7 @@ impl Listener {
             judgement: watch::Sender::new(()),
             meters: Arc::new(meters),
             permits,
+            threads,
         }))
     }
 
@@ -127,8 +132,14 @@ impl Listener {
         };
         let mut connections = JoinSet::new();
         let spawn = |connections: &mut JoinSet<()>, admitted: Admitted, permit: Permit| {
-            let accepted = admitted.with(permit, Arc::clone(&self.permits));
-            connections.spawn(connection::run(accepted, Arc::clone(&self.meters), handler.clone(), stop.clone()));
+            let seat = self.threads.seat();
+            let there = seat.elsewhere().cloned();
+            let Ok(accepted) = admitted.with(permit, seat, Arc::clone(&self.permits)) else { return };
+            let serving = connection::run(accepted, Arc::clone(&self.meters), handler.clone(), stop.clone());
+            match there {
+                None => connections.spawn(serving),
+                Some(there) => connections.spawn_on(serving, &there),
+            };
         };
         let mut signal = stop.clone();
 
@@ -250,9 +261,14 @@ struct Admitted {
 }
 
 impl Admitted {
-    fn with(self, permit: Permit, permits: Arc<Permits>) -> Accepted {
+    /// An error means that the socket cannot leave this thread's poll.
+    fn with(self, permit: Permit, seat: Seat, permits: Arc<Permits>) -> io::Result<Accepted> {
         let Self { tcp, address, settings, client, judgement } = self;
-        Accepted { tcp, address, settings, permits, permit, client, judgement }
+        let tcp = match seat.elsewhere() {
+            None => Arriving::Here(tcp),
+            Some(_) => Arriving::Elsewhere(tcp.into_std()?),
+        };
+        Ok(Accepted { tcp, address, settings, permits, permit, client, judgement, seat })
     }
 }
 

@@ -30,6 +30,7 @@ use super::tls::{CertifiedKeyFiles, ClientAuth, Tls, TlsError};
 use super::*;
 use crate::clock::UnixMillis;
 use crate::secret::Secret;
+use crate::threads::Threads;
 
 /// No test needs it; one that is broken ends by it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -86,7 +87,7 @@ impl Served {
 
 fn bind(settings: Settings, permits: Arc<Permits>) -> (Arc<Listener>, Meters) {
     let meters = Meters::unregistered();
-    (Listener::bind(settings, None, meters.clone(), permits).unwrap(), meters)
+    (Listener::bind(settings, None, meters.clone(), permits, Threads::none()).unwrap(), meters)
 }
 
 fn start<H, F>(bound: (Arc<Listener>, Meters), handler: H) -> Served
@@ -1233,7 +1234,7 @@ async fn aborting_drops_everything() {
 async fn an_address_in_use_is_named() {
     let (listener, _) = bind(settings(), Permits::new(1));
     let again = Settings { address: listener.local_addr(), ..settings() };
-    let refused = Listener::bind(again, None, Meters::unregistered(), Permits::new(1)).err().unwrap();
+    let refused = Listener::bind(again, None, Meters::unregistered(), Permits::new(1), Threads::none()).err().unwrap();
     assert!(matches!(refused, super::listen::BindError::InUse { .. }), "{refused}");
     assert!(refused.to_string().contains(&listener.local_addr().to_string()));
 }
@@ -1243,7 +1244,7 @@ async fn an_inherited_socket_is_served_as_it_is() {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     let meters = Meters::unregistered();
-    let listener = Listener::bind(settings(), Some(socket), meters.clone(), Permits::new(1)).unwrap();
+    let listener = Listener::bind(settings(), Some(socket), meters.clone(), Permits::new(1), Threads::none()).unwrap();
     assert_eq!(listener.local_addr(), address);
     let served = start((listener, meters), describe);
     ask(&mut served.connect().await).await;
