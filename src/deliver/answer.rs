@@ -5,14 +5,14 @@
 //! stands still must cost its own answer, not others their place. An answer that is cut, or late, ends in an error, so
 //! that whoever relays it resets instead of ending cleanly.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use ::http::{HeaderMap, StatusCode};
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::failure::{Fault, SendError, cause};
 use super::http::Exchange;
 use super::meters::Ending;
+use super::pool::Lease;
 
 /// An answer that says it is no longer than this is read before it is relayed, so that its place is free at once. Most
 /// answers to webhooks are a few bytes; a longer one is relayed as it comes and never held whole.
@@ -68,16 +69,22 @@ enum Stage {
 }
 
 struct Live {
-    incoming: Incoming,
+    /// HTTP/2. HTTP/1 has it on the connection that the exchange holds.
+    incoming: Option<Incoming>,
     exchange: Exchange,
 }
 
 impl AnswerBody {
     /// Reads a short answer, and watches over a long one. Dropped half-way it lets go of the place and the connection.
-    pub(super) async fn begin(incoming: Incoming, exchange: Exchange, deadline: Instant, authority: Arc<str>) -> Self {
+    pub(super) async fn begin(
+        incoming: Option<Incoming>,
+        exchange: Exchange,
+        deadline: Instant,
+        authority: Arc<str>,
+    ) -> Self {
         let live = Live { incoming, exchange };
-        let length = live.incoming.size_hint().exact();
-        if live.incoming.is_end_stream() || length.is_some_and(|length| length <= READ_AT_ONCE) {
+        let length = live.size_hint().exact();
+        if live.is_end() || length.is_some_and(|length| length <= READ_AT_ONCE) {
             let (data, cut) = live.read_whole(deadline, &authority).await;
             return Self(Kind::Read { data, cut });
         }
@@ -93,32 +100,62 @@ impl AnswerBody {
 }
 
 impl Live {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, String>>> {
+        match (&mut self.incoming, &mut self.exchange.lease) {
+            (Some(incoming), _) => loop {
+                let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+                match frame.map(|frame| frame.map(Frame::into_data)) {
+                    Some(Ok(Ok(data))) => return Poll::Ready(Some(Ok(data))),
+                    // Trailers could smuggle a header past whoever judged the head: they are dropped.
+                    Some(Ok(Err(_))) => {}
+                    Some(Err(error)) => return Poll::Ready(Some(Err(cause(&error)))),
+                    None => return Poll::Ready(None),
+                }
+            },
+            (None, Lease::Single(single)) => single.poll_data(cx),
+            // Its body is above.
+            (None, Lease::Shared(_)) => Poll::Ready(None),
+        }
+    }
+
+    fn is_end(&self) -> bool {
+        match (&self.incoming, &self.exchange.lease) {
+            (Some(incoming), _) => incoming.is_end_stream(),
+            (None, Lease::Single(single)) => single.is_end(),
+            (None, Lease::Shared(_)) => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match (&self.incoming, &self.exchange.lease) {
+            (Some(incoming), _) => incoming.size_hint(),
+            (None, Lease::Single(single)) => single.length().map_or_else(SizeHint::default, SizeHint::with_exact),
+            (None, Lease::Shared(_)) => SizeHint::with_exact(0),
+        }
+    }
+
     /// The connection enforces the declared length, so what is held here is at most `READ_AT_ONCE`.
     async fn read_whole(mut self, deadline: Instant, authority: &str) -> (Bytes, Option<SendError>) {
         let mut first = Bytes::new();
         let mut joined = BytesMut::new();
         let cut = loop {
             // The last byte is known to be the last without asking again: the length was declared.
-            if self.incoming.is_end_stream() {
+            if self.is_end() {
                 break None;
             }
-            let next = match timeout_at(deadline, self.incoming.frame()).await {
+            let next = match timeout_at(deadline, poll_fn(|cx| self.poll_data(cx))).await {
                 // Frames that never stop coming never leave the timer a turn.
                 Ok(next) if Instant::now() < deadline => next,
                 Ok(_) | Err(_) => break Some(late(authority)),
             };
             match next {
-                // Trailers could smuggle a header past whoever judged the head: they are dropped.
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) if first.is_empty() => first = data,
-                    Ok(data) => {
-                        if joined.is_empty() {
-                            joined.extend_from_slice(&first);
-                        }
-                        joined.extend_from_slice(&data);
+                Some(Ok(data)) if first.is_empty() => first = data,
+                Some(Ok(data)) => {
+                    if joined.is_empty() {
+                        joined.extend_from_slice(&first);
                     }
-                    Err(_) => {}
-                },
+                    joined.extend_from_slice(&data);
+                }
                 Some(Err(error)) => break Some(broken(authority, &error)),
                 None => break None,
             }
@@ -168,45 +205,39 @@ impl Relay {
 
     fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, SendError>>> {
         let mut stage = self.lock();
-        loop {
-            let (live, reader) = match &mut *stage {
-                Stage::Live { live, reader } => (live, reader),
-                Stage::Late => {
-                    *stage = Stage::Over;
-                    return Poll::Ready(Some(Err(late(&self.authority))));
-                }
-                Stage::Over => return Poll::Ready(None),
-            };
-            // A body that never stops coming may keep the deadline's task from its turn.
-            if Instant::now() >= self.deadline {
-                take(stage, |live| live.end(Ending::TimedOut));
+        let (live, reader) = match &mut *stage {
+            Stage::Live { live, reader } => (live, reader),
+            Stage::Late => {
+                *stage = Stage::Over;
                 return Poll::Ready(Some(Err(late(&self.authority))));
             }
-            *reader = None;
-            match Pin::new(&mut live.incoming).poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    // As above: trailers are dropped.
-                    let Ok(data) = frame.into_data() else {
-                        continue;
-                    };
-                    // Servers do not ask again after the last declared byte: this is the end.
-                    if live.incoming.is_end_stream() {
-                        take(stage, Live::end_well);
-                    }
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
-                }
-                Poll::Ready(Some(Err(error))) => {
-                    take(stage, |live| live.end(Ending::Broken));
-                    return Poll::Ready(Some(Err(broken(&self.authority, &error))));
-                }
-                Poll::Ready(None) => {
+            Stage::Over => return Poll::Ready(None),
+        };
+        // A body that never stops coming may keep the deadline's task from its turn.
+        if Instant::now() >= self.deadline {
+            take(stage, |live| live.end(Ending::TimedOut));
+            return Poll::Ready(Some(Err(late(&self.authority))));
+        }
+        *reader = None;
+        match live.poll_data(cx) {
+            Poll::Ready(Some(Ok(data))) => {
+                // Servers do not ask again after the last declared byte: this is the end.
+                if live.is_end() {
                     take(stage, Live::end_well);
-                    return Poll::Ready(None);
                 }
-                Poll::Pending => {
-                    *reader = Some(cx.waker().clone());
-                    return Poll::Pending;
-                }
+                Poll::Ready(Some(Ok(Frame::data(data))))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                take(stage, |live| live.end(Ending::Broken));
+                Poll::Ready(Some(Err(broken(&self.authority, &error))))
+            }
+            Poll::Ready(None) => {
+                take(stage, Live::end_well);
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                *reader = Some(cx.waker().clone());
+                Poll::Pending
             }
         }
     }
@@ -237,8 +268,8 @@ fn late(authority: &str) -> SendError {
     SendError::new(Fault::TimedOut, authority, "the answer's body was not whole at the deadline")
 }
 
-fn broken(authority: &str, error: &hyper::Error) -> SendError {
-    SendError::new(Fault::Broken, authority, &format!("the answer's body was cut: {}", cause(error)))
+fn broken(authority: &str, error: &str) -> SendError {
+    SendError::new(Fault::Broken, authority, &format!("the answer's body was cut: {error}"))
 }
 
 impl Body for AnswerBody {
@@ -266,7 +297,7 @@ impl Body for AnswerBody {
             // How long it would have been is of no use to anybody, and what came is not all.
             Kind::Read { cut: Some(_), .. } => SizeHint::default(),
             Kind::Coming(coming) => match &*coming.relay.lock() {
-                Stage::Live { live, .. } => live.incoming.size_hint(),
+                Stage::Live { live, .. } => live.size_hint(),
                 Stage::Late => SizeHint::default(),
                 Stage::Over => SizeHint::with_exact(0),
             },

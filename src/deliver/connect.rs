@@ -1,25 +1,22 @@
 //! One connection to one endpoint: TCP, TLS, HTTP handshake.
 //!
 //! Invariant: the TLS provider and roots are the ones given here, never a process-wide default; a connection's tasks
-//! end when it is dropped; each connection knows how many bytes it has written and read, because whether a request may
-//! be repeated hangs on exactly that.
+//! end when it is dropped.
 
 use std::future::poll_fn;
-use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::{Authority, Scheme};
 use http_body_util::Full;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -27,13 +24,11 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::failure::cause;
+use super::http1::{Connection, Transport};
 use super::names::{Address, Host};
 use super::settings::BuildError;
 use crate::tls_client::TlsSettings;
 
-/// hyper's floor for a connection's buffer.
-const LEAST_BUFFER: usize = 8 * 1024;
-const MAX_ANSWER_HEADERS: usize = 100;
 /// HTTP/2 asks a silent peer whether it lives while requests wait for it: all requests share the connection, and TCP
 /// alone would take a quarter of an hour to notice.
 const PING_EVERY: Duration = Duration::from_secs(5);
@@ -59,27 +54,15 @@ pub(super) struct Connector {
     pub(super) port: u16,
     protocol: Protocol,
     tls: Option<(TlsConnector, ServerName<'static>)>,
-    http1: http1::Builder,
     max_answer_head: usize,
 }
 
 pub(super) enum Opened {
-    Single(Single),
+    Single(Box<Connection>),
     Shared(Shared),
 }
 
 pub(super) type Request = http::Request<Full<Bytes>>;
-
-/// HTTP/1: one request at a time.
-pub(super) struct Single {
-    pub(super) sender: http1::SendRequest<Full<Bytes>>,
-    pub(super) tally: Arc<Tally>,
-    /// It has brought an answer before this request.
-    pub(super) was_used: bool,
-    /// Closed when the connection has ended.
-    pub(super) ended: watch::Receiver<()>,
-    _task: EndOnDrop,
-}
 
 /// HTTP/2: many requests at once.
 pub(super) struct Shared {
@@ -91,19 +74,6 @@ pub(super) struct Shared {
     /// Closed when the connection has ended.
     pub(super) ended: watch::Receiver<()>,
     _tasks: watch::Sender<()>,
-}
-
-/// Bytes of HTTP (inside TLS), counted where they pass.
-#[derive(Default)]
-pub(super) struct Tally {
-    read: AtomicU64,
-    written: AtomicU64,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Passed {
-    pub(super) read: u64,
-    pub(super) written: u64,
 }
 
 impl Connector {
@@ -152,12 +122,7 @@ impl Connector {
             }
             _ => None,
         };
-        let mut http1 = http1::Builder::new();
-        http1
-            .max_buf_size(max_answer_head.max(LEAST_BUFFER))
-            .max_header_size(max_answer_head)
-            .max_headers(MAX_ANSWER_HEADERS);
-        Ok(Self { host, port, protocol, tls, http1, max_answer_head })
+        Ok(Self { host, port, protocol, tls, max_answer_head })
     }
 
     /// Whether several requests can be expected to share a connection, before there is one.
@@ -170,41 +135,24 @@ impl Connector {
         let tcp = dial(address, until).await?;
         // Heads and bodies are written whole; waiting for more would only add latency.
         tcp.set_nodelay(true).map_err(|error| format!("connecting: {error}"))?;
-        let tally = Arc::new(Tally::default());
+        let single = |transport| Ok(Opened::Single(Connection::new(transport, self.max_answer_head)));
         let Some((connector, name)) = &self.tls else {
-            let stream = Counted { inner: tcp, tally: Arc::clone(&tally) };
             return match self.protocol {
-                Protocol::Auto | Protocol::Http1 => self.open_single(stream, tally).await,
-                Protocol::Http2 => self.open_shared(stream).await,
+                Protocol::Auto | Protocol::Http1 => single(Transport::Plain(tcp)),
+                Protocol::Http2 => self.open_shared(tcp).await,
             };
         };
         let tls =
             connector.connect(name.clone(), tcp).await.map_err(|error| format!("TLS handshake: {}", cause(&error)))?;
         let is_h2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-        let stream = Counted { inner: tls, tally: Arc::clone(&tally) };
         match (is_h2, self.protocol) {
-            (true, _) => self.open_shared(stream).await,
-            (false, Protocol::Auto | Protocol::Http1) => self.open_single(stream, tally).await,
+            (true, _) => self.open_shared(tls).await,
+            (false, Protocol::Auto | Protocol::Http1) => single(Transport::Tls(Box::new(tls))),
             (false, Protocol::Http2) => Err("TLS handshake: the upstream does not offer HTTP/2".to_owned()),
         }
     }
 
-    async fn open_single<T>(&self, stream: Counted<T>, tally: Arc<Tally>) -> Result<Opened, String>
-    where
-        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let shaken = self.http1.handshake(TokioIo::new(stream)).await;
-        let (sender, connection) = shaken.map_err(|error| format!("HTTP/1 handshake: {}", cause(&error)))?;
-        // How a connection ends is told to the request that was on it; one that ends idle concerns nobody.
-        let (lives, ended) = watch::channel(());
-        let task = tokio::spawn(async move {
-            drop(connection.await);
-            drop(lives);
-        });
-        Ok(Opened::Single(Single { sender, tally, was_used: false, ended, _task: EndOnDrop(task.abort_handle()) }))
-    }
-
-    async fn open_shared<T>(&self, stream: Counted<T>) -> Result<Opened, String>
+    async fn open_shared<T>(&self, stream: T) -> Result<Opened, String>
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -270,12 +218,6 @@ fn without_user(url: &http::Uri) -> String {
     format!("{}://{host}", url.scheme_str().unwrap_or_default())
 }
 
-impl Tally {
-    pub(super) fn passed(&self) -> Passed {
-        Passed { read: self.read.load(Ordering::Acquire), written: self.written.load(Ordering::Acquire) }
-    }
-}
-
 /// Ends a task when it is dropped.
 pub(super) struct EndOnDrop(pub(super) AbortHandle);
 
@@ -303,59 +245,5 @@ where
                 _ = stop.changed() => {}
             }
         });
-    }
-}
-
-struct Counted<T> {
-    inner: T,
-    tally: Arc<Tally>,
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = buffer.filled().len();
-        let polled = Pin::new(&mut this.inner).poll_read(cx, buffer);
-        this.tally.read.fetch_add((buffer.filled().len() - before) as u64, Ordering::Release);
-        polled
-    }
-}
-
-impl<T: AsyncWrite + Unpin> Counted<T> {
-    fn count(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(written)) = polled {
-            self.tally.written.fetch_add(written as u64, Ordering::Release);
-        }
-        polled
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<T> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let polled = Pin::new(&mut this.inner).poll_write(cx, bytes);
-        this.count(polled)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let polled = Pin::new(&mut this.inner).poll_write_vectored(cx, slices);
-        this.count(polled)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
     }
 }

@@ -7,10 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
-};
+use ::http::header::{CONTENT_LENGTH, HeaderValue, USER_AGENT};
 use ::http::uri::{Authority, PathAndQuery, Scheme};
 use ::http::{HeaderMap, Method, Uri, Version};
 use bytes::Bytes;
@@ -24,9 +21,11 @@ use super::answer::{Answer, AnswerBody};
 use super::connect::{Connector, Request};
 use super::failure::{Fault, SendError};
 use super::http::Exchange;
+use super::http1::{Connection, NoAnswer};
 use super::names::{Address, Host};
 use super::pool::{Lease, NoConnection, Pool};
 use super::settings::{BuildError, HealthCheck, Settings};
+use super::wire::{self, Head};
 use crate::parcel::Parcel;
 
 /// What all addresses of one url share.
@@ -135,13 +134,24 @@ impl Site {
     }
 }
 
+/// A request as it goes out, whatever it goes over.
+struct Outgoing<'a> {
+    method: &'a Method,
+    path: PathAndQuery,
+    headers: &'a HeaderMap,
+    body: &'a Bytes,
+}
+
+/// An answer whose head has come.
+pub(super) struct Answered {
+    pub(super) head: Head,
+    /// HTTP/2: its body. HTTP/1: the lease has it.
+    pub(super) incoming: Option<Incoming>,
+    pub(super) lease: Lease,
+}
+
 impl Endpoint {
-    pub(super) async fn exchange(
-        &self,
-        parcel: &Parcel,
-        rested: bool,
-        deadline: Instant,
-    ) -> Result<(hyper::Response<Incoming>, Lease), Failed> {
+    pub(super) async fn exchange(&self, parcel: &Parcel, rested: bool, deadline: Instant) -> Result<Answered, Failed> {
         let late = || Failed::Final(SendError::new(Fault::TimedOut, &self.name, "no answer at the deadline"));
         let broken = |what: &str| Failed::Final(SendError::new(Fault::Broken, &self.name, what));
         let mut lease = match self.pool.check_out(rested, deadline).await {
@@ -151,77 +161,83 @@ impl Endpoint {
         };
         let path = PathAndQuery::try_from(parcel.path_and_query.as_str());
         let path = path.map_err(|_| broken("the parcel's path is not one that HTTP can carry"))?;
-        let headers = self.head(parcel);
-        let request = self.request(parcel.method.clone(), path, headers, parcel.body.clone(), lease.is_http2());
-        let Ok(answered) = timeout_at(deadline, lease.send(request)).await else {
+        let outgoing = Outgoing { method: &parcel.method, path, headers: &parcel.headers, body: &parcel.body };
+        let Ok(answered) = timeout_at(deadline, self.ask(&mut lease, outgoing)).await else {
             lease.abandon();
             return Err(late());
         };
         match answered {
-            // Nobody asked to switch protocols; what follows is not HTTP.
-            Ok(response) if response.status().is_informational() => {
-                Err(broken("the upstream switched protocols unasked"))
-            }
-            Ok(response) => Ok((response, lease)),
+            Ok((head, incoming)) => Ok(Answered { head, incoming, lease }),
             Err(error) if error.nothing_written => Err(Failed::WasClosed(error.detail)),
             Err(error) if error.was_stale => Err(Failed::Stale(error.detail)),
             Err(error) => Err(broken(&error.detail)),
         }
     }
 
-    /// The parcel's headers, with framing that is ours alone: whatever was declared before, the body is these bytes.
-    fn head(&self, parcel: &Parcel) -> HeaderMap {
-        let mut headers = parcel.headers.clone();
-        remove_hop_by_hop(&mut headers);
-        headers.remove(EXPECT);
-        headers.remove(CONTENT_LENGTH);
-        let method_has_body = matches!(parcel.method, Method::POST | Method::PUT | Method::PATCH);
-        if method_has_body || !parcel.body.is_empty() {
-            headers.insert(CONTENT_LENGTH, HeaderValue::from(parcel.body.len()));
+    async fn ask(&self, lease: &mut Lease, outgoing: Outgoing<'_>) -> Result<(Head, Option<Incoming>), NoAnswer> {
+        match lease {
+            Lease::Single(single) => self.ask_single(single, outgoing).await.map(|head| (head, None)),
+            Lease::Shared(stream) => {
+                // Boxed: few upstreams speak HTTP/2, and what it takes is far more.
+                let response = Box::pin(stream.send(self.request(outgoing))).await?;
+                let (parts, incoming) = response.into_parts();
+                let (status, mut headers) = (parts.status, parts.headers);
+                if status.is_informational() {
+                    let detail = "the upstream switched protocols unasked".to_owned();
+                    return Err(NoAnswer { nothing_written: false, was_stale: false, detail });
+                }
+                wire::named_by_connection(&headers).into_iter().for_each(|name| drop(headers.remove(name)));
+                let ours: Vec<_> = headers.keys().filter(|name| wire::is_hop_by_hop(name)).cloned().collect();
+                ours.into_iter().for_each(|name| drop(headers.remove(name)));
+                Ok((Head { status, headers }, Some(incoming)))
+            }
         }
-        headers
     }
 
-    fn request(
-        &self,
-        method: Method,
-        path: PathAndQuery,
-        mut headers: HeaderMap,
-        body: Bytes,
-        is_http2: bool,
-    ) -> Request {
-        let mut request = Request::new(Full::new(body));
+    async fn ask_single(&self, single: &mut Connection, outgoing: Outgoing<'_>) -> Result<Head, NoAnswer> {
+        let Outgoing { method, path, headers, body } = outgoing;
+        let length = has_length(method, body).then_some(body.len());
+        wire::write_head(single.head(), (method, path.as_str()), &self.site.host, headers, length);
+        single.ask(body.clone(), method).await
+    }
+
+    fn request(&self, outgoing: Outgoing<'_>) -> Request {
+        let Outgoing { method, path, headers, body } = outgoing;
+        let mut request = Request::new(Full::new(body.clone()));
+        *request.method_mut() = method.clone();
+        *request.version_mut() = Version::HTTP_2;
         let mut target = ::http::uri::Parts::default();
         target.path_and_query = Some(path);
-        headers.remove(HOST);
-        if is_http2 {
-            *request.version_mut() = Version::HTTP_2;
-            target.scheme = Some(self.site.scheme.clone());
-            target.authority = Some(self.site.authority.clone());
-        } else {
-            headers.insert(HOST, self.site.host.clone());
-        }
-        *request.method_mut() = method;
-        // Scheme and authority are given together or not at all, and always with a path: these parts are a uri.
+        target.scheme = Some(self.site.scheme.clone());
+        target.authority = Some(self.site.authority.clone());
+        // Scheme, authority and path are all given: these parts are a uri.
         *request.uri_mut() = Uri::from_parts(target).expect("scheme and authority come together");
-        *request.headers_mut() = headers;
+        let named = wire::named_by_connection(headers);
+        let passed_on = headers.iter().filter(|(name, _)| wire::is_passed_on(name, &named));
+        request.headers_mut().extend(passed_on.map(|(name, value)| (name.clone(), value.clone())));
+        if has_length(method, body) {
+            request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        }
         request
     }
 
     pub(super) async fn answer(
         &self,
-        response: hyper::Response<Incoming>,
+        head: Head,
+        body: Option<Incoming>,
         exchange: Exchange,
         deadline: Instant,
         method: &Method,
     ) -> Answer {
-        let (mut head, incoming) = response.into_parts();
-        remove_hop_by_hop(&mut head.headers);
-        if method != Method::HEAD && !declares(&head.headers, &incoming) {
-            head.headers.remove(CONTENT_LENGTH);
+        let Head { status, mut headers } = head;
+        if let Some(incoming) = &body
+            && method != Method::HEAD
+            && !declares(&headers, incoming)
+        {
+            headers.remove(CONTENT_LENGTH);
         }
-        let body = AnswerBody::begin(incoming, exchange, deadline, Arc::clone(&self.name)).await;
-        Answer { status: head.status, headers: head.headers, body }
+        let body = AnswerBody::begin(body, exchange, deadline, Arc::clone(&self.name)).await;
+        Answer { status, headers, body }
     }
 
     /// Whether the url answers the health path with 2xx or 3xx, on a connection of its own.
@@ -231,14 +247,16 @@ impl Endpoint {
             let mut lease = self.pool.open_apart(until).await.ok()?;
             let mut headers = HeaderMap::new();
             headers.insert(USER_AGENT, HeaderValue::from_static("hookward-health"));
-            if !lease.is_http2() {
-                headers.insert(CONNECTION, HeaderValue::from_static("close"));
-            }
-            let request = self.request(Method::GET, probe.path.clone(), headers, Bytes::new(), lease.is_http2());
-            Some(lease.send(request).await.ok()?.status())
+            let (method, path, body) = (&Method::GET, probe.path.clone(), &Bytes::new());
+            let asked = self.ask(&mut lease, Outgoing { method, path, headers: &headers, body }).await;
+            Some(asked.ok()?.0.status)
         });
         matches!(answered.await, Ok(Some(status)) if status.is_success() || status.is_redirection())
     }
+}
+
+fn has_length(method: &Method, body: &Bytes) -> bool {
+    matches!(*method, Method::POST | Method::PUT | Method::PATCH) || !body.is_empty()
 }
 
 impl Probe {
@@ -249,37 +267,6 @@ impl Probe {
             return Err(invalid());
         }
         Ok(Self { path, interval: check.interval, timeout: check.timeout })
-    }
-}
-
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
-
-const HOP_BY_HOP: [HeaderName; 10] = [
-    CONNECTION,
-    KEEP_ALIVE,
-    PROXY_CONNECTION,
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    TE,
-    TRAILER,
-    TRANSFER_ENCODING,
-    UPGRADE,
-    HTTP2_SETTINGS,
-];
-
-fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-        // Framing is judged by itself; naming it here must not unframe the message.
-        .filter(|name| name != CONTENT_LENGTH)
-        .collect();
-    for name in named.iter().chain(&HOP_BY_HOP) {
-        headers.remove(name);
     }
 }
 

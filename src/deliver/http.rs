@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use super::answer::Answer;
 use super::connect;
 use super::discover::{Discovery, Keeper};
-use super::endpoint::{Endpoint, Failed, Probe, Site};
+use super::endpoint::{Answered, Endpoint, Failed, Probe, Site};
 use super::failure::{Fault, SendError};
 use super::gate::{self, NoPlace, Shown};
 use super::health::Sign;
@@ -203,10 +203,10 @@ impl Upstream {
         loop {
             let endpoint = Arc::clone(&slot.endpoint);
             let failed = match endpoint.exchange(parcel, rested, deadline).await {
-                Ok((response, lease)) => {
+                Ok(Answered { head, incoming, lease }) => {
                     let meters = Arc::clone(&self.meters);
-                    let exchange = Exchange { slot, lease, meters, started, status: response.status() };
-                    return Ok(endpoint.answer(response, exchange, deadline, &parcel.method).await);
+                    let exchange = Exchange { slot, lease, meters, started, status: head.status };
+                    return Ok(endpoint.answer(head, incoming, exchange, deadline, &parcel.method).await);
                 }
                 Err(failed) => failed,
             };
@@ -246,7 +246,7 @@ impl Upstream {
 
 /// What a request holds until its answer has been read: a place, a connection, and a line in the metrics.
 pub(super) struct Exchange {
-    lease: Lease,
+    pub(super) lease: Lease,
     slot: Slot,
     meters: Arc<Meters>,
     started: Instant,

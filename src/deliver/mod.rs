@@ -14,6 +14,7 @@ mod failure;
 mod gate;
 mod health;
 pub(crate) mod http;
+mod http1;
 mod meters;
 mod names;
 mod pool;
@@ -21,6 +22,7 @@ mod retry;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;

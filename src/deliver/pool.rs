@@ -3,30 +3,32 @@
 //! Own code, because two questions decide whether a delivery may be repeated: was anything written, and had the
 //! connection been used before. A general client answers neither with certainty.
 //!
-//! Invariant: an HTTP/1 connection rests here only after an answer was read to its clean end. Last in, first out: the
-//! warmest connection is the least likely to have been closed by the upstream, and the others may age and go. How many
-//! there are is bounded by the requests in flight plus `max_idle`.
+//! Invariant: an HTTP/1 connection rests here only after an answer was read to its clean end, on the shelf of the thread
+//! that read it: its socket belongs to that thread's poll. Last in, first out: the warmest connection is the least likely
+//! to have been closed by the upstream, and the others may age and go. One that the upstream closes goes at once. How
+//! many there are is bounded by the requests in flight plus `max_idle`.
 
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use http::Response;
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use prometheus::IntGauge;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use super::connect::{Connector, Opened, Request, Shared, Single};
+use crate::threads;
+
+use super::connect::{Connector, Opened, Request, Shared};
 use super::failure::cause;
+use super::http1::{Connection, NoAnswer};
 use super::names::Address;
 
-/// A connection given back is ready again one turn of its task later. One that is not has an upstream that answered
-/// without reading the request to its end: not worth waiting for.
-const READY_WITHIN: Duration = Duration::from_millis(10);
 /// When a stream fails because its connection did, the connection's own task ends in the same breath.
 const END_SEEN_WITHIN: Duration = Duration::from_millis(50);
 
@@ -41,23 +43,50 @@ pub(super) struct Pool {
     shares: AtomicBool,
     /// One at a time opens a connection that is to be shared, or a burst would open one each.
     opening: tokio::sync::Mutex<()>,
-    /// Guards the two lists; never held across an await.
+    /// HTTP/2: those in use and those at rest, on whichever thread. Guards the list; never held across an await.
+    shared: Mutex<Vec<Arc<InUse>>>,
+    /// HTTP/1: by thread.
+    shelves: Box<[Shelf]>,
+    /// On all shelves.
+    resting: Arc<AtomicUsize>,
+    /// Nothing comes to rest here any more.
+    is_closed: AtomicBool,
+    is_swept_of_shared: AtomicBool,
+}
+
+/// Beyond so many threads two share a shelf: a connection may then be driven from a thread that its socket does not
+/// belong to, which works and costs a wake-up.
+const SHELVES: usize = 32;
+
+/// The connections at rest of one thread.
+#[derive(Default)]
+struct Shelf {
+    /// Guards the list and whether it is swept; never held across an await.
     rest: Mutex<Rest>,
+    /// Something was heard of a connection at rest.
+    heard: Arc<Notify>,
+    waker: OnceLock<Waker>,
 }
 
 #[derive(Default)]
 struct Rest {
     singles: VecDeque<Resting>,
-    shared: Vec<Arc<InUse>>,
     is_swept: bool,
-    /// Nothing comes to rest here any more.
-    is_closed: bool,
 }
 
 struct Resting {
-    single: Single,
+    single: Box<Connection>,
     since: Instant,
     _counted: Counted,
+}
+
+/// What a connection at rest wakes.
+struct Heard(Arc<Notify>);
+
+impl Wake for Heard {
+    fn wake(self: Arc<Self>) {
+        self.0.notify_one();
+    }
 }
 
 struct InUse {
@@ -69,7 +98,7 @@ struct InUse {
 
 /// A connection for one request.
 pub(super) enum Lease {
-    Single(Single),
+    Single(Box<Connection>),
     Shared(Stream),
 }
 
@@ -84,14 +113,6 @@ pub(super) enum NoConnection {
     Failed(String),
     /// The whole exchange's time is over, not only the time for connecting.
     TooLate,
-}
-
-/// Why there is no answer, and what the upstream can have seen of the request.
-pub(super) struct NoAnswer {
-    pub(super) nothing_written: bool,
-    /// The connection had served before, and ended without a byte of an answer to this request.
-    pub(super) was_stale: bool,
-    pub(super) detail: String,
 }
 
 impl Pool {
@@ -112,14 +133,18 @@ impl Pool {
             idle_timeout,
             idle_gauge,
             opening: tokio::sync::Mutex::new(()),
-            rest: Mutex::default(),
+            shared: Mutex::default(),
+            shelves: (0..SHELVES).map(|_| Shelf::default()).collect(),
+            resting: Arc::default(),
+            is_closed: AtomicBool::new(false),
+            is_swept_of_shared: AtomicBool::new(false),
         })
     }
 
     /// `rested` says whether an HTTP/1 connection that has served before will do. A shared one always will: those
     /// known to have failed are no longer in the list.
     pub(super) async fn check_out(self: &Arc<Self>, rested: bool, deadline: Instant) -> Result<Lease, NoConnection> {
-        if rested && let Some(single) = self.wake_single(deadline).await {
+        if rested && let Some(single) = self.wake_single() {
             return Ok(Lease::Single(single));
         }
         if let Some(stream) = self.join_shared() {
@@ -142,27 +167,34 @@ impl Pool {
         })
     }
 
-    pub(super) fn give_back(self: &Arc<Self>, mut single: Single) {
-        if self.max_idle == 0 || single.sender.is_closed() {
+    pub(super) fn give_back(self: &Arc<Self>, mut single: Box<Connection>) {
+        if self.max_idle == 0 || !single.comes_to_rest() {
             return;
         }
-        single.was_used = true;
+        let shelf = self.shelf();
+        if !single.is_quiet(&mut Context::from_waker(shelf.waker())) {
+            return;
+        }
         let now = Instant::now();
-        let mut rest = self.lock();
-        if rest.is_closed {
+        let mut rest = shelf.rest();
+        if self.is_closed.load(Ordering::Relaxed) {
             return;
         }
-        if rest.singles.len() >= self.max_idle {
-            rest.singles.pop_front();
+        // The oldest of this thread goes for it; where there is none, the other threads have all that may rest.
+        if self.resting.load(Ordering::Relaxed) >= self.max_idle && rest.singles.pop_front().is_none() {
+            return;
         }
-        rest.singles.push_back(Resting { single, since: now, _counted: Counted::new(&self.idle_gauge) });
-        self.sweep_later(&mut rest, now);
+        rest.singles.push_back(Resting { single, since: now, _counted: Counted::new(self) });
+        if !std::mem::replace(&mut rest.is_swept, true) {
+            self.sweep_later(threads::number() % SHELVES, now);
+        }
     }
 
-    async fn wake_single(&self, deadline: Instant) -> Option<Single> {
+    fn wake_single(&self) -> Option<Box<Connection>> {
+        let shelf = self.shelf();
         loop {
             let mut single = {
-                let mut rest = self.lock();
+                let mut rest = shelf.rest();
                 let resting = rest.singles.pop_back()?;
                 if resting.since.elapsed() >= self.idle_timeout {
                     // All others have rested longer.
@@ -171,23 +203,24 @@ impl Pool {
                 }
                 resting.single
             };
-            if single.sender.is_closed() {
-                continue;
-            }
-            let until = deadline.min(Instant::now() + READY_WITHIN);
-            if let Ok(Ok(())) = timeout_at(until, single.sender.ready()).await {
+            if single.is_quiet(&mut Context::from_waker(Waker::noop())) {
                 return Some(single);
             }
         }
+    }
+
+    /// Of the thread that asks.
+    fn shelf(&self) -> &Shelf {
+        &self.shelves[threads::number() % SHELVES]
     }
 
     fn join_shared(self: &Arc<Self>) -> Option<Stream> {
         if !self.shares.load(Ordering::Relaxed) {
             return None;
         }
-        let mut rest = self.lock();
-        rest.shared.retain(|connection| !connection.is_over(self.idle_timeout));
-        let free = rest.shared.iter().filter(|connection| connection.has_room());
+        let mut shared = self.shared();
+        shared.retain(|connection| !connection.is_over(self.idle_timeout));
+        let free = shared.iter().filter(|connection| connection.has_room());
         let least = free.min_by_key(|connection| connection.streams.load(Ordering::Relaxed))?;
         Some(Stream::on(least, self))
     }
@@ -211,12 +244,14 @@ impl Pool {
             Opened::Shared(shared) => {
                 self.shares.store(true, Ordering::Relaxed);
                 let stream = Stream::new(InUse::new(shared), self);
-                let mut rest = self.lock();
-                if !rest.is_closed {
-                    rest.shared.push(Arc::clone(&stream.connection));
-                    self.sweep_later(&mut rest, Instant::now());
+                let mut shared = self.shared();
+                if !self.is_closed.load(Ordering::Relaxed) {
+                    shared.push(Arc::clone(&stream.connection));
+                    if !self.is_swept_of_shared.swap(true, Ordering::Relaxed) {
+                        self.sweep_shared_later();
+                    }
                 }
-                drop(rest);
+                drop(shared);
                 Lease::Shared(stream)
             }
         };
@@ -226,49 +261,76 @@ impl Pool {
 
     /// The address is gone: what rests is closed at once, what is in use when its requests have ended.
     pub(super) fn close(&self) {
-        let mut rest = self.lock();
-        rest.is_closed = true;
-        let (singles, shared) = (std::mem::take(&mut rest.singles), std::mem::take(&mut rest.shared));
-        drop(rest);
+        self.is_closed.store(true, Ordering::Relaxed);
+        // Under each lock once: who looked before has put down what is taken here.
+        let shared = std::mem::take(&mut *self.shared());
+        let singles: Vec<_> = self.shelves.iter().map(|shelf| std::mem::take(&mut shelf.rest().singles)).collect();
         drop((singles, shared));
     }
 
     /// No new request joins it; those that are on it go on.
     fn retire(&self, connection: &Arc<InUse>) {
-        self.lock().shared.retain(|other| !Arc::ptr_eq(other, connection));
+        self.shared().retain(|other| !Arc::ptr_eq(other, connection));
     }
 
-    /// Connections at rest are closed on time although no request comes to look at them.
-    fn sweep_later(self: &Arc<Self>, rest: &mut Rest, now: Instant) {
-        if rest.is_swept {
-            return;
-        }
-        rest.is_swept = true;
+    /// Connections at rest are closed on time, and when the upstream closes them, although no request comes to look at
+    /// them.
+    fn sweep_later(self: &Arc<Self>, shelf: usize, now: Instant) {
         let pool = Arc::downgrade(self);
+        let heard = Arc::clone(&self.shelves[shelf].heard);
         let mut next = now + self.idle_timeout;
         tokio::spawn(async move {
             loop {
-                sleep_until(next).await;
-                let Some(pool) = pool.upgrade() else { return };
-                let Some(later) = pool.sweep() else { return };
+                // Late or told: either way there is something to look at.
+                let _ = timeout_at(next, heard.notified()).await;
+                let Some(pool) = Weak::upgrade(&pool) else { return };
+                let Some(later) = pool.sweep(&pool.shelves[shelf]) else { return };
                 next = later;
             }
         });
     }
 
-    fn sweep(&self) -> Option<Instant> {
+    fn sweep(&self, shelf: &Shelf) -> Option<Instant> {
         let now = Instant::now();
-        let mut rest = self.lock();
-        rest.singles.retain(|resting| !resting.single.sender.is_closed() && now - resting.since < self.idle_timeout);
-        rest.shared.retain(|connection| !connection.is_over(self.idle_timeout));
-        rest.is_swept = !(rest.singles.is_empty() && rest.shared.is_empty());
+        let mut cx = Context::from_waker(shelf.waker());
+        let mut rest = shelf.rest();
+        rest.singles.retain_mut(|resting| now - resting.since < self.idle_timeout && resting.single.is_quiet(&mut cx));
+        rest.is_swept = !rest.singles.is_empty();
         let oldest = rest.singles.front().map_or(now, |resting| resting.since);
         rest.is_swept.then_some(oldest + self.idle_timeout)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Rest> {
-        // The lists are whole between any two statements.
+    fn sweep_shared_later(self: &Arc<Self>) {
+        let pool = Arc::downgrade(self);
+        let idle_timeout = self.idle_timeout;
+        tokio::spawn(async move {
+            loop {
+                sleep_until(Instant::now() + idle_timeout).await;
+                let Some(pool) = Weak::upgrade(&pool) else { return };
+                let mut shared = pool.shared();
+                shared.retain(|connection| !connection.is_over(pool.idle_timeout));
+                if shared.is_empty() {
+                    pool.is_swept_of_shared.store(false, Ordering::Relaxed);
+                    return;
+                }
+            }
+        });
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Vec<Arc<InUse>>> {
+        // The list is whole between any two statements.
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shelf {
+    fn rest(&self) -> MutexGuard<'_, Rest> {
+        // As above.
         self.rest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn waker(&self) -> &Waker {
+        self.waker.get_or_init(|| Waker::from(Arc::new(Heard(Arc::clone(&self.heard)))))
     }
 }
 
@@ -290,29 +352,6 @@ impl InUse {
 }
 
 impl Lease {
-    pub(super) fn is_http2(&self) -> bool {
-        matches!(self, Self::Shared(_))
-    }
-
-    /// The caller holds the deadline. Dropping this half-way closes an HTTP/1 connection and resets an HTTP/2 stream.
-    pub(super) async fn send(&mut self, request: Request) -> Result<Response<Incoming>, NoAnswer> {
-        match self {
-            Self::Single(single) => {
-                let before = single.tally.passed();
-                let sent = told(single.sender.try_send_request(request), single.ended.clone()).await;
-                sent.map_err(|untold| {
-                    let after = single.tally.passed();
-                    NoAnswer {
-                        nothing_written: untold.came_back || after.written == before.written,
-                        was_stale: single.was_used && after.read == before.read,
-                        detail: untold.detail,
-                    }
-                })
-            }
-            Self::Shared(stream) => stream.send(request).await,
-        }
-    }
-
     /// The time is over: whatever hangs there may hang the next request too.
     pub(super) fn abandon(self) {
         if let Self::Shared(stream) = self {
@@ -368,7 +407,8 @@ impl Stream {
         Self { connection: Arc::clone(connection), pool: Arc::clone(pool), was_used }
     }
 
-    async fn send(&self, request: Request) -> Result<Response<Incoming>, NoAnswer> {
+    /// The caller holds the deadline. Dropping this half-way resets the stream.
+    pub(super) async fn send(&self, request: Request) -> Result<Response<Incoming>, NoAnswer> {
         let shared = &self.connection.shared;
         let untold = match told(shared.sender.clone().try_send_request(request), shared.ended.clone()).await {
             Ok(response) => {
@@ -399,19 +439,21 @@ impl Drop for Stream {
     }
 }
 
-/// One more on the gauge for as long as it lives.
-struct Counted(IntGauge);
+/// One more at rest, here and on the gauge, for as long as it lives.
+struct Counted(Arc<AtomicUsize>, IntGauge);
 
 impl Counted {
-    fn new(gauge: &IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
+    fn new(pool: &Pool) -> Self {
+        pool.resting.fetch_add(1, Ordering::Relaxed);
+        pool.idle_gauge.inc();
+        Self(Arc::clone(&pool.resting), pool.idle_gauge.clone())
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.dec();
+        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.1.dec();
     }
 }
 

@@ -1,0 +1,484 @@
+//! HTTP/1.1 as it stands on the wire to an upstream (RFC 9112): a request's head written, an answer read.
+//!
+//! Pure: bytes in, bytes out; http1.rs moves them. Invariants: an answer is read the same however its bytes were cut on
+//! the way; what its head says twice and differently, or in a form that two parsers could read in two ways, is no answer;
+//! nothing is held beyond the bounds given; hop-by-hop fields and the answer's own framing end here.
+
+use std::ops::Range;
+
+use ::http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue};
+use ::http::{HeaderMap, Method, StatusCode};
+use bytes::{Bytes, BytesMut};
+use httparse::Status;
+use smallvec::SmallVec;
+
+const MAX_ANSWER_HEADERS: usize = 100;
+/// Of a chunk's size with its extensions, which nobody uses.
+const LONGEST_CHUNK_LINE: usize = 4 * 1024;
+
+/// RFC 9110 §7.6.1, and what of old is taken for the like.
+pub(super) fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "http2-settings"
+    )
+}
+
+/// What `Connection` names. Framing is judged by itself; naming it here must not unframe the message.
+pub(super) fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
+    headers.get_all(CONNECTION).iter().flat_map(|value| named(value.as_bytes())).collect()
+}
+
+fn named(value: &[u8]) -> impl Iterator<Item = HeaderName> {
+    value
+        .split(|byte| *byte == b',')
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        .filter(|name| name != CONTENT_LENGTH)
+}
+
+/// Whether a header of a parcel is written as it is: the framing is ours alone, and so is the host.
+pub(super) fn is_passed_on(name: &HeaderName, named: &[HeaderName]) -> bool {
+    let is_ours = matches!(name.as_str(), "content-length" | "expect" | "host");
+    !is_ours && !is_hop_by_hop(name) && !named.contains(name)
+}
+
+/// A request's head, its body being `length` bytes.
+pub(super) fn write_head(
+    head: &mut Vec<u8>,
+    (method, path): (&Method, &str),
+    host: &HeaderValue,
+    headers: &HeaderMap,
+    length: Option<usize>,
+) {
+    head.clear();
+    for part in [method.as_str().as_bytes(), b" ", path.as_bytes(), b" HTTP/1.1\r\nhost: ", host.as_bytes(), b"\r\n"] {
+        head.extend_from_slice(part);
+    }
+    let named = if headers.contains_key(CONNECTION) { named_by_connection(headers) } else { Vec::new() };
+    for (name, value) in headers.iter().filter(|(name, _)| is_passed_on(name, &named)) {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            head.extend_from_slice(part);
+        }
+    }
+    if let Some(length) = length {
+        head.extend_from_slice(b"content-length: ");
+        head.extend_from_slice(HeaderValue::from(length).as_bytes());
+        head.extend_from_slice(b"\r\n");
+    }
+    head.extend_from_slice(b"\r\n");
+}
+
+/// An answer's head, without what concerned this connection alone. A `Content-Length` is there only if it is that of the
+/// body, or the answer to HEAD.
+#[derive(Debug)]
+pub(super) struct Head {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+}
+
+/// What of an answer's body is still to come.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    Length(u64),
+    Chunked(Chunk),
+    /// Whatever comes until the upstream closes.
+    UntilClose,
+}
+
+/// Where in a chunked body the next byte stands (RFC 9112 §7.1).
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Chunk {
+    Size,
+    Data(u64),
+    /// The line end behind a chunk's data.
+    DataEnd,
+    /// Bytes of trailers so far.
+    Trailers(usize),
+}
+
+/// An answer has begun.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub(super) head: Head,
+    pub(super) left: Left,
+    /// Another request may follow, once the answer was read.
+    pub(super) keeps: bool,
+}
+
+/// What the bytes so far give.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Piece {
+    Data(Bytes),
+    /// More has to be read first.
+    Nothing,
+    End,
+}
+
+/// Takes an answer's head off the buffer; interim answers (RFC 9110 §15.2) are passed over. None: it is not whole yet.
+pub(super) fn take_head(buffer: &mut BytesMut, method: &Method, longest: usize) -> Result<Option<Begun>, String> {
+    loop {
+        let Some(read) = read_head(buffer)? else {
+            // Between two looks at most one buffer comes in: what is held is bounded by a little more.
+            return if buffer.len() > longest { Err("the answer's head is too large".to_owned()) } else { Ok(None) };
+        };
+        if read.length > longest {
+            return Err("the answer's head is too large".to_owned());
+        }
+        let bytes = buffer.split_to(read.length).freeze();
+        match read.status {
+            // Nobody asked to switch protocols; what follows is not HTTP.
+            StatusCode::SWITCHING_PROTOCOLS => return Err("the upstream switched protocols unasked".to_owned()),
+            status if status.is_informational() => {}
+            _ => return begin(&read, &bytes, method).map(Some),
+        }
+    }
+}
+
+struct Read {
+    length: usize,
+    status: StatusCode,
+    is_http_1_1: bool,
+    fields: SmallVec<[(Range<usize>, Range<usize>); 16]>,
+}
+
+fn read_head(buffer: &BytesMut) -> Result<Option<Read>, String> {
+    let mut room = [const { std::mem::MaybeUninit::uninit() }; MAX_ANSWER_HEADERS];
+    let mut answer = httparse::Response::new(&mut []);
+    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut answer, buffer, &mut room);
+    let length = match parsed {
+        Ok(Status::Complete(length)) => length,
+        Ok(Status::Partial) => return Ok(None),
+        Err(error) => return Err(format!("what came is no answer: {error}")),
+    };
+    let status = answer.code.and_then(|code| StatusCode::from_u16(code).ok());
+    let status = status.ok_or_else(|| "what came is no answer: its status is none".to_owned())?;
+    let start = buffer.as_ptr() as usize;
+    let place = |part: &[u8]| {
+        let from = (part.as_ptr() as usize).saturating_sub(start);
+        from..from + part.len()
+    };
+    let fields = answer.headers.iter().map(|field| (place(field.name.as_bytes()), place(field.value))).collect();
+    Ok(Some(Read { length, status, is_http_1_1: answer.version == Some(1), fields }))
+}
+
+fn begin(read: &Read, bytes: &Bytes, method: &Method) -> Result<Begun, String> {
+    let ambiguous = |what: &str| Err(format!("the answer's framing is ambiguous: {what}"));
+    let mut headers = HeaderMap::with_capacity(read.fields.len());
+    let mut declared: Option<u64> = None;
+    let mut is_chunked = false;
+    let (mut keeps, mut closes) = (read.is_http_1_1, false);
+    let mut dropped: SmallVec<[HeaderName; 2]> = SmallVec::new();
+    for (name, value) in &read.fields {
+        let unreadable = |_| "what came is no answer: a header is none".to_owned();
+        let name = HeaderName::from_bytes(bytes.get(name.clone()).unwrap_or_default())
+            .map_err(|error| unreadable(error.to_string()))?;
+        let value = HeaderValue::from_maybe_shared(bytes.slice(value.clone()))
+            .map_err(|error| unreadable(error.to_string()))?;
+        match name.as_str() {
+            "content-length" => {
+                let digits = value.as_bytes();
+                let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+                let length = value.to_str().ok().filter(|_| is_number).and_then(|text| text.parse().ok());
+                match (length, declared) {
+                    (None, _) => return ambiguous("its Content-Length is no number"),
+                    (Some(length), Some(before)) if length != before => return ambiguous("two Content-Lengths"),
+                    (Some(length), _) => declared = Some(length),
+                }
+            }
+            "transfer-encoding" => {
+                if is_chunked || !value.as_bytes().eq_ignore_ascii_case(b"chunked") || !read.is_http_1_1 {
+                    return ambiguous("its Transfer-Encoding is not exactly `chunked`");
+                }
+                is_chunked = true;
+            }
+            "connection" => {
+                let words = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+                let has = |word: &[u8]| words.clone().any(|one| one.eq_ignore_ascii_case(word));
+                closes |= has(b"close");
+                keeps |= has(b"keep-alive");
+                dropped.extend(named(value.as_bytes()));
+            }
+            _ if is_hop_by_hop(&name) => {}
+            _ => {
+                headers.append(name, value);
+            }
+        }
+    }
+    for name in dropped {
+        headers.remove(name);
+    }
+    let has_none = method == Method::HEAD
+        || matches!(read.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+        || read.status.is_informational();
+    let left = match (has_none, is_chunked, declared) {
+        (true, ..) => Left::Length(0),
+        (false, true, _) => Left::Chunked(Chunk::Size),
+        (false, false, Some(length)) => Left::Length(length),
+        (false, false, None) => Left::UntilClose,
+    };
+    let is_true = !is_chunked && (!has_none || method == Method::HEAD);
+    if let Some(length) = declared.filter(|_| is_true) {
+        headers.insert(CONTENT_LENGTH, length.into());
+    }
+    // RFC 9112 §6.3: both is what smuggling looks like; the chunks stand, and nothing follows them.
+    keeps &= !closes && left != Left::UntilClose && !(is_chunked && declared.is_some());
+    Ok(Begun { head: Head { status: read.status, headers }, left, keeps })
+}
+
+impl Left {
+    pub(super) fn is_over(&self) -> bool {
+        *self == Self::Length(0)
+    }
+
+    /// The rest, where it is known.
+    pub(super) fn length(&self) -> Option<u64> {
+        match self {
+            Self::Length(length) => Some(*length),
+            Self::Chunked(_) | Self::UntilClose => None,
+        }
+    }
+
+    /// Takes off the buffer what belongs to the body. `longest`: of all trailers together.
+    pub(super) fn take(&mut self, buffer: &mut BytesMut, longest: usize) -> Result<Piece, String> {
+        loop {
+            match self {
+                Self::Length(0) => return Ok(Piece::End),
+                Self::Length(left) => return Ok(take_data(left, buffer)),
+                Self::UntilClose if buffer.is_empty() => return Ok(Piece::Nothing),
+                Self::UntilClose => return Ok(Piece::Data(buffer.split().freeze())),
+                Self::Chunked(Chunk::Data(0)) => *self = Self::Chunked(Chunk::DataEnd),
+                Self::Chunked(Chunk::Data(left)) => return Ok(take_data(left, buffer)),
+                Self::Chunked(Chunk::Size) => match httparse::parse_chunk_size(buffer) {
+                    Ok(Status::Complete((length, size))) if length <= LONGEST_CHUNK_LINE => {
+                        let _ = buffer.split_to(length);
+                        *self = Self::Chunked(if size == 0 { Chunk::Trailers(0) } else { Chunk::Data(size) });
+                    }
+                    Ok(Status::Partial) if buffer.len() <= LONGEST_CHUNK_LINE => return Ok(Piece::Nothing),
+                    Ok(_) | Err(_) => return Err("a chunk's size is none".to_owned()),
+                },
+                Self::Chunked(Chunk::DataEnd) => match buffer.get(..2) {
+                    Some(b"\r\n") => {
+                        let _ = buffer.split_to(2);
+                        *self = Self::Chunked(Chunk::Size);
+                    }
+                    None if b"\r\n".starts_with(buffer) => return Ok(Piece::Nothing),
+                    Some(_) | None => return Err("a chunk is longer than its size".to_owned()),
+                },
+                // Trailers could smuggle a header past whoever judged the head: they are dropped.
+                Self::Chunked(Chunk::Trailers(passed)) => match buffer.iter().position(|byte| *byte == b'\n') {
+                    Some(end) if *passed + end <= longest => {
+                        let line = buffer.split_to(end + 1);
+                        *passed += line.len();
+                        if matches!(&line[..], b"\r\n" | b"\n") {
+                            *self = Self::Length(0);
+                        }
+                    }
+                    None if *passed + buffer.len() <= longest => return Ok(Piece::Nothing),
+                    Some(_) | None => return Err("its trailers are too large".to_owned()),
+                },
+            }
+        }
+    }
+}
+
+fn take_data(left: &mut u64, buffer: &mut BytesMut) -> Piece {
+    if buffer.is_empty() {
+        return Piece::Nothing;
+    }
+    let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(buffer.len());
+    *left -= taken as u64;
+    Piece::Data(buffer.split_to(taken).freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LONGEST: usize = 4096;
+
+    #[derive(Debug, PartialEq, Eq)]
+    struct Answer {
+        status: u16,
+        headers: Vec<(String, String)>,
+        body: Vec<u8>,
+        /// None: it was not whole.
+        keeps: Option<bool>,
+        behind: usize,
+    }
+
+    /// Reads an answer that comes in these pieces, and then the end.
+    fn read(pieces: &[&[u8]], method: &Method) -> Result<Option<Answer>, String> {
+        let mut buffer = BytesMut::new();
+        let mut pieces = pieces.iter();
+        let mut begun = loop {
+            if let Some(begun) = take_head(&mut buffer, method, LONGEST)? {
+                break begun;
+            }
+            let Some(piece) = pieces.next() else { return Ok(None) };
+            buffer.extend_from_slice(piece);
+        };
+        let mut body = Vec::new();
+        let keeps = loop {
+            match begun.left.take(&mut buffer, LONGEST)? {
+                Piece::Data(data) => body.extend_from_slice(&data),
+                Piece::End => break Some(begun.keeps),
+                Piece::Nothing => match pieces.next() {
+                    Some(piece) => buffer.extend_from_slice(piece),
+                    None => break (begun.left == Left::UntilClose).then_some(begun.keeps),
+                },
+            }
+        };
+        let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+        let headers = begun.head.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+        let behind = buffer.len() + pieces.map(|piece| piece.len()).sum::<usize>();
+        Ok(Some(Answer { status: begun.head.status.as_u16(), headers, body, keeps, behind }))
+    }
+
+    fn post(answer: &str) -> Result<Answer, String> {
+        read(&[answer.as_bytes()], &Method::POST).map(|answer| answer.expect("a whole head"))
+    }
+
+    #[test]
+    fn an_answers_length_is_what_its_head_says_of_it() {
+        let of = |head: &str, rest: &str| post(&format!("HTTP/1.1 200 OK\r\n{head}\r\n{rest}")).unwrap();
+        let declared = of("Content-Length: 2\r\n", "ok");
+        assert_eq!((declared.body.as_slice(), declared.keeps), (&b"ok"[..], Some(true)));
+        assert_eq!(declared.headers, [("content-length".to_owned(), "2".to_owned())]);
+        let twice = of("Content-Length: 2\r\nContent-Length: 2\r\n", "ok!");
+        assert_eq!((twice.headers.len(), twice.behind), (1, 1));
+        let chunked = of("Transfer-Encoding: Chunked\r\n", "2;x=y\r\nok\r\n1\r\n!\r\n0\r\nX: 1\r\n\r\n");
+        assert_eq!((chunked.body.as_slice(), chunked.keeps, chunked.headers.len()), (&b"ok!"[..], Some(true), 0));
+        let until_close = of("", "ok");
+        assert_eq!((until_close.body.as_slice(), until_close.keeps), (&b"ok"[..], Some(false)));
+        assert_eq!(of("Content-Length: 3\r\n", "ok").keeps, None, "it was cut");
+        assert_eq!(of("Transfer-Encoding: chunked\r\n", "2\r\nok\r\n").keeps, None, "it was cut");
+        let both = of("Content-Length: 9\r\nTransfer-Encoding: chunked\r\n", "2\r\nok\r\n0\r\n\r\n");
+        assert_eq!((both.body.as_slice(), both.keeps, both.headers.len()), (&b"ok"[..], Some(false), 0));
+    }
+
+    #[test]
+    fn some_answers_have_no_body_whatever_they_declare() {
+        for status in [204, 304] {
+            let answer =
+                post(&format!("HTTP/1.1 {status} X\r\nContent-Length: 10\r\nTransfer-Encoding: chunked\r\n\r\n"));
+            let answer = answer.unwrap();
+            assert!(answer.body.is_empty() && answer.headers.is_empty());
+        }
+        let to_head = read(&[b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"], &Method::HEAD).unwrap().unwrap();
+        assert_eq!((to_head.keeps, to_head.headers.len()), (Some(true), 1));
+    }
+
+    #[test]
+    fn a_connection_is_kept_where_both_the_version_and_the_word_allow_it() {
+        let keeps = |version: &str, word: &str| {
+            post(&format!("HTTP/{version} 200 OK\r\nContent-Length: 0\r\n{word}\r\n")).unwrap().keeps == Some(true)
+        };
+        assert!(
+            keeps("1.1", "")
+                && keeps("1.1", "Connection: x, Keep-Alive\r\n")
+                && keeps("1.0", "Connection: keep-alive\r\n")
+        );
+        assert!(!keeps("1.0", "") && !keeps("1.1", "Connection: x, Close\r\n"));
+        assert!(!keeps("1.1", "Connection: close\r\nConnection: keep-alive\r\n"));
+        assert!(!keeps("1.1", "Connection: keep-alive\r\nConnection: close\r\n"));
+    }
+
+    #[test]
+    fn what_two_parsers_could_read_in_two_ways_is_no_answer() {
+        for head in [
+            "Content-Length: 1\r\nContent-Length: 2\r\n",
+            "Content-Length: 1, 1\r\n",
+            "Content-Length: +1\r\n",
+            "Content-Length: \r\n",
+            "Content-Length: 99999999999999999999999\r\n",
+            "Transfer-Encoding: gzip, chunked\r\n",
+            "Transfer-Encoding: identity\r\n",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+            "X: 1\r\n folded\r\n",
+            "X : 1\r\n",
+        ] {
+            assert!(post(&format!("HTTP/1.1 200 OK\r\n{head}\r\n")).is_err(), "{head}");
+        }
+        assert!(post("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n").is_err());
+        for chunks in ["x\r\n", "-1\r\n", "2\r\nokay\r\n", "fffffffffffffffff\r\n", "2\r\nok\n\n0\r\n\r\n"] {
+            assert!(
+                post(&format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}")).is_err(),
+                "{chunks}"
+            );
+        }
+        let endless = format!("1;{}", "x".repeat(LONGEST_CHUNK_LINE));
+        assert!(post(&format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{endless}")).is_err());
+        let trailers = format!("0\r\n{}", "X: 1\r\n".repeat(LONGEST));
+        assert!(post(&format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{trailers}")).is_err());
+    }
+
+    #[test]
+    fn a_request_has_one_host_and_one_length_whatever_the_parcel_says() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("host", "evil"),
+            ("content-length", "7"),
+            ("transfer-encoding", "chunked"),
+            ("connection", "x-hop, content-length"),
+            ("x-hop", "1"),
+            ("expect", "100-continue"),
+            ("x-kept", "1"),
+        ] {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        let mut head = b"left over".to_vec();
+        let host = HeaderValue::from_static("app:80");
+        write_head(&mut head, (&Method::POST, "/x?y"), &host, &headers, Some(3));
+        let written = String::from_utf8(head).unwrap();
+        assert_eq!(written, "POST /x?y HTTP/1.1\r\nhost: app:80\r\nx-kept: 1\r\ncontent-length: 3\r\n\r\n");
+    }
+
+    fn answers() -> impl Strategy<Value = Vec<u8>> {
+        let line = prop_oneof![
+            Just("HTTP/1.1 200 OK\r\n".to_owned()),
+            Just("HTTP/1.1 100 Continue\r\n\r\n".to_owned()),
+            Just("Content-Length: 5\r\n".to_owned()),
+            Just("Transfer-Encoding: chunked\r\n".to_owned()),
+            Just("Connection: close, x\r\n".to_owned()),
+            Just("\r\n".to_owned()),
+            Just("5\r\nhello\r\n".to_owned()),
+            Just("0\r\n\r\n".to_owned()),
+            "[a-z:\r\n 0-9]{0,12}",
+        ];
+        proptest::collection::vec(line, 0..12).prop_map(|lines| lines.concat().into_bytes())
+    }
+
+    proptest! {
+        #[test]
+        fn an_answer_is_read_the_same_however_it_was_cut(answer in answers(), cuts in proptest::collection::vec(0..200_usize, 0..6)) {
+            let whole = read(&[&answer], &Method::POST);
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut % (answer.len() + 1)).collect();
+            cuts.extend([0, answer.len()]);
+            cuts.sort_unstable();
+            let pieces: Vec<&[u8]> = cuts.windows(2).map(|pair| &answer[pair[0]..pair[1]]).collect();
+            let in_pieces = read(&pieces, &Method::POST);
+            // Where something is wrong, the words for it may depend on how much was there to see.
+            match (whole, in_pieces) {
+                (Ok(whole), Ok(in_pieces)) => prop_assert_eq!(whole, in_pieces),
+                (whole, in_pieces) => prop_assert!(whole.is_err() && in_pieces.is_err(), "{:?} {:?}", whole, in_pieces),
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_an_answer_or_are_not(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200), chunked: bool) {
+            let head: &[u8] = if chunked { b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" } else { b"HTTP/1.1 200 OK\r\n" };
+            let _ = read(&[head, &bytes], &Method::POST);
+            let _ = read(&[&bytes], &Method::POST);
+        }
+    }
+}
