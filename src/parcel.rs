@@ -9,6 +9,7 @@ use crate::verify::Verified;
 use bytes::Bytes;
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method};
+use smallvec::SmallVec;
 use std::sync::Arc;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +56,7 @@ pub(crate) struct Statement<'a> {
     /// The subject of the client's certificate, where it presented one.
     pub(crate) client_certificate: Option<&'a str>,
     /// `X-Forwarded-*` and `Forwarded`, extended or made anew.
-    pub(crate) forwarding: Vec<(HeaderName, HeaderValue)>,
+    pub(crate) forwarding: &'a [(HeaderName, HeaderValue)],
     pub(crate) traceparent: HeaderValue,
     /// Further headers (a signature of our own) that replace what the sender wrote there.
     pub(crate) added: Vec<(HeaderName, HeaderValue)>,
@@ -65,12 +66,12 @@ pub(crate) struct Statement<'a> {
 
 impl Parcel {
     pub(crate) fn pack(verified: Verified, path_and_query: String, checks: &str, statement: Statement<'_>) -> Self {
-        let event_id = verified.event_id().map(str::to_owned);
-        let event_type = verified.event_type().map(str::to_owned);
+        let event_id = value(verified.event_id().unwrap_or_default());
+        let event_type = value(verified.event_type().unwrap_or_default());
         let mut parcel = Self::wrap(verified.into_delivery(), path_and_query, statement);
-        parcel.say("x-hookward-verified", checks);
-        parcel.say("x-hookward-event-id", event_id.as_deref().unwrap_or_default());
-        parcel.say("x-hookward-event-type", event_type.as_deref().unwrap_or_default());
+        parcel.say(VERIFIED, value(checks));
+        parcel.say(EVENT_ID, event_id);
+        parcel.say(EVENT_TYPE, event_type);
         parcel
     }
 
@@ -82,25 +83,27 @@ impl Parcel {
         statement: Statement<'_>,
     ) -> Self {
         let mut parcel = Self::wrap(delivery, path_and_query, statement);
-        parcel.say("x-hookward-would-refuse", would_refuse);
+        parcel.say(WOULD_REFUSE, value(would_refuse));
         parcel
     }
 
     fn wrap(delivery: Delivery, path_and_query: String, statement: Statement<'_>) -> Self {
         let mut headers = delivery.headers;
         strip(&mut headers);
+        // Once, and not each time that it is full.
+        headers.reserve(statement.forwarding.len() + statement.added.len() + MOST_SAID);
         for (name, value) in statement.forwarding {
-            headers.insert(name, value);
+            headers.insert(name, value.clone());
         }
-        headers.insert("traceparent", statement.traceparent);
+        headers.insert(TRACEPARENT, statement.traceparent);
         let credentials = statement.credentials;
         let mut parcel = Self { method: delivery.method, path_and_query, headers, body: delivery.body, credentials };
         for (name, value) in statement.added {
             parcel.replace(name, value);
         }
-        parcel.say("x-hookward-source", statement.source);
-        parcel.say("x-request-id", statement.request_id);
-        parcel.say("x-hookward-client-cert", statement.client_certificate.unwrap_or_default());
+        parcel.say(SOURCE, value(statement.source));
+        parcel.say(REQUEST_ID, value(statement.request_id));
+        parcel.say(CLIENT_CERTIFICATE, value(statement.client_certificate.unwrap_or_default()));
         parcel
     }
 
@@ -114,9 +117,8 @@ impl Parcel {
 
     /// A header of the gateway's own, in place of the sender's in whatever spelling.
     pub(crate) fn replace(&mut self, name: HeaderName, value: HeaderValue) {
-        let wanted = folded(name.as_str());
-        let others: Vec<HeaderName> =
-            self.headers.keys().filter(|other| **other != name && folded(other.as_str()) == wanted).cloned().collect();
+        let is_another = |other: &&HeaderName| **other != name && is_folded_into(other.as_str(), name.as_str());
+        let others: SmallVec<[HeaderName; 2]> = self.headers.keys().filter(is_another).cloned().collect();
         for other in others {
             self.headers.remove(other);
         }
@@ -173,15 +175,30 @@ impl Parcel {
         Ok(Self { method, path_and_query, headers, body: Bytes::copy_from_slice(text), credentials })
     }
 
-    /// A header of the gateway's own; one that would be empty or that no header can hold is left out.
-    fn say(&mut self, name: &'static str, value: &str) {
-        if let Ok(value) = HeaderValue::from_str(value)
-            && !value.is_empty()
-        {
-            self.headers.insert(HeaderName::from_static(name), value);
+    /// A header of the gateway's own.
+    fn say(&mut self, name: HeaderName, value: Option<HeaderValue>) {
+        if let Some(value) = value {
+            self.headers.insert(name, value);
         }
     }
 }
+
+/// None: it would be empty, or no header can hold it.
+fn value(text: &str) -> Option<HeaderValue> {
+    if text.is_empty() { None } else { HeaderValue::from_str(text).ok() }
+}
+
+const SOURCE: HeaderName = HeaderName::from_static("x-hookward-source");
+const VERIFIED: HeaderName = HeaderName::from_static("x-hookward-verified");
+const EVENT_ID: HeaderName = HeaderName::from_static("x-hookward-event-id");
+const EVENT_TYPE: HeaderName = HeaderName::from_static("x-hookward-event-type");
+const CLIENT_CERTIFICATE: HeaderName = HeaderName::from_static("x-hookward-client-cert");
+const WOULD_REFUSE: HeaderName = HeaderName::from_static("x-hookward-would-refuse");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// As many of them as one parcel can have.
+const MOST_SAID: usize = 7;
 
 /// Why stored bytes are no parcel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -218,67 +235,77 @@ fn take<'a>(text: &mut &'a [u8]) -> Result<&'a [u8], Undecodable> {
 }
 
 /// Hop-by-hop fields (RFC 9110 §7.6.1), framing and what names the host we were reached by.
-const NOT_FORWARDED: [&str; 13] = [
-    "connection",
-    "content-length",
-    "expect",
-    "host",
-    "http2-settings",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
+fn is_forwarded(name: &HeaderName) -> bool {
+    const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+    const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+    const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+    const NOT_FORWARDED: [HeaderName; 13] = [
+        header::HOST,
+        header::CONTENT_LENGTH,
+        header::CONNECTION,
+        header::TRANSFER_ENCODING,
+        header::EXPECT,
+        header::PROXY_AUTHENTICATE,
+        header::PROXY_AUTHORIZATION,
+        header::TE,
+        header::TRAILER,
+        header::UPGRADE,
+        HTTP2_SETTINGS,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+    ];
+    !NOT_FORWARDED.contains(name)
+}
 
 fn strip(headers: &mut HeaderMap) {
-    // What `Connection` names goes first, while it is still there; what we add ourselves comes after all of this, so
-    // that `Connection: X-Hookward-Verified` can take nothing of ours away.
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in named {
-        headers.remove(name);
-    }
-    for name in NOT_FORWARDED {
-        headers.remove(name);
-    }
-    let ours: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name.as_str())).cloned().collect();
-    for name in ours {
+    // What `Connection` names goes with the rest; what we add ourselves comes after all of this, so that
+    // `Connection: X-Hookward-Verified` can take nothing of ours away.
+    let connection = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let named = connection.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok());
+    let mut going: SmallVec<[HeaderName; 4]> = named.collect();
+    going.extend(headers.keys().filter(|name| !is_forwarded(name) || is_ours(name.as_str())).cloned());
+    for name in going {
         headers.remove(name);
     }
 }
 
 /// As a CGI-like receiver tells names apart: `_`, `-` and, by PHP and others, `.` are one to it.
-fn folded(name: &str) -> String {
-    name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect()
+const fn folded(byte: u8) -> u8 {
+    if byte.is_ascii_alphanumeric() { byte } else { b'-' }
+}
+
+fn is_folded_into(name: &str, other: &str) -> bool {
+    name.len() == other.len() && name.bytes().map(folded).eq(other.bytes().map(folded))
 }
 
 /// Names that only the gateway may write, in any spelling that a CGI-like receiver would fold into ours.
 fn is_ours(name: &str) -> bool {
-    let folded = folded(name);
-    folded.starts_with("x-hookward-")
-        || folded.starts_with("x-forwarded-")
-        || matches!(folded.as_str(), "x-request-id" | "forwarded" | "traceparent" | "tracestate" | "x-real-ip")
+    let begins = |with: &str| name.get(..with.len()).is_some_and(|start| is_folded_into(start, with));
+    match name.as_bytes().first() {
+        Some(b'x') => {
+            begins("x-hookward-")
+                || begins("x-forwarded-")
+                || is_folded_into(name, "x-request-id")
+                || is_folded_into(name, "x-real-ip")
+        }
+        _ => matches!(name, "forwarded" | "traceparent" | "tracestate"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::LazyLock;
+
+    static FORWARDING: LazyLock<[(HeaderName, HeaderValue); 1]> =
+        LazyLock::new(|| [(HeaderName::from_static("x-forwarded-for"), HeaderValue::from_static("192.0.2.1"))]);
 
     fn statement() -> Statement<'static> {
         Statement {
             source: "github",
             request_id: "r1",
             client_certificate: None,
-            forwarding: vec![(HeaderName::from_static("x-forwarded-for"), HeaderValue::from_static("192.0.2.1"))],
+            forwarding: &*FORWARDING,
             traceparent: HeaderValue::from_static("00-1-1-00"),
             added: Vec::new(),
             credentials: vec![HeaderName::from_static("x-token")],
@@ -367,6 +394,19 @@ mod tests {
                 "x-request-id: r1",
             ]
         );
+    }
+
+    proptest::proptest! {
+        /// The definition, word for word.
+        #[test]
+        fn a_name_is_the_gateways_own_in_every_spelling(
+            name in "(x|f|t)[-_.](hookward|forwarded|request|real)[-_.+](id|ip|x)?|forwarded|[-_.a-z!#$%&'*+^`|~0-9]{1,24}",
+        ) {
+            let folded: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+            let own = ["x-request-id", "forwarded", "traceparent", "tracestate", "x-real-ip"];
+            let begins = folded.starts_with("x-hookward-") || folded.starts_with("x-forwarded-");
+            proptest::prop_assert_eq!(is_ours(&name), begins || own.contains(&&*folded));
+        }
     }
 
     #[test]

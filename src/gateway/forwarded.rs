@@ -3,11 +3,13 @@
 //! Invariant: only listed proxies are believed, hop by hop from the right: the first address that is not one of ours is
 //! the client. What stands left of it was written by a stranger. Nothing here affects routing or verification.
 
-use http::header::HeaderName;
+use bytes::Bytes;
+use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue};
 use ipnet::IpNet;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 
 /// Hops that are read; a chain of more proxies of one's own is not a chain, it is an attack.
 const MOST_HOPS: usize = 32;
@@ -102,36 +104,108 @@ pub(crate) struct Arrival<'a> {
     pub(crate) port: u16,
 }
 
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+
 /// The forwarding headers for the upstream: a trusted proxy's are extended, anybody else's begin anew.
 pub(crate) fn headers(arrival: &Arrival<'_>, sent: &HeaderMap, trusted: &[IpNet]) -> Vec<(HeaderName, HeaderValue)> {
     let peer = arrival.peer.to_canonical();
-    let believed = is_trusted(peer, trusted);
-    let kept = |name: &str| -> String {
-        if !believed {
-            return String::new();
-        }
-        let values = sent.get_all(name).iter().filter_map(|value| value.to_str().ok());
-        values.collect::<Vec<_>>().join(", ")
-    };
-    let appended = |chain: String, hop: String| if chain.is_empty() { hop } else { format!("{chain}, {hop}") };
-    let or = |kept: String, own: String| if kept.is_empty() { own } else { kept };
+    let own = Own::of(arrival, peer);
+    let all = if is_trusted(peer, trusted) { own.behind(sent) } else { own.alone() };
+    let all = [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, X_FORWARDED_PORT, header::FORWARDED]
+        .into_iter()
+        .zip(all)
+        .filter_map(|(name, value)| Some((name, value?)));
+    let mut headers = Vec::with_capacity(5);
+    headers.extend(all);
+    headers
+}
 
-    let mut hop = match peer {
-        IpAddr::V4(v4) => format!("for={v4}"),
-        IpAddr::V6(v6) => format!("for=\"[{v6}]\""),
-    };
-    // Writing to a String cannot fail. The authority was checked to be one, so it holds no quote.
-    let _ = write!(hop, ";host=\"{}\";proto={}", arrival.authority, arrival.scheme);
-    [
-        ("x-forwarded-for", appended(kept("x-forwarded-for"), peer.to_string())),
-        ("x-forwarded-proto", or(kept("x-forwarded-proto"), arrival.scheme.to_owned())),
-        ("x-forwarded-host", or(kept("x-forwarded-host"), arrival.authority.to_owned())),
-        ("x-forwarded-port", or(kept("x-forwarded-port"), arrival.port.to_string())),
-        ("forwarded", appended(kept("forwarded"), hop)),
-    ]
-    .into_iter()
-    .filter_map(|(name, value)| Some((HeaderName::from_static(name), HeaderValue::from_str(&value).ok()?)))
-    .collect()
+/// What we say ourselves of how a request reached us: one text, of which every header is a part.
+struct Own {
+    /// An element of `Forwarded`, and behind it the port.
+    text: Bytes,
+    element: usize,
+    address: Range<usize>,
+    host: Range<usize>,
+    scheme: &'static str,
+}
+
+impl Own {
+    fn of(arrival: &Arrival<'_>, peer: IpAddr) -> Self {
+        // Longer than an IPv6 address and all that stands around it.
+        let mut text = String::with_capacity(arrival.authority.len() + 96);
+        let (before, behind) = if peer.is_ipv4() { ("for=", "") } else { ("for=\"[", "]\"") };
+        text.push_str(before);
+        let address = text.len();
+        // Writing to a String cannot fail.
+        let _ = match peer {
+            IpAddr::V4(v4) => {
+                let [a, b, c, d] = v4.octets();
+                write!(text, "{a}.{b}.{c}.{d}")
+            }
+            IpAddr::V6(v6) => write!(text, "{v6}"),
+        };
+        let address = address..text.len();
+        text.push_str(behind);
+        text.push_str(";host=\"");
+        let host = text.len()..text.len() + arrival.authority.len();
+        // It was checked to be one, so it holds no quote.
+        text.push_str(arrival.authority);
+        text.push_str("\";proto=");
+        text.push_str(arrival.scheme);
+        let element = text.len();
+        let _ = write!(text, "{}", arrival.port);
+        Self { text: Bytes::from(text), element, address, host, scheme: arrival.scheme }
+    }
+
+    fn part(&self, of: Range<usize>) -> Option<HeaderValue> {
+        HeaderValue::from_maybe_shared(self.text.slice(of)).ok()
+    }
+
+    fn alone(&self) -> [Option<HeaderValue>; 5] {
+        [
+            self.part(self.address.clone()),
+            Some(HeaderValue::from_static(self.scheme)),
+            self.part(self.host.clone()),
+            self.part(self.element..self.text.len()),
+            self.part(0..self.element),
+        ]
+    }
+
+    /// A proxy of ours was reached first: its address and its element come behind what it says, and what it says of how
+    /// it was reached stands.
+    fn behind(&self, sent: &HeaderMap) -> [Option<HeaderValue>; 5] {
+        let [own_for, own_proto, own_host, own_port, own_element] = self.alone();
+        let or = |name: HeaderName, own: Option<HeaderValue>| {
+            let kept = said(sent, &name);
+            if kept.is_empty() { own } else { HeaderValue::try_from(kept).ok() }
+        };
+        let appended = |name: HeaderName, own: Option<HeaderValue>| {
+            let mut chain = said(sent, &name);
+            if chain.is_empty() {
+                return own;
+            }
+            chain.push_str(", ");
+            chain.push_str(own.as_ref()?.to_str().ok()?);
+            HeaderValue::try_from(chain).ok()
+        };
+        [
+            appended(X_FORWARDED_FOR, own_for),
+            or(X_FORWARDED_PROTO, own_proto),
+            or(X_FORWARDED_HOST, own_host),
+            or(X_FORWARDED_PORT, own_port),
+            appended(header::FORWARDED, own_element),
+        ]
+    }
+}
+
+/// All that a header says, in one line.
+fn said(sent: &HeaderMap, name: &HeaderName) -> String {
+    let values = sent.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    values.collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ impl Journey {
             source: &self.source.settings.name,
             request_id: &visit.request_id,
             client_certificate: visit.subject(),
-            forwarding: self.forwarding.clone(),
+            forwarding: &self.forwarding,
             traceparent: self.traceparent.clone(),
             added,
             credentials: self.source.settings.verifier.credential_headers(),

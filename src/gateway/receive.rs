@@ -20,10 +20,11 @@ use crate::refusal::Refusal;
 use crate::server::Peer;
 use crate::telemetry::Outcome;
 use crate::verify::{Refused, Verified};
-use http::header;
+use http::header::{self, HeaderName};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Version};
 use hyper::body::Incoming;
+use rand::Rng as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::{timeout, timeout_at};
@@ -336,21 +337,45 @@ fn find(gateway: &Gateway, parts: &Parts, peer: &Peer, visit: &mut Visit) -> Res
 
 /// W3C Trace Context: a trusted proxy's trace goes on with a new parent id; anybody else's begins here.
 fn traceparent(headers: &HeaderMap, believed: bool) -> HeaderValue {
-    let parent: [u8; 8] = rand::random();
-    let kept =
-        headers.get("traceparent").filter(|_| believed).and_then(|value| value.to_str().ok()).and_then(|value| {
-            let mut parts = value.split('-');
-            let (version, trace, _, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-            let lower_hex = |text: &str, length: usize| {
-                text.len() == length && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-            };
-            let valid =
-                version == "00" && lower_hex(trace, 32) && lower_hex(flags, 2) && trace.bytes().any(|b| b != b'0');
-            valid.then(|| format!("00-{trace}-{}-{flags}", hex::encode(parent)))
-        });
-    let text =
-        kept.unwrap_or_else(|| format!("00-{}-{}-01", hex::encode(rand::random::<[u8; 16]>()), hex::encode(parent)));
-    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(""))
+    let kept = if believed { headers.get(TRACEPARENT).and_then(|sent| trace_of(sent.as_bytes())) } else { None };
+    let random: [u8; 24] = {
+        let mut random = [0; 24];
+        rand::rng().fill_bytes(&mut random);
+        random
+    };
+    let (trace, parent) = random.split_at(16);
+    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-01";
+    let (trace_part, rest) = text.split_at_mut(35);
+    let (parent_part, flags_part) = rest.split_at_mut(17);
+    match kept {
+        Some((trace, flags)) => {
+            trace_part[3..].copy_from_slice(trace);
+            flags_part[1..].copy_from_slice(flags);
+        }
+        None => write_hex(trace, &mut trace_part[3..]),
+    }
+    write_hex(parent, &mut parent_part[1..]);
+    HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static(""))
+}
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// The trace and the flags of a valid header.
+fn trace_of(sent: &[u8]) -> Option<(&[u8; 32], &[u8; 2])> {
+    let mut parts = sent.split(|byte| *byte == b'-');
+    let (version, trace, _, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let lower_hex = |text: &[u8]| text.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let valid = version == b"00" && lower_hex(trace) && lower_hex(flags) && trace.iter().any(|byte| *byte != b'0');
+    let (trace, flags) = (trace.try_into().ok()?, flags.try_into().ok()?);
+    valid.then_some((trace, flags))
+}
+
+/// As much as there is room for.
+fn write_hex(bytes: &[u8], room: &mut [u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for (byte, room) in bytes.iter().zip(room.as_chunks_mut::<2>().0) {
+        *room = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
+    }
 }
 
 #[cfg(test)]
