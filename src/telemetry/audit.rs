@@ -1,41 +1,38 @@
 //! One line for each request, whatever became of it: who, what, how it ended and how long it took.
 //!
-//! Invariant: no header value but the ids that the source is configured to read, no body, no credential, no query
-//! string. Text that a stranger chose is escaped, so that nobody can write a line of their own. The request path never
-//! waits for the log: lines go through a bounded queue to one thread, and what does not fit is counted as lost. Nobody
-//! else waits for it without a bound either: its reader may have stopped reading.
+//! Invariant: the request path never waits for the log: lines go into a bounded text that one thread takes away, and what
+//! does not fit is counted as lost. Nobody else waits for it without a bound either: its reader may have stopped reading.
 
+use super::line::{self, Record};
 use super::metrics::Metrics;
-use super::outcome::Outcome;
-use crate::clock::UnixMillis;
-use std::fmt::Write as _;
+use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
-use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-/// Lines waiting for the writer: at 300 bytes a line some 2.5 MB, and half a second of the busiest gateway.
-const QUEUE: usize = 8192;
+/// Lines waiting for the writer, and their bytes: half a second of the busiest gateway. As much again is being written.
+const MOST_LINES: usize = 8192;
+const MOST_BYTES: usize = 4 * 1024 * 1024;
 
-/// How long lines gather before they are written together. At 100,000 a second the queue holds 16 times as many.
+/// Room that is kept for what comes next; a burst's is given back.
+const KEPT_ROOM: usize = 256 * 1024;
+
+/// How long lines gather before they are written together. At 100,000 a second there is room for 16 times as many.
 const GATHER: Duration = Duration::from_millis(5);
 
-/// Text of a stranger's choosing (event ids, names in certificates) is cut at this many bytes.
-const LONGEST_FIELD: usize = 256;
+/// Orders to go on elsewhere that wait for the writer; of more, the last counts.
+const MOST_ORDERS: usize = 16;
 
 /// Of a new file, at most: whose requests came when is nobody else's business. The umask may take more away.
 const FILE_MODE: u32 = 0o640;
 
-/// For how long the end of the process waits for the log, and how often it looks for room in the queue.
+/// For how long the end of the process waits for the log.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
-const LOOK_FOR_ROOM_EVERY: Duration = Duration::from_millis(5);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
@@ -50,113 +47,128 @@ pub(crate) enum Format {
     Json,
 }
 
-/// What is said of one request. Empty where it is not known.
-#[derive(Debug)]
-pub(crate) struct Record<'a> {
-    pub(crate) at: UnixMillis,
-    pub(crate) request_id: &'a str,
-    pub(crate) listener: &'a str,
-    pub(crate) source: &'a str,
-    pub(crate) outcome: Outcome,
-    /// In observe mode: what enforcing would have said.
-    pub(crate) would_refuse: Option<Outcome>,
-    pub(crate) status: u16,
-    pub(crate) method: &'a str,
-    pub(crate) path: &'a str,
-    pub(crate) client: IpAddr,
-    pub(crate) certificate: &'a str,
-    pub(crate) verified: &'a str,
-    pub(crate) event_id: &'a str,
-    pub(crate) event_type: &'a str,
-    pub(crate) upstream: &'a str,
-    pub(crate) body_bytes: usize,
-    pub(crate) whole: Duration,
-    pub(crate) verify: Duration,
-    pub(crate) forward: Duration,
-}
-
-enum Job {
-    Line(String),
-    Reopen(Order),
-    Flush(SyncSender<()>),
-}
-
-/// Where the writer is to go on.
-struct Order {
-    /// From 1, in the order in which they were given.
-    number: u64,
-    target: Target,
-}
-
-/// Orders for which there was no room in the queue, the last of them: the writer looks here before it writes. Guards only
-/// this value; held for a moment.
+/// What waits for the writer.
 #[derive(Default)]
-struct Urgent {
-    given: u64,
-    order: Option<Order>,
+struct Waiting {
+    text: Vec<u8>,
+    lines: usize,
+    /// What stands behind this place in the text is written there.
+    orders: Vec<(usize, Target)>,
+    flushes: Vec<SyncSender<()>>,
+    /// The writer sleeps until it is told.
+    sleeps: bool,
+    /// Nothing more comes.
+    is_over: bool,
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.text.is_empty() && self.orders.is_empty() && self.flushes.is_empty()
+    }
+}
+
+/// Between those who say something and the writer.
+#[derive(Default)]
+struct Desk {
+    /// Guards only this value. Held for the copy of one line, or for taking all of it away.
+    waiting: Mutex<Waiting>,
+    wake: Condvar,
+}
+
+impl Desk {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// While the writer does not sleep nobody has to wake it: one wake for all lines of this time, not one each.
+    fn tell(&self, mut waiting: MutexGuard<'_, Waiting>) {
+        let sleeps = std::mem::take(&mut waiting.sleeps);
+        drop(waiting);
+        if sleeps {
+            self.wake.notify_one();
+        }
+    }
 }
 
 pub(crate) struct Audit {
-    jobs: SyncSender<Job>,
+    desk: Arc<Desk>,
     format: Format,
     metrics: Arc<Metrics>,
-    urgent: Arc<Mutex<Urgent>>,
     /// As the target says, so that no line is made in vain.
     off: AtomicBool,
+}
+
+thread_local! {
+    /// The line that is being made, so that nobody waits for it.
+    static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Audit {
     /// Fails where the file cannot be opened for appending: an audit log that is asked for and silently absent is worse than no start.
     pub(crate) fn start(target: &Target, format: Format, metrics: Arc<Metrics>) -> std::io::Result<Self> {
         let sink = Sink::open(target)?;
-        let (jobs, queue) = sync_channel(QUEUE);
-        let urgent = Arc::<Mutex<Urgent>>::default();
-        let writer = Writer { sink, follows: 0, failing: false, urgent: Arc::clone(&urgent) };
-        std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run(&queue))?;
-        Ok(Self { jobs, format, metrics, urgent, off: AtomicBool::new(*target == Target::Off) })
+        let desk = Arc::<Desk>::default();
+        let writer = Writer { sink, failing: false, desk: Arc::clone(&desk) };
+        std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run())?;
+        Ok(Self { desk, format, metrics, off: AtomicBool::new(*target == Target::Off) })
     }
 
     pub(crate) fn write(&self, record: &Record<'_>) {
         if self.off.load(Ordering::Relaxed) {
             return;
         }
-        let line = match self.format {
-            Format::Text => text(record),
-            Format::Json => json(record),
-        };
-        if self.jobs.try_send(Job::Line(line)).is_err() {
+        let fits = LINE.with_borrow_mut(|line| {
+            line.clear();
+            match self.format {
+                Format::Text => line::text(line, record),
+                Format::Json => line::json(line, record),
+            }
+            self.put(line)
+        });
+        if !fits {
             self.metrics.audit_dropped.inc();
         }
     }
 
+    fn put(&self, line: &[u8]) -> bool {
+        let mut waiting = self.desk.lock();
+        let fits = waiting.lines < MOST_LINES && line.len() <= MOST_BYTES - waiting.text.len();
+        if fits {
+            waiting.text.extend_from_slice(line);
+            waiting.lines += 1;
+        }
+        self.desk.tell(waiting);
+        fits
+    }
+
     /// Opens the file anew, as log rotation asks with SIGHUP, or goes on elsewhere. Does not wait for it.
     pub(crate) fn reopen(&self, target: &Target) {
-        let mut urgent = self.urgent.lock().unwrap_or_else(PoisonError::into_inner);
-        urgent.given += 1;
-        let order = Order { number: urgent.given, target: target.clone() };
-        match self.jobs.try_send(Job::Reopen(order)) {
-            Err(TrySendError::Full(Job::Reopen(order))) => urgent.order = Some(order),
-            Err(TrySendError::Disconnected(_)) => tracing::error!("the audit log's writer is gone"),
-            Ok(()) | Err(TrySendError::Full(_)) => {}
+        let mut waiting = self.desk.lock();
+        let place = waiting.text.len();
+        if waiting.orders.len() >= MOST_ORDERS {
+            waiting.orders.pop();
         }
-        drop(urgent);
+        waiting.orders.push((place, target.clone()));
+        self.desk.tell(waiting);
         self.off.store(*target == Target::Off, Ordering::Relaxed);
     }
 
     /// Waits, with a bound, until what has been said is written. A log that hangs must not hold up the end of the process.
     pub(crate) fn flush(&self) {
-        let deadline = Instant::now() + FLUSH_WITHIN;
         let (done, written) = sync_channel(1);
-        let mut job = Job::Flush(done);
-        loop {
-            match self.jobs.try_send(job) {
-                Ok(()) => break,
-                Err(TrySendError::Full(back)) if Instant::now() < deadline => job = back,
-                Err(_) => return,
-            }
-            std::thread::sleep(LOOK_FOR_ROOM_EVERY);
-        }
-        let _ = written.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+        let mut waiting = self.desk.lock();
+        waiting.flushes.push(done);
+        self.desk.tell(waiting);
+        // Late or never: nobody waits any longer.
+        let _ = written.recv_timeout(FLUSH_WITHIN);
+    }
+}
+
+impl Drop for Audit {
+    fn drop(&mut self) {
+        let mut waiting = self.desk.lock();
+        waiting.is_over = true;
+        self.desk.tell(waiting);
     }
 }
 
@@ -187,58 +199,57 @@ impl Sink {
 /// The one thread that writes.
 struct Writer {
     sink: Sink,
-    /// The number of the last order that was followed.
-    follows: u64,
     failing: bool,
-    urgent: Arc<Mutex<Urgent>>,
+    desk: Arc<Desk>,
 }
 
 impl Writer {
-    fn run(mut self, queue: &Receiver<Job>) {
-        let mut batch = Vec::with_capacity(16 * 1024);
-        loop {
-            let mut next = match queue.recv_timeout(Duration::from_secs(3600)) {
-                Ok(job) => {
-                    // While this thread sleeps nobody has to wake it: one wake for all lines of this time, not one each.
-                    if matches!(job, Job::Line(_)) {
-                        std::thread::sleep(GATHER);
-                    }
-                    Some(job)
-                }
-                Err(RecvTimeoutError::Timeout) => continue,
-                Err(RecvTimeoutError::Disconnected) => return,
+    fn run(mut self) {
+        let mut text = Vec::new();
+        while self.wait() {
+            let (orders, flushes) = {
+                let mut waiting = self.desk.lock();
+                waiting.lines = 0;
+                std::mem::swap(&mut text, &mut waiting.text);
+                (std::mem::take(&mut waiting.orders), std::mem::take(&mut waiting.flushes))
             };
-            let mut flushed = None;
-            while let Some(job) = next {
-                match job {
-                    Job::Line(line) => batch.extend_from_slice(line.as_bytes()),
-                    Job::Flush(done) => flushed = Some(done),
-                    Job::Reopen(order) => {
-                        self.put(&mut batch);
-                        self.follow(order);
-                    }
-                }
-                next = if batch.len() < 64 * 1024 { queue.try_recv().ok() } else { None };
+            let mut written = 0;
+            for (place, target) in orders {
+                self.put(text.get(written..place).unwrap_or_default());
+                written = place;
+                self.follow(&target);
             }
-            let urgent = self.urgent.lock().unwrap_or_else(PoisonError::into_inner).order.take();
-            if let Some(order) = urgent {
-                self.follow(order);
-            }
-            self.put(&mut batch);
-            if let Some(done) = flushed {
+            self.put(text.get(written..).unwrap_or_default());
+            text.clear();
+            text.shrink_to(KEPT_ROOM);
+            for done in flushes {
                 // Whoever asked may have stopped waiting.
                 let _ = done.send(());
             }
         }
     }
 
-    fn follow(&mut self, Order { number, target }: Order) {
-        // An urgent one overtakes those in the queue.
-        if number < self.follows {
-            return;
+    /// Until there is something to do. False: nothing more comes.
+    fn wait(&self) -> bool {
+        let mut waiting = self.desk.lock();
+        while waiting.is_empty() {
+            if waiting.is_over {
+                return false;
+            }
+            waiting.sleeps = true;
+            waiting = self.desk.wake.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
-        self.follows = number;
-        match Sink::open(&target) {
+        waiting.sleeps = false;
+        let gathers = waiting.flushes.is_empty() && waiting.orders.is_empty() && !waiting.is_over;
+        drop(waiting);
+        if gathers {
+            std::thread::sleep(GATHER);
+        }
+        true
+    }
+
+    fn follow(&mut self, target: &Target) {
+        match Sink::open(target) {
             Ok(opened) => self.sink = opened,
             Err(error) => {
                 tracing::error!(%error, ?target, "the audit log cannot be reopened; the old one is written on")
@@ -246,11 +257,11 @@ impl Writer {
         }
     }
 
-    fn put(&mut self, batch: &mut Vec<u8>) {
-        if batch.is_empty() {
+    fn put(&mut self, text: &[u8]) {
+        if text.is_empty() {
             return;
         }
-        match self.sink.write(batch) {
+        match self.sink.write(text) {
             Ok(()) => self.failing = false,
             Err(error) if !self.failing => {
                 self.failing = true;
@@ -258,138 +269,14 @@ impl Writer {
             }
             Err(_) => {}
         }
-        batch.clear();
     }
-}
-
-fn timestamp(at: UnixMillis) -> String {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.0) * 1_000_000)
-        .ok()
-        .and_then(|time| time.format(&Rfc3339).ok())
-        .unwrap_or_default()
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-fn cut(text: &str) -> &str {
-    match text.char_indices().find(|(position, c)| position + c.len_utf8() > LONGEST_FIELD) {
-        Some((position, _)) => text.get(..position).unwrap_or_default(),
-        None => text,
-    }
-}
-
-/// The fields in order, those that are empty left out.
-fn fields<'a>(record: &'a Record<'a>) -> impl Iterator<Item = (&'static str, &'a str)> {
-    [
-        ("request_id", record.request_id),
-        ("listener", record.listener),
-        ("source", record.source),
-        ("outcome", record.outcome.label()),
-        ("would_refuse", record.would_refuse.map_or("", Outcome::label)),
-        ("method", record.method),
-        ("path", record.path),
-        ("certificate", record.certificate),
-        ("verified", record.verified),
-        ("event_id", record.event_id),
-        ("event_type", record.event_type),
-        ("upstream", record.upstream),
-    ]
-    .into_iter()
-    .filter(|(_, value)| !value.is_empty())
-    .map(|(name, value)| (name, cut(value)))
-}
-
-fn numbers(record: &Record<'_>) -> [(&'static str, u64); 5] {
-    [
-        ("status", u64::from(record.status)),
-        ("body_bytes", record.body_bytes as u64),
-        ("duration_us", micros(record.whole)),
-        ("verify_us", micros(record.verify)),
-        ("forward_us", micros(record.forward)),
-    ]
-}
-
-fn text(record: &Record<'_>) -> String {
-    let mut line = format!("{} audit client={}", timestamp(record.at), record.client);
-    for (name, value) in fields(record) {
-        let plain = value.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'=' && b != b'\\');
-        // Writing to a String cannot fail.
-        let _ = if plain { write!(line, " {name}={value}") } else { write!(line, " {name}={value:?}") };
-    }
-    for (name, value) in numbers(record) {
-        let _ = write!(line, " {name}={value}");
-    }
-    line.push('\n');
-    line
-}
-
-fn json(record: &Record<'_>) -> String {
-    let mut object = serde_json::Map::new();
-    object.insert("time".to_owned(), timestamp(record.at).into());
-    object.insert("type".to_owned(), "audit".into());
-    object.insert("client".to_owned(), record.client.to_string().into());
-    for (name, value) in fields(record) {
-        object.insert(name.to_owned(), value.into());
-    }
-    for (name, value) in numbers(record) {
-        object.insert(name.to_owned(), value.into());
-    }
-    let mut line = serde_json::Value::Object(object).to_string();
-    line.push('\n');
-    line
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::line::tests::record;
     use super::*;
-    use crate::refusal::Refusal;
-
-    fn record(event_id: &str) -> Record<'_> {
-        Record {
-            at: UnixMillis(1_760_000_000_123),
-            request_id: "r1",
-            listener: "public",
-            source: "github",
-            outcome: Outcome::Refused(Refusal::Replay),
-            would_refuse: None,
-            status: 409,
-            method: "POST",
-            path: "/github",
-            client: IpAddr::from([192, 0, 2, 1]),
-            certificate: "",
-            verified: "github",
-            event_id,
-            event_type: "push",
-            upstream: "",
-            body_bytes: 12,
-            whole: Duration::from_micros(480),
-            verify: Duration::from_micros(4),
-            forward: Duration::ZERO,
-        }
-    }
-
-    #[test]
-    fn a_line_says_who_what_and_how_it_ended() {
-        assert_eq!(
-            text(&record("e1")),
-            "2025-10-09T08:53:20.123Z audit client=192.0.2.1 request_id=r1 listener=public source=github outcome=replay \
-             method=POST path=/github verified=github event_id=e1 event_type=push status=409 body_bytes=12 duration_us=480 \
-             verify_us=4 forward_us=0\n"
-        );
-    }
-
-    #[test]
-    fn a_stranger_cannot_write_a_line_of_their_own() {
-        let hostile = "x\n2026-01-01T00:00:00Z audit outcome=accepted \u{2028}\u{1b}[31m";
-        for line in [text(&record(hostile)), json(&record(hostile))] {
-            assert_eq!(line.matches('\n').count(), 1, "{line:?}");
-            assert!(!line.contains('\u{1b}'), "{line:?}");
-        }
-        let long = "é".repeat(1000);
-        assert!(text(&record(&long)).len() < 1000);
-    }
+    use std::time::Instant;
 
     /// A folder of its own, gone with the value.
     struct Folder(PathBuf);
@@ -483,10 +370,17 @@ mod tests {
         let metrics = Arc::new(Metrics::new());
         let audit = Audit::start(&Target::File(pipe), Format::Text, metrics.clone()).unwrap();
         let mut reader = opening.join().unwrap();
-        // The pipe is full, and so is the queue.
+        // The pipe is full, and so is the room for what waits: first by its bytes, then by its lines.
+        let long = "\u{1b}".repeat(256);
         while metrics.audit_dropped.get() == 0 {
+            audit.write(&record(&long));
+        }
+        assert!((MOST_BYTES - 4096..=MOST_BYTES).contains(&audit.desk.lock().text.len()));
+        assert!(audit.desk.lock().lines < MOST_LINES);
+        for _ in 0..MOST_LINES {
             audit.write(&record("e1"));
         }
+        assert!(audit.desk.lock().text.len() <= MOST_BYTES && audit.desk.lock().lines <= MOST_LINES);
         let began = Instant::now();
         audit.reopen(&folder.file("next"));
         assert!(began.elapsed() < FLUSH_WITHIN / 2, "{:?}", began.elapsed());
