@@ -1,29 +1,24 @@
 //! How many requests may be at each endpoint at once, who waits for a place, and which endpoint a place is at.
 //!
 //! Invariant: an endpoint never has more than `max_in_flight` requests; a `Slot` is one of them, and dropping it hands
-//! the place to whoever has waited longest, under the same lock, so that newcomers cannot push in. A place is not bound
+//! the place to whoever's turn it is (`queue.rs`), under the same lock, so that newcomers cannot push in. A place is not bound
 //! to an endpoint until it is taken: an endpoint that hangs fills its own places and no others. Which endpoints there
 //! are changes while requests are at them: a slot names its endpoint by an id that is never given twice, and one that
 //! was taken away gets nothing new and is counted until its last request has ended, so that its coming back does not
 //! let in more than it may have.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus::IntGauge;
-use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use super::balance::{self, Balance, Candidate};
 use super::health::{Health, Sign, Standing};
 use super::names::Address;
+use super::queue::Queue;
 
-/// Waiting for `queue_timeout` is for bursts: those who cannot hope for a place in time are told so at once. Four
-/// rounds of places, or a thousand, is more than any upstream serves in the time one may wait.
-pub(super) const QUEUED_PER_PLACE: usize = 4;
-const LEAST_QUEUE: usize = 1024;
 /// So many endpoints are tried by one request although they are believed bad. Beyond that it is an upstream that is
 /// down, and a request must not knock at all the addresses that a name may have.
 const MOST_TRIES_OF_BAD: usize = 8;
@@ -33,7 +28,6 @@ const EJECTION_JITTER: std::ops::RangeInclusive<f64> = 0.8..=1.2;
 pub(super) struct Gate<E> {
     balance: Balance,
     max_in_flight: usize,
-    queue_timeout: Duration,
     in_flight: IntGauge,
     /// By url.
     shown: Vec<Shown>,
@@ -60,7 +54,7 @@ struct State<E> {
     used: usize,
     turn: usize,
     next_id: u64,
-    queue: VecDeque<Waiting<E>>,
+    queue: Queue<Slot<E>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -76,11 +70,6 @@ struct Member<E> {
     is_leaving: bool,
 }
 
-struct Waiting<E> {
-    since: Instant,
-    place: oneshot::Sender<Slot<E>>,
-}
-
 /// A place at one endpoint. Settling it says what became of the request; dropping it unsettled says nothing about the
 /// endpoint.
 pub(super) struct Slot<E> {
@@ -88,6 +77,7 @@ pub(super) struct Slot<E> {
     pub(super) id: Id,
     pub(super) url: usize,
     pub(super) endpoint: Arc<E>,
+    since: Instant,
     is_trial: bool,
     sign: Sign,
     /// A slot that could not be handed over is undone by the one who holds the lock.
@@ -120,16 +110,8 @@ impl<E> Gate<E> {
             // Not known to be bad.
             url.healthy.set(1);
         }
-        let state = State { members: Vec::new(), used: 0, turn: 0, next_id: 0, queue: VecDeque::new() };
-        Arc::new(Self {
-            balance,
-            max_in_flight,
-            queue_timeout,
-            in_flight,
-            shown,
-            used: AtomicUsize::new(0),
-            state: Mutex::new(state),
-        })
+        let state = State { members: Vec::new(), used: 0, turn: 0, next_id: 0, queue: Queue::new(queue_timeout) };
+        Arc::new(Self { balance, max_in_flight, in_flight, shown, used: AtomicUsize::new(0), state: Mutex::new(state) })
     }
 
     /// From now on the url's addresses are these. Those that stay keep their endpoint, its places and its health; who
@@ -203,7 +185,7 @@ impl<E> Gate<E> {
     }
 
     pub(super) async fn admit(self: &Arc<Self>) -> Result<Slot<E>, NoPlace> {
-        let place = {
+        let wait = {
             let now = Instant::now();
             let mut state = self.lock();
             if state.used == 0 {
@@ -216,15 +198,10 @@ impl<E> Gate<E> {
             {
                 return Ok(slot);
             }
-            let places = state.used.saturating_mul(self.max_in_flight);
-            if state.queue.len() >= LEAST_QUEUE.max(QUEUED_PER_PLACE.saturating_mul(places)) {
-                return Err(NoPlace::Busy);
-            }
-            let (give, place) = oneshot::channel();
-            state.queue.push_back(Waiting { since: now, place: give });
-            place
+            let places = self.places(&state);
+            state.queue.join(places, now).ok_or(NoPlace::Busy)?
         };
-        match timeout(self.queue_timeout, place).await {
+        match timeout(wait.at_most, wait.place).await {
             Ok(Ok(slot)) => Ok(slot),
             Ok(Err(_)) | Err(_) => Err(NoPlace::Busy),
         }
@@ -247,14 +224,15 @@ impl<E> Gate<E> {
         self.take(&mut self.lock(), tried, Instant::now())
     }
 
-    /// Those who wait are many, and the first of them has used up half its time: a newcomer, whose body is still to be
-    /// read, would wait in vain.
+    /// A newcomer, whose body is still to be read, would wait in vain.
     pub(super) fn is_saturated(&self) -> bool {
-        let now = Instant::now();
         let mut state = self.lock();
-        state.forget_the_gone();
-        state.queue.len() >= state.used.saturating_mul(self.max_in_flight)
-            && state.queue.front().is_some_and(|first| now - first.since >= self.queue_timeout / 2)
+        // Most of the time, and then there is no need to know what time it is.
+        if state.queue.is_empty() {
+            return false;
+        }
+        let places = self.places(&state);
+        state.queue.is_hopeless(places, Instant::now())
     }
 
     pub(super) fn can_forward(&self) -> bool {
@@ -306,6 +284,7 @@ impl<E> Gate<E> {
             id: member.id,
             url: member.url,
             endpoint: Arc::clone(&member.endpoint),
+            since: now,
             is_trial,
             sign: Sign::Nothing,
             is_void: false,
@@ -314,17 +293,16 @@ impl<E> Gate<E> {
 
     fn hand_out(self: &Arc<Self>, state: &mut State<E>, now: Instant) {
         loop {
-            state.forget_the_gone();
             if state.queue.is_empty() {
                 return;
             }
             let Some(slot) = self.take(state, &[], now) else {
                 return;
             };
-            let Some(first) = state.queue.pop_front() else {
+            let Some(first) = state.queue.pop() else {
                 return;
             };
-            if let Err(mut refused) = first.place.send(slot) {
+            if let Err(mut refused) = first.send(slot) {
                 // It left between our look and our gift.
                 self.put_back(state, &mut refused, now);
             }
@@ -377,6 +355,10 @@ impl<E> Gate<E> {
         shown.healthy.set(i64::from(healthy > 0));
     }
 
+    fn places(&self, state: &State<E>) -> usize {
+        state.used.saturating_mul(self.max_in_flight)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State<E>> {
         // Nothing under the lock can leave it half-changed, so a panic elsewhere does not make it unusable.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -386,13 +368,6 @@ impl<E> Gate<E> {
 impl<E> State<E> {
     fn used(&self) -> &[Member<E>] {
         self.members.get(..self.used).unwrap_or_default()
-    }
-
-    /// All wait equally long, so those who gave up are at the front.
-    fn forget_the_gone(&mut self) {
-        while self.queue.front().is_some_and(|first| first.place.is_closed()) {
-            self.queue.pop_front();
-        }
     }
 }
 
@@ -410,6 +385,9 @@ impl<E> Drop for Slot<E> {
         let gate = Arc::clone(&self.gate);
         let now = Instant::now();
         let mut state = gate.lock();
+        if !state.queue.is_empty() {
+            state.queue.saw(now - self.since, now);
+        }
         gate.put_back(&mut state, self, now);
         gate.hand_out(&mut state, now);
     }
@@ -514,6 +492,80 @@ mod tests {
         drop(held);
         assert!(waiting.await.unwrap());
         assert!(!gate.is_saturated());
+    }
+
+    const SERVICE: Duration = Duration::from_millis(50);
+
+    /// What became of those who came in one stretch of time.
+    #[derive(Default)]
+    struct Stretch {
+        /// From coming to having been served.
+        served: Vec<Duration>,
+        /// From coming to being told, body and all.
+        told_late: Vec<Duration>,
+        told_before_the_body: usize,
+    }
+
+    impl Stretch {
+        /// So many come each millisecond, for so long.
+        async fn of(gate: &Arc<Gate<u8>>, each: usize, length: Duration) -> Self {
+            let (mut came, mut told_before_the_body) = (tokio::task::JoinSet::new(), 0);
+            let end = Instant::now() + length;
+            while Instant::now() < end {
+                for _ in 0..each {
+                    if gate.is_saturated() {
+                        told_before_the_body += 1;
+                        continue;
+                    }
+                    let gate = Arc::clone(gate);
+                    came.spawn(async move {
+                        let start = Instant::now();
+                        let slot = gate.admit().await;
+                        if slot.is_ok() {
+                            tokio::time::sleep(SERVICE).await;
+                        }
+                        (slot.is_ok(), start.elapsed())
+                    });
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let mut stretch = Self { told_before_the_body, ..Self::default() };
+            for (is_served, took) in came.join_all().await {
+                if is_served { stretch.served.push(took) } else { stretch.told_late.push(took) }
+            }
+            stretch.served.sort_unstable();
+            stretch.told_late.sort_unstable();
+            stretch
+        }
+
+        fn p99(&self) -> Duration {
+            self.served[self.served.len() * 99 / 100]
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ten_times_what_the_upstream_serves_is_served_as_fast_as_it_can_and_the_rest_is_told_at_once() {
+        // Ten places of 50 ms are 200 a second; 2,000 come.
+        let gate = gate(1, 10, Duration::from_millis(250));
+        let flood = Stretch::of(&gate, 2, Duration::from_secs(5)).await;
+        let all = flood.served.len() + flood.told_late.len() + flood.told_before_the_body;
+        assert!(flood.served.len() >= 950 && all == 10_000, "{} of {all} served", flood.served.len());
+        assert!(flood.p99() < Duration::from_millis(100), "p99 {:?}", flood.p99());
+        assert!(flood.told_before_the_body >= 7_000, "{}", flood.told_before_the_body);
+        let told = flood.told_late[flood.told_late.len() / 2];
+        assert!(told < Duration::from_millis(50), "half of the others after {told:?}");
+
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        let after = Stretch::of(&gate, 1, SERVICE).await;
+        assert_eq!((after.served.len(), after.told_before_the_body), (50, 0), "as if it had never been");
+        assert_eq!(gate.in_flight.get(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_that_can_be_served_in_time_is_served_whole_and_in_turn() {
+        let gate = gate(1, 10, Duration::from_millis(250));
+        let burst = Stretch::of(&gate, 50, Duration::from_millis(1)).await;
+        assert_eq!((burst.served.len(), burst.p99()), (50, 5 * SERVICE));
     }
 
     #[tokio::test(start_paused = true)]

@@ -18,6 +18,7 @@ mod http1;
 mod meters;
 mod names;
 mod pool;
+mod queue;
 mod retry;
 mod settings;
 #[cfg(test)]

@@ -20,8 +20,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::failure::{Fault, SendError};
-use super::gate::QUEUED_PER_PLACE;
 use super::meters::{Ending, Meters};
+use super::queue::QUEUED_PER_PLACE;
 use super::settings::BuildError;
 use crate::parcel::{Parcel, Tag};
 use event::Event;
