@@ -4,6 +4,10 @@
 //! Behind the feature `measure`, which nothing but `benches/verify.rs` asks for, so that the library's public face stays
 //! `main` alone. A feature and not a `cfg` flag as for fuzzing, because a flag would have every dependency built anew.
 
+mod claims;
+
+pub use claims::Claims;
+
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeySize;

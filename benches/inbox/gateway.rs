@@ -162,7 +162,7 @@ fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
 /// In bytes.
 pub(crate) struct Memory {
     pub(crate) resident: f64,
-    proportional: f64,
+    pub(crate) proportional: f64,
     anonymous: f64,
     pub(crate) most: f64,
 }

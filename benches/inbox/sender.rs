@@ -33,6 +33,8 @@ pub(crate) struct Sender {
     connections: usize,
     /// Of the next request: none is sent twice.
     number: u64,
+    /// Where requests go, in turn.
+    paths: Rc<[[u8; 5]]>,
 }
 
 impl Sender {
@@ -42,7 +44,12 @@ impl Sender {
 
     /// Beside another that has sent the numbers below.
     pub(crate) fn starting_at(gateway: &Gateway, connections: usize, number: u64) -> Self {
-        Self { address: gateway.public, connections, number }
+        Self { address: gateway.public, connections, number, paths: [*b"/acme"].into() }
+    }
+
+    /// The paths of the sources that requests are for.
+    pub(crate) fn aim_at(&mut self, paths: Vec<[u8; 5]>) {
+        self.paths = paths.into();
     }
 
     /// Every connection sends its next request when it has the answer to the last one.
@@ -56,7 +63,7 @@ impl Sender {
         let shared = Rc::new(Shared { number: self.number.into(), last, end, phase: RefCell::default() });
         let local = LocalSet::new();
         for seed in 0..self.connections {
-            local.spawn_local(send(self.address, shared.clone(), Request::new(seed as u64)));
+            local.spawn_local(send(self.address, shared.clone(), self.paths.clone(), Request::new(seed as u64)));
         }
         runtime.block_on(local);
         let shared = Rc::into_inner(shared).expect("all tasks have ended");
@@ -112,7 +119,7 @@ struct Shared {
     phase: RefCell<Phase>,
 }
 
-async fn send(address: SocketAddr, shared: Rc<Shared>, mut request: Request) {
+async fn send(address: SocketAddr, shared: Rc<Shared>, paths: Rc<[[u8; 5]]>, mut request: Request) {
     let mut connection = tokio::net::TcpStream::connect(address).await.expect("the gateway accepts");
     connection.set_nodelay(true).expect("a socket");
     let mut buffer = vec![0; 4096];
@@ -126,6 +133,7 @@ async fn send(address: SocketAddr, shared: Rc<Shared>, mut request: Request) {
             *number += 1;
             *number - 1
         };
+        request.aim(&paths[number as usize % paths.len()]);
         connection.write_all(request.made(number)).await.expect("an open connection");
         let mut held = 0;
         let status = loop {
@@ -153,7 +161,7 @@ fn read_answer(connection: &mut TcpStream, buffer: &mut [u8]) -> u16 {
     }
 }
 
-fn status(answer: &[u8]) -> u16 {
+pub(crate) fn status(answer: &[u8]) -> u16 {
     answer.get(9..12).and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok()).unwrap_or(0)
 }
 
@@ -179,8 +187,9 @@ impl Head {
 }
 
 /// The bytes of a request of one connection, with holes for what differs.
-struct Request {
+pub(crate) struct Request {
     bytes: Vec<u8>,
+    path: usize,
     signature: usize,
     timestamp: usize,
     id: usize,
@@ -191,7 +200,7 @@ struct Request {
 const HEX_NUMBER: &str = "0000000000000000";
 
 impl Request {
-    fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let mut body = format!(r#"{{"id":"{HEX_NUMBER}","type":"order.paid","pad":""#).into_bytes();
         // Nothing that a compressor makes small, so that what is written is what was sent.
         let mut state = seed.wrapping_mul(2) + 0x9E37_79B9_7F4A_7C15;
@@ -209,9 +218,10 @@ impl Request {
             bytes.len() - hole.len()
         };
         let head = format!(
-            "POST /acme HTTP/1.1\r\nHost: hooks.example.com\r\nUser-Agent: acme-hooks/1.0\r\nAccept: */*\r\n\
+            " HTTP/1.1\r\nHost: hooks.example.com\r\nUser-Agent: acme-hooks/1.0\r\nAccept: */*\r\n\
              Content-Type: application/json\r\nContent-Length: {BODY_LENGTH}\r\n"
         );
+        let path = hole("POST ", "/acme");
         let timestamp = hole(&format!("{head}X-Acme-Timestamp: "), &HEX_NUMBER[..10]);
         let id = hole("\r\nX-Acme-Delivery: ", HEX_NUMBER);
         let signature = hole("\r\nX-Acme-Signature: v1=", &HEX_NUMBER.repeat(4));
@@ -219,10 +229,15 @@ impl Request {
         let start = bytes.len();
         bytes.extend_from_slice(&body);
         let keyed = Hmac::new_from_slice(SECRET).expect("any length");
-        Self { bytes, signature, timestamp, id, body: start, keyed }
+        Self { bytes, path, signature, timestamp, id, body: start, keyed }
     }
 
-    fn made(&mut self, number: u64) -> &[u8] {
+    /// To another source's path, as long as `/acme`.
+    fn aim(&mut self, path: &[u8; 5]) {
+        self.fill(self.path, path);
+    }
+
+    pub(crate) fn made(&mut self, number: u64) -> &[u8] {
         #[expect(clippy::disallowed_methods, reason = "a sender has a clock of its own")]
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
         let mut digits = [b'0'; 10];
