@@ -3,7 +3,7 @@
 //! A burst is absorbed: whoever can hope for a place within `queue_timeout` waits for it, and whoever has waited longest
 //! goes first. When more come than that, it is no burst. Were everybody to wait on in turn, each would be served when it
 //! is about to give up, and all would be slow for as long as the flood lasts. So from then on newcomers wait *briefly*,
-//! go before those who wait already, and are as few as can be served in that time; everybody else is told at once. Who
+//! the latest of them goes first, and they are as few as can be served in that time; everybody else is told at once. Who
 //! came before keeps its time: it is served from what newcomers leave, and in turn again when the flood is over. (The
 //! idea is that of adaptive LIFO with a controlled delay, B. Maurer, "Fail at Scale", ACM Queue 13/8, 2015.)
 //!
@@ -44,7 +44,7 @@ pub(super) struct Queue<T> {
     /// Those who came while there was hope for all. In each of the two all wait equally long, so those who gave up are at
     /// the front.
     patient: VecDeque<Waiting<T>>,
-    /// Those who came in a flood. They go first.
+    /// Those who came in a flood. They go first, from the back.
     hasty: VecDeque<Waiting<T>>,
     /// When a newcomer last had no hope of a place in `queue_timeout`.
     pressed: Option<Instant>,
@@ -87,7 +87,7 @@ impl<T> Queue<T> {
 
     /// Whose turn it is.
     pub(super) fn pop(&mut self) -> Option<oneshot::Sender<T>> {
-        self.hasty.pop_front().or_else(|| self.patient.pop_front()).map(|first| first.place)
+        self.hasty.pop_back().or_else(|| self.patient.pop_front()).map(|first| first.place)
     }
 
     /// None: it would wait in vain. All of `places` are taken, or others wait for them.
@@ -197,16 +197,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn in_a_flood_the_latest_go_first_and_after_it_those_who_waited_before() {
+    async fn in_a_flood_the_latest_go_first_and_after_them_those_who_waited_before_in_turn() {
         let now = Instant::now();
         let mut queue = queue(now);
-        let mut burst: Vec<_> = (0..HOPE).map(|_| wait(&mut queue, now)).collect();
-        let mut hasty: Vec<_> = (0..2).map(|_| wait(&mut queue, now)).collect();
-        for number in 0..4 {
-            queue.pop().expect("somebody waits").send(number).expect("and still does");
-        }
-        let mut got = hasty.iter_mut().chain(&mut burst).map_while(|wait| wait.place.try_recv().ok());
-        assert_eq!(got.by_ref().take(4).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        let mut waits: Vec<_> = (0..HOPE + 2).map(|_| wait(&mut queue, now)).collect();
+        let mut served = || {
+            let turn = queue.pop().expect("somebody waits");
+            turn.send(0).expect("and still does");
+            waits.iter_mut().position(|wait| wait.place.try_recv().is_ok()).expect("one of them")
+        };
+        assert_eq!([served(), served(), served(), served()], [HOPE + 1, HOPE, 0, 1]);
     }
 
     #[tokio::test(start_paused = true)]

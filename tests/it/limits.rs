@@ -3,6 +3,7 @@
 
 mod http2;
 mod memory;
+mod overload;
 mod rates;
 mod time;
 
