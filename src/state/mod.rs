@@ -13,6 +13,7 @@
 //! Time is an argument. It is the wall clock, and must not run backwards (`clock.rs` sees to that).
 
 mod disk;
+mod keyed;
 mod ledger;
 mod limits;
 mod rate;

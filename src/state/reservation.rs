@@ -69,13 +69,10 @@ impl Reservation {
         }
         let settled = match &self.store {
             Store::Memory => {
-                let mut table = lock(&self.table);
-                match table.begin_commit(self.token, now) {
-                    Some(_) => {
-                        table.finish_commit(self.token);
-                        Committed::Yes
-                    }
-                    None => Committed::Lost,
+                if lock(&self.table).commit(self.token, now) {
+                    Committed::Yes
+                } else {
+                    Committed::Lost
                 }
             }
             Store::Disk { disk, source } => {
@@ -136,13 +133,10 @@ impl Reservation {
         if self.pending.is_some() || self.settled.is_some() {
             return self.settled == Some(Committed::Yes);
         }
-        let mut table = lock(&self.table);
-        let kept = table.begin_commit(self.token, now).is_some();
+        let kept = lock(&self.table).commit(self.token, now);
         if kept {
-            table.finish_commit(self.token);
             self.settled = Some(Committed::Yes);
         }
-        drop(table);
         let Store::Redis(remote) = &self.store else { return kept };
         match self.hold.take() {
             // What ended here alone is remembered all the same: it was accepted.

@@ -9,8 +9,9 @@
 //!   slots come in chunks that never move.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 
+use super::keyed::Keyed;
 use crate::clock::UnixMillis;
 
 /// The first half of the SHA-256 of a key (made in `ledger.rs`). Half is enough: to have a message refused that is not
@@ -40,7 +41,7 @@ pub(super) struct Shelf {
     due: BTreeMap<u64, (u32, u32)>,
     len: usize,
     /// Keyed by chance, so that nobody can choose ids which crowd one place of the index.
-    hasher: RandomState,
+    hasher: Keyed,
 }
 
 #[derive(Clone, Copy)]
@@ -66,7 +67,7 @@ impl Default for Shelf {
             parts: vec![Part::default(); PARTS],
             due: BTreeMap::new(),
             len: 0,
-            hasher: RandomState::new(),
+            hasher: Keyed::default(),
         }
     }
 }

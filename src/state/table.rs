@@ -10,6 +10,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::keyed::Keyed;
 use super::shelf::{MAX_ENTRIES, Print, Shelf};
 use crate::clock::UnixMillis;
 
@@ -27,9 +28,9 @@ pub(super) struct Table {
     max_claims: usize,
     replay: Shelf,
     events: Shelf,
-    replay_held: HashMap<Print, Token>,
-    events_held: HashMap<Print, Token>,
-    open: HashMap<Token, Open>,
+    replay_held: HashMap<Print, Token, Keyed>,
+    events_held: HashMap<Print, Token, Keyed>,
+    open: HashMap<Token, Open, Keyed>,
     leases: BTreeSet<(UnixMillis, Token)>,
     last_token: Token,
 }
@@ -74,9 +75,9 @@ impl Table {
             max_claims: max_claims.min(MAX_ENTRIES),
             replay: Shelf::default(),
             events: Shelf::default(),
-            replay_held: HashMap::new(),
-            events_held: HashMap::new(),
-            open: HashMap::new(),
+            replay_held: HashMap::default(),
+            events_held: HashMap::default(),
+            open: HashMap::default(),
             leases: BTreeSet::new(),
             last_token: 0,
         }
@@ -176,6 +177,17 @@ impl Table {
                 self.remember_event(event, record.event_keep_until);
             }
         }
+    }
+
+    /// Both in one step, where nobody has to be asked in between. False: the lease is over, or the token is not current.
+    pub(super) fn commit(&mut self, token: Token, now: UnixMillis) -> bool {
+        let runs = self.open.get(&token).is_some_and(|open| open.runs(now));
+        if runs {
+            self.finish_commit(token);
+        } else {
+            self.end(token);
+        }
+        runs
     }
 
     /// The reservation goes on under its lease: the caller may try again.
@@ -332,6 +344,7 @@ mod tests {
         Reserve { keys: Vec<u8>, event: Option<u8>, keep: u64, lease: u64 },
         Begin(usize),
         Finish(usize),
+        Commit(usize),
         Fail(usize),
         Release(usize),
         Renew(usize, u64),
@@ -345,6 +358,7 @@ mod tests {
                 .prop_map(|(keys, event, keep, lease)| Step::Reserve { keys, event, keep, lease }),
             3 => (0..8_usize).prop_map(Step::Begin),
             3 => (0..8_usize).prop_map(Step::Finish),
+            2 => (0..8_usize).prop_map(Step::Commit),
             1 => (0..8_usize).prop_map(Step::Fail),
             1 => (0..8_usize).prop_map(Step::Release),
             1 => ((0..8_usize), 1..4_000_u64).prop_map(|(which, lease)| Step::Renew(which, lease)),
@@ -400,6 +414,15 @@ mod tests {
                             if let Some(event) = held.event { Model::keep(&mut model.events, event, keep); }
                             table.finish_commit(token);
                         },
+                    Step::Commit(back) => if let Some((token, keep)) = pick(&tokens, back) {
+                        let at = model.open.iter().position(|held| held.token == token && held.runs(now));
+                        prop_assert_eq!(table.commit(token, UnixMillis(now)), at.is_some());
+                        if let Some(at) = at {
+                            let held = model.open.remove(at);
+                            held.keys.into_iter().for_each(|key| Model::keep(&mut model.kept, key, keep));
+                            if let Some(event) = held.event { Model::keep(&mut model.events, event, keep); }
+                        }
+                    },
                     Step::Fail(back) => if let Some((token, _)) = pick(&tokens, back)
                         && let Some(held) = model.open.iter_mut().find(|held| held.token == token && held.committing) {
                             held.committing = false;
