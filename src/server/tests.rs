@@ -621,6 +621,34 @@ async fn alpn_chooses_the_protocol() {
 }
 
 #[tokio::test]
+async fn the_cheapest_suite_is_spoken_whatever_the_client_names_first_and_the_longest_where_it_names_nothing_else() {
+    use rustls::crypto::aws_lc_rs::cipher_suite::{
+        TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 as SHORT_12, TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384 as LONG_12,
+        TLS13_AES_128_GCM_SHA256 as SHORT_13, TLS13_AES_256_GCM_SHA384 as LONG_13,
+    };
+    let authority = Authority::new("server ca");
+    let served = serve(with_tls(without_clients(vec![authority.issue("a.example").files()])));
+    for (version, offered, spoken) in [
+        (&rustls::version::TLS13, vec![LONG_13, SHORT_13], SHORT_13),
+        (&rustls::version::TLS13, vec![LONG_13], LONG_13),
+        (&rustls::version::TLS12, vec![LONG_12, SHORT_12], SHORT_12),
+        (&rustls::version::TLS12, vec![LONG_12], LONG_12),
+    ] {
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.certificate.der().clone()).unwrap();
+        let provider =
+            rustls::crypto::CryptoProvider { cipher_suites: offered, ..rustls::crypto::aws_lc_rs::default_provider() };
+        let config = ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let stream = connect_tls(served.address(), &Arc::new(config), "a.example").await.unwrap();
+        assert_eq!(stream.get_ref().1.negotiated_cipher_suite().unwrap().suite(), spoken.suite());
+    }
+}
+
+#[tokio::test]
 async fn the_server_name_chooses_the_certificate_and_the_first_is_the_default() {
     let authority = Authority::new("server ca");
     let certificates = ["a.example", "*.b.example", "c.b.example"].map(|name| authority.issue(name).files());

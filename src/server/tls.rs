@@ -11,11 +11,12 @@
 use std::io;
 use std::sync::Arc;
 
+use rustls::crypto::aws_lc_rs::cipher_suite;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
-use rustls::{InconsistentKeys, RootCertStore, ServerConfig};
+use rustls::{InconsistentKeys, RootCertStore, ServerConfig, SupportedCipherSuite};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};
@@ -147,9 +148,28 @@ const WARN_BEFORE_SECS: i64 = 14 * 24 * 60 * 60;
 /// The least that the CA/Browser Forum allows.
 const LEAST_RSA_BITS: usize = 2048;
 
+/// All that rustls offers, in our order, which outranks the client's (see `server_config`). AES-128-GCM with SHA-256 first:
+/// it is as strong as the key exchange and the certificates around it (128 bits), and every processor of the last years has
+/// instructions for both halves; SHA-384 has none, and was a fifth of a handshake. A client that wants 256 bits offers
+/// nothing else.
+const CIPHER_SUITES: [SupportedCipherSuite; 9] = [
+    cipher_suite::TLS13_AES_128_GCM_SHA256,
+    cipher_suite::TLS13_AES_256_GCM_SHA384,
+    cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+    cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+    cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+    cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+    cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+    cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+    cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+];
+/// Senders keep the newest ticket, and every resumption brings the next; a second one is seldom used and always paid for.
+const TICKETS: usize = 1;
+
 impl Tls {
     pub(crate) fn build(settings: Settings) -> Result<Self, TlsError> {
-        let provider = Arc::new(aws_lc_rs::default_provider());
+        let provider =
+            Arc::new(CryptoProvider { cipher_suites: CIPHER_SUITES.to_vec(), ..aws_lc_rs::default_provider() });
         let mut deadlines = Vec::new();
         let mut notes = Vec::new();
         let verifier = client_verifier(&settings, &provider, &mut deadlines, &mut notes)?;
@@ -291,6 +311,8 @@ fn server_config(
     let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.max_early_data_size = 0;
+    // OpenSSL's clients name AES-256 with SHA-384 first, because it is the longest and not because they need it.
+    config.ignore_client_order = true;
     // Tickets, sealed with keys that die with this configuration, instead of a table of sessions: strangers could fill a
     // table, and it would be memory for connections that are gone.
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -299,6 +321,7 @@ fn server_config(
         config.send_tls13_tickets = 0;
     } else {
         config.ticketer = aws_lc_rs::Ticketer::new()?;
+        config.send_tls13_tickets = TICKETS;
     }
     Ok(config)
 }
