@@ -1,0 +1,137 @@
+//! What is measured, and what is wanted of it.
+
+use crate::gateways::Transport;
+use crate::load::{Pattern, Phase};
+
+pub(crate) struct Row {
+    pub(crate) key: &'static str,
+    pub(crate) title: &'static str,
+    pub(crate) transport: Transport,
+    pub(crate) body: usize,
+    pub(crate) work: Work,
+    pub(crate) bars: &'static [Bar],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Work {
+    Load { pattern: Pattern, forged: bool },
+}
+
+/// A ratio: hookward's figure by that of another.
+pub(crate) struct Bar {
+    pub(crate) against: &'static str,
+    pub(crate) bar: f64,
+    pub(crate) aim: f64,
+}
+
+const NGINX: &str = "nginx + Lua";
+const HAPROXY: &str = "HAProxy";
+const FLOOR: &str = "floor";
+
+const KEPT: Work = Work::Load { pattern: Pattern::Kept, forged: false };
+const ANEW: Work = Work::Load { pattern: Pattern::Anew, forged: false };
+
+pub(crate) const ALL: &[Row] = &[
+    Row {
+        key: "plain-1k",
+        title: "1 KiB, plain, keep-alive",
+        transport: Transport::Plain,
+        body: 1 << 10,
+        work: KEPT,
+        bars: &[Bar { against: NGINX, bar: 0.80, aim: 0.65 }],
+    },
+    Row {
+        key: "tls-1k",
+        title: "1 KiB, TLS 1.3, keep-alive",
+        transport: Transport::Tls,
+        body: 1 << 10,
+        work: KEPT,
+        bars: &[Bar { against: HAPROXY, bar: 0.75, aim: 0.60 }, Bar { against: FLOOR, bar: 1.8, aim: 1.5 }],
+    },
+    Row {
+        key: "tls-16k",
+        title: "16 KiB, TLS 1.3, keep-alive",
+        transport: Transport::Tls,
+        body: 16 << 10,
+        work: KEPT,
+        bars: &[Bar { against: NGINX, bar: 0.85, aim: 0.72 }],
+    },
+    Row {
+        key: "tls-256k",
+        title: "256 KiB, TLS 1.3, keep-alive",
+        transport: Transport::Tls,
+        body: 256 << 10,
+        work: KEPT,
+        bars: &[Bar { against: NGINX, bar: 0.65, aim: 0.55 }],
+    },
+    Row {
+        key: "http2-1k",
+        title: "1 KiB, HTTP/2 over TLS 1.3: 8 connections, 4 streams each",
+        transport: Transport::Tls,
+        body: 1 << 10,
+        work: Work::Load { pattern: Pattern::Streams, forged: false },
+        bars: &[Bar { against: NGINX, bar: 1.10, aim: 0.95 }],
+    },
+    Row {
+        key: "handshake",
+        title: "1 KiB, a new TLS 1.3 connection for each (P-256, not resumed)",
+        transport: Transport::Tls,
+        body: 1 << 10,
+        work: ANEW,
+        bars: &[Bar { against: NGINX, bar: 0.45, aim: 0.38 }],
+    },
+    Row {
+        key: "mtls-handshake",
+        title: "1 KiB, a new mutual TLS 1.3 connection for each (P-256 on both sides, not resumed)",
+        transport: Transport::Mutual,
+        body: 1 << 10,
+        work: ANEW,
+        bars: &[Bar { against: NGINX, bar: 0.30, aim: 0.25 }],
+    },
+    Row {
+        key: "forged",
+        title: "1 KiB, plain, keep-alive, every signature forged",
+        transport: Transport::Plain,
+        body: 1 << 10,
+        work: Work::Load { pattern: Pattern::Kept, forged: true },
+        bars: &[Bar { against: NGINX, bar: 0.75, aim: 0.60 }],
+    },
+    Row {
+        key: "paced",
+        title: "1 KiB, TLS 1.3, 2,000 a second at fixed times; latency from the planned time",
+        transport: Transport::Tls,
+        body: 1 << 10,
+        work: Work::Load { pattern: Pattern::Paced, forged: false },
+        bars: &[Bar { against: NGINX, bar: 1.0, aim: 0.9 }, Bar { against: HAPROXY, bar: 1.0, aim: 0.9 }],
+    },
+];
+
+impl Row {
+    pub(crate) fn pattern(&self) -> Option<Pattern> {
+        match self.work {
+            Work::Load { pattern, .. } => Some(pattern),
+        }
+    }
+
+    /// It speaks no HTTP/2.
+    pub(crate) fn has_floor(&self) -> bool {
+        self.pattern() != Some(Pattern::Streams)
+    }
+
+    /// What the ratios of this row compare: latency where arrivals are paced, else CPU.
+    pub(crate) fn value(&self, phase: &Phase) -> f64 {
+        if self.pattern() == Some(Pattern::Paced) { phase.at(0.5) } else { phase.cpu_each() }
+    }
+}
+
+impl Bar {
+    pub(crate) fn verdict(&self, ratio: f64) -> String {
+        let Self { bar, aim, .. } = self;
+        let word = match ratio {
+            _ if ratio <= *aim => "aim reached",
+            _ if ratio <= *bar => "bar held",
+            _ => "BAR MISSED",
+        };
+        format!(" (bar {bar:.2}, aim {aim:.2}): {word}")
+    }
+}
