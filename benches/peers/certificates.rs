@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ClientConfig, Resumption};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -25,16 +25,17 @@ impl Certificates {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority =
             CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority");
-        let issue = |purpose| {
+        let issue = |name, purpose| {
             let key = KeyPair::generate().expect("a key");
             let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
             let mut params = CertificateParams::new(names).expect("sound names");
+            params.distinguished_name.push(DnType::CommonName, name);
             params.extended_key_usages = vec![purpose];
             let certificate = params.signed_by(&key, &authority).expect("a signed certificate");
             (certificate, key)
         };
-        let (server, server_key) = issue(ExtendedKeyUsagePurpose::ServerAuth);
-        let (client, client_key) = issue(ExtendedKeyUsagePurpose::ClientAuth);
+        let (server, server_key) = issue("server", ExtendedKeyUsagePurpose::ServerAuth);
+        let (client, client_key) = issue("sender", ExtendedKeyUsagePurpose::ClientAuth);
         let files = [
             ("ca.pem", authority.pem()),
             ("server.pem", server.pem()),

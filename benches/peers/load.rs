@@ -260,6 +260,11 @@ impl Phase {
         self.answered() as f64 / self.took.as_secs_f64()
     }
 
+    /// Percent of the gateway's core.
+    pub(crate) fn busy(&self) -> f64 {
+        self.cpu / self.took.as_secs_f64() * 100.0
+    }
+
     /// Microseconds.
     pub(crate) fn at(&self, share: f64) -> f64 {
         let last = self.latencies.len().saturating_sub(1);

@@ -3,19 +3,22 @@
 //!
 //! Every answer is checked: one that is not the wanted one, and one delivery that the upstream did not see, make the run
 //! void. `src/measuring.rs` is not asked for anything; the feature keeps `cargo test --all-targets` from running this.
-#![expect(clippy::print_stdout, reason = "a benchmark tells what it found")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark tells what it found")]
 
 mod certificates;
 mod floor;
 mod gateways;
 mod http2;
+mod idle;
 mod load;
 mod message;
 mod process;
+mod report;
 mod rows;
+mod upstream;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
@@ -25,10 +28,9 @@ use crate::certificates::Certificates;
 use crate::gateways::{Gateway, Kind, Peer, Setting, Transport};
 use crate::load::{Load, Pattern, Phase};
 use crate::process::machine;
+use crate::report::{Figure, Finding, Spread};
 use crate::rows::{Row, Work};
 use crate::upstream::Upstream;
-
-mod upstream;
 
 #[derive(Parser)]
 #[command(about = "Measures hookward beside nginx + Lua, HAProxy and a floor")]
@@ -53,6 +55,9 @@ struct Arguments {
     /// hookward alone, without the others
     #[arg(long)]
     alone: bool,
+    /// Into benches/peers/RESULTS.md too
+    #[arg(long)]
+    write: bool,
     /// Where the gateways' folders are made
     #[arg(long, default_value = env!("CARGO_TARGET_TMPDIR"))]
     folder: PathBuf,
@@ -80,6 +85,9 @@ fn main() {
     if let Some(Floor::Floor { port, upstream, certificates, mutual }) = &arguments.floor {
         return floor::run(*port, *upstream, certificates.as_deref(), *mutual);
     }
+    // What makes a run void is said, and where in here it was noticed is nobody's business.
+    std::panic::set_hook(Box::new(|info| eprintln!("\n{}", info.payload_as_str().unwrap_or("void"))));
+    prove_that_errors_are_seen();
     let missing = gateways::missing();
     assert!(missing.is_empty(), "missing here: apt-get install {}", missing.join(" "));
     process::pin_ourselves();
@@ -90,10 +98,21 @@ fn main() {
     for peer in &bench.peers {
         println!("{:<12} {}", peer.name, gateways::version(&peer.kind));
     }
+    let mut findings = Vec::new();
     for row in rows::ALL {
         if arguments.only.is_empty() || arguments.only.iter().any(|only| row.key.contains(only)) {
-            bench.row(row);
+            for finding in bench.row(row) {
+                println!("{}", finding.print());
+                findings.push(finding);
+            }
         }
+    }
+    println!("\n{}", report::summary(&findings));
+    if arguments.write {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/RESULTS.md");
+        let how = format!("{} rounds of {} s", bench.rounds, bench.length.as_secs_f64());
+        report::write(&path, &bench.peers, &findings, &how);
+        println!("written: {}", path.display());
     }
     fs::remove_dir_all(&bench.folder).expect("a folder of our own");
 }
@@ -101,13 +120,20 @@ fn main() {
 struct Bench {
     peers: Vec<Peer>,
     rounds: usize,
+    /// Those of latency are noisier.
+    rounds_of_tails: usize,
+    rounds_of_memory: usize,
     length: Duration,
+    /// Connections.
+    idle: usize,
     folder: PathBuf,
     certificates: Certificates,
     runtime: tokio::runtime::Runtime,
     upstream: Upstream,
 }
 
+/// Kept, or streams, or under way at once.
+const CONNECTIONS: usize = 32;
 /// Not counted: pools fill, code is compiled, tables grow.
 const WARM: f64 = 0.2;
 
@@ -130,6 +156,9 @@ impl Bench {
         Self {
             peers,
             rounds: arguments.rounds.unwrap_or(3).max(1),
+            rounds_of_tails: arguments.rounds.unwrap_or(if arguments.short { 3 } else { 7 }).max(1),
+            rounds_of_memory: if arguments.short { 1 } else { 3 },
+            idle: if arguments.short { 2_000 } else { 10_000 },
             length: Duration::from_secs_f64(arguments.seconds.unwrap_or(if arguments.short { 1.0 } else { 5.0 })),
             certificates: Certificates::make(&folder),
             folder,
@@ -138,36 +167,107 @@ impl Bench {
         }
     }
 
-    fn row(&self, row: &Row) {
-        let setting = Setting {
+    fn row(&self, row: &'static Row) -> Vec<Finding> {
+        match row.work {
+            Work::Load { pattern, forged } => vec![self.load(row, pattern, forged)],
+            Work::Idle => self.idle(row),
+        }
+    }
+
+    fn load(&self, row: &'static Row, pattern: Pattern, forged: bool) -> Finding {
+        let peers = self.peers.iter().filter(|peer| peer.kind != Kind::Floor || row.has_floor());
+        let gateways: Vec<Gateway> = peers.map(|peer| Gateway::start(peer, &self.setting(row))).collect();
+        let protocol: &[u8] = if pattern == Pattern::Streams { b"h2" } else { b"http/1.1" };
+        let tls = (row.transport != Transport::Plain)
+            .then(|| self.certificates.client(row.transport == Transport::Mutual, Some(protocol)));
+        let load = Load { pattern, connections: CONNECTIONS, body: row.body, forged, tls };
+        let mut phases: Vec<Vec<Phase>> = gateways.iter().map(|_| Vec::new()).collect();
+        for gateway in &gateways {
+            self.prove_that_it_checks(&load, gateway);
+            self.turn(&load, gateway, self.length.mul_f64(WARM));
+        }
+        let rounds = if pattern == Pattern::Paced { self.rounds_of_tails } else { self.rounds };
+        for _ in 0..rounds {
+            for (gateway, phases) in gateways.iter().zip(&mut phases) {
+                phases.push(self.turn(&load, gateway, self.length));
+            }
+        }
+        let paced = pattern == Pattern::Paced;
+        let figures = gateways.iter().zip(&phases).map(|(gateway, phases)| {
+            let of = |value: fn(&Phase) -> f64| Spread::of(phases.iter().map(value));
+            let (first, value): (fn(&Phase) -> f64, fn(&Phase) -> f64) =
+                if paced { (Phase::cpu_each, |phase| phase.at(0.5)) } else { (|phase| phase.at(0.5), Phase::cpu_each) };
+            let beside = vec![
+                of(first),
+                of(|phase| phase.at(0.99)),
+                of(|phase| phase.at(0.999)),
+                of(Phase::rate),
+                of(Phase::busy),
+            ];
+            Figure { peer: gateway.peer.clone(), values: phases.iter().map(value).collect(), beside }
+        });
+        Finding {
+            key: row.key,
+            title: row.title.to_owned(),
+            unit: if paced { "p50, µs" } else { "CPU each, µs" },
+            beside: if paced {
+                &["CPU each, µs", "p99, µs", "p99.9, µs", "each s", "core busy, %"]
+            } else {
+                &["p50, µs", "p99, µs", "p99.9, µs", "each s", "core busy, %"]
+            },
+            figures: figures.collect(),
+            bars: row.bars,
+        }
+    }
+
+    fn idle(&self, row: &'static Row) -> Vec<Finding> {
+        let tls = self.certificates.client(false, Some(b"http/1.1"));
+        let (mut rest, mut each) = (Vec::new(), Vec::new());
+        for peer in &self.peers {
+            let mut measured = Vec::new();
+            for _ in 0..self.rounds_of_memory {
+                let gateway = Gateway::start(peer, &self.setting(row));
+                let memory = idle::measure(gateway.address, gateway.pid(), &tls, self.idle);
+                measured.push(self.runtime.block_on(memory));
+            }
+            let figure = |value: fn(&idle::Memory) -> f64| Figure {
+                peer: peer.clone(),
+                values: measured.iter().map(value).collect(),
+                beside: Vec::new(),
+            };
+            each.push(figure(|memory| memory.each / 1024.0));
+            // The floor runs in this very program, and shares its pages.
+            if peer.kind != Kind::Floor {
+                rest.push(figure(|memory| memory.rest / 1_048_576.0));
+            }
+        }
+        let finding =
+            |key, title: String, unit, figures, bars| Finding { key, title, unit, beside: &[], figures, bars };
+        let title = format!("{} {}", self.idle, row.title);
+        vec![
+            finding(row.key, title, "PSS each, KiB", each, row.bars),
+            finding("rest", "at rest, after one request".to_owned(), "PSS, MiB", rest, rows::REST),
+        ]
+    }
+
+    fn setting(&self, row: &Row) -> Setting<'_> {
+        Setting {
             folder: &self.folder,
             certificates: &self.certificates,
             transport: row.transport,
             upstream: self.upstream.port,
             length: row.body,
-        };
-        let gateways: Vec<Gateway> = self
-            .peers
-            .iter()
-            .filter(|peer| peer.kind != Kind::Floor || row.has_floor())
-            .map(|peer| Gateway::start(peer, &setting))
-            .collect();
-        let protocol: &[u8] = if row.pattern() == Some(Pattern::Streams) { b"h2" } else { b"http/1.1" };
-        let tls = (row.transport != Transport::Plain)
-            .then(|| self.certificates.client(row.transport == Transport::Mutual, Some(protocol)));
-        let Work::Load { pattern, forged } = row.work;
-        let load = Load { pattern, connections: 32, body: row.body, forged, tls };
-        println!("\n{}", row.title);
-        let mut phases: Vec<Vec<Phase>> = gateways.iter().map(|_| Vec::new()).collect();
-        for gateway in &gateways {
-            self.turn(&load, gateway, self.length.mul_f64(WARM));
         }
-        for _ in 0..self.rounds {
-            for (gateway, phases) in gateways.iter().zip(&mut phases) {
-                phases.push(self.turn(&load, gateway, self.length));
+    }
+
+    /// One genuine request passes and one forged is refused: a gateway that does not look would win.
+    fn prove_that_it_checks(&self, load: &Load, gateway: &Gateway) {
+        for forged in [false, true] {
+            let one = Load { pattern: Pattern::Anew, connections: 1, forged, ..load.clone() };
+            if load.pattern != Pattern::Streams {
+                self.turn(&one, gateway, Duration::from_millis(1));
             }
         }
-        self.report(row, &gateways, &phases);
     }
 
     fn turn(&self, load: &Load, gateway: &Gateway, length: Duration) -> Phase {
@@ -183,47 +283,21 @@ impl Bench {
         }
         phase
     }
+}
 
-    fn report(&self, row: &Row, gateways: &[Gateway], phases: &[Vec<Phase>]) {
-        println!(
-            "  {:<12} {:>8} {:>15} {:>9} {:>6} {:>9} {:>9} {:>9}",
-            "", "us CPU", "(spread)", "each s", "busy", "p50 us", "p99 us", "p99.9 us"
-        );
-        for (gateway, phases) in gateways.iter().zip(phases) {
-            let of = |value: fn(&Phase) -> f64| Spread::of(phases.iter().map(value));
-            let cpu = of(Phase::cpu_each);
-            println!(
-                "  {:<12} {:>8.1} {:>15} {:>9.0} {:>5.0}% {:>9.0} {:>9.0} {:>9.0}",
-                gateway.peer.name,
-                cpu.median,
-                format!("{:.1} to {:.1}", cpu.least, cpu.most),
-                of(Phase::rate).median,
-                of(|phase| phase.cpu / phase.took.as_secs_f64() * 100.0).median,
-                of(|phase| phase.at(0.5)).median,
-                of(|phase| phase.at(0.99)).median,
-                of(|phase| phase.at(0.999)).median,
-            );
-        }
-        let value = |phases: &[Phase]| Spread::of(phases.iter().map(|phase| row.value(phase))).median;
-        for (ours, phases_of_ours) in gateways.iter().zip(phases) {
-            if !matches!(ours.peer.kind, Kind::Hookward(_)) {
-                continue;
-            }
-            for (peer, phases) in gateways.iter().zip(phases) {
-                if peer.peer == ours.peer {
-                    continue;
-                }
-                let ratio = value(phases_of_ours) / value(phases);
-                let bar = row.bars.iter().find(|bar| bar.against == peer.peer.name);
-                println!(
-                    "  {} / {} = {ratio:.2}{}",
-                    ours.peer.name,
-                    peer.peer.name,
-                    bar.map_or(String::new(), |bar| bar.verdict(ratio))
-                );
-            }
-        }
-    }
+/// A benchmark has no tests, so it asks itself each time: one wrong answer, one that broke off and one that was never
+/// forwarded each make a run void, and a run without answers is none.
+fn prove_that_errors_are_seen() {
+    let phase = |answers: &[(u16, u64)]| Phase { answers: answers.iter().copied().collect(), ..Phase::default() };
+    let sound = phase(&[(200, 1000)]);
+    assert_eq!(sound.void(200, 1000), None, "a sound run counts");
+    assert_eq!(phase(&[(401, 1000)]).void(401, 0), None, "refusals count where they are wanted");
+    assert!(sound.void(401, 1000).is_some(), "a forgery that was let in");
+    assert!(sound.void(200, 999).is_some(), "an answer that the upstream did not give");
+    assert!(phase(&[(200, 999), (503, 1)]).void(200, 999).is_some(), "one refusal among a thousand");
+    assert!(phase(&[]).void(200, 0).is_some(), "nothing answered");
+    let broken = Phase { broken: vec!["reset".to_owned()], ..phase(&[(200, 1000)]) };
+    assert!(broken.void(200, 1000).is_some(), "a connection that broke off");
 }
 
 fn hookward(name: &str, path: PathBuf) -> Peer {
@@ -235,19 +309,4 @@ fn hookward(name: &str, path: PathBuf) -> Peer {
 fn other(named: &str) -> Peer {
     let (name, path) = named.split_once('=').expect("--hookward NAME=PATH");
     hookward(name, path.into())
-}
-
-struct Spread {
-    least: f64,
-    median: f64,
-    most: f64,
-}
-
-impl Spread {
-    fn of(values: impl Iterator<Item = f64>) -> Self {
-        let mut values: Vec<f64> = values.collect();
-        values.sort_by(f64::total_cmp);
-        let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
-        Self { least: at(0), median: at(values.len() / 2), most: at(values.len().saturating_sub(1)) }
-    }
 }
