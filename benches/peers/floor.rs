@@ -14,7 +14,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::certificates::Certificates;
 use crate::load::Wire;
-use crate::message::{Head, SECRET};
+use crate::message::{Head, SECRET, field};
 
 const FIRST_BUFFER: usize = 4096;
 const REFUSAL: &[u8] = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n";
@@ -71,13 +71,9 @@ impl Floor {
     }
 
     fn is_genuine(&self, request: &[u8], head: &Head) -> bool {
-        let lines = request[..head.end].split(|&byte| byte == b'\n');
         let mut digest = [0; 32];
-        let sent = lines.filter_map(|line| {
-            let (name, value) = line.split_at_checked(b"x-hub-signature-256:".len())?;
-            name.eq_ignore_ascii_case(b"x-hub-signature-256:").then(|| value.trim_ascii())
-        });
-        let sent = sent.last().and_then(|value| value.strip_prefix(b"sha256="));
+        let mut lines = request[..head.end].split(|&byte| byte == b'\n');
+        let sent = lines.find_map(|line| field(line, b"x-hub-signature-256:")?.trim_ascii().strip_prefix(b"sha256="));
         sent.is_some_and(|sent| hex::decode_to_slice(sent, &mut digest).is_ok())
             && hmac::verify(&self.key, &request[head.end..head.whole()], &digest).is_ok()
     }

@@ -55,7 +55,8 @@ impl Load {
             Pattern::Streams => http2::connect(address, self.tls.as_ref(), self.connections).await,
             _ => Vec::new(),
         };
-        let (cpu, start) = (process::cpu(pid), Instant::now());
+        let ourselves = std::process::id();
+        let (cpu, own, start) = (process::cpu(pid), process::cpu_alone(ourselves), Instant::now());
         let end = start + length;
         let mut tasks = JoinSet::new();
         let arrivals = Arc::new(Arrivals { start, next: Mutex::new(0), end });
@@ -79,6 +80,7 @@ impl Load {
         }
         whole.took = start.elapsed();
         whole.cpu = process::cpu(pid) - cpu;
+        whole.own_cpu = process::cpu_alone(ourselves) - own;
         whole.latencies.sort_unstable();
         whole
     }
@@ -211,6 +213,8 @@ pub(crate) struct Phase {
     pub(crate) took: Duration,
     /// Of the gateway, in seconds.
     pub(crate) cpu: f64,
+    /// Of the generator and the upstream together.
+    pub(crate) own_cpu: f64,
     pub(crate) answers: BTreeMap<u16, u64>,
     /// In nanoseconds, from the planned time where there is one; in ascending order when the run has ended.
     pub(crate) latencies: Vec<u32>,
@@ -263,6 +267,11 @@ impl Phase {
     /// Percent of the gateway's core.
     pub(crate) fn busy(&self) -> f64 {
         self.cpu / self.took.as_secs_f64() * 100.0
+    }
+
+    /// Percent of the core of generator and upstream.
+    pub(crate) fn busy_ourselves(&self) -> f64 {
+        self.own_cpu / self.took.as_secs_f64() * 100.0
     }
 
     /// Microseconds.

@@ -52,7 +52,10 @@ struct Arguments {
     /// Another hookward, or several to compare: NAME=PATH
     #[arg(long, value_name = "NAME=PATH")]
     hookward: Vec<String>,
-    /// hookward alone, without the others
+    /// Kept open, or streams, or under way at once
+    #[arg(long, default_value_t = 32)]
+    connections: usize,
+    /// hookward without the others, its process id printed for a profiler
     #[arg(long)]
     alone: bool,
     /// Into benches/peers/RESULTS.md too
@@ -86,7 +89,11 @@ fn main() {
         return floor::run(*port, *upstream, certificates.as_deref(), *mutual);
     }
     // What makes a run void is said, and where in here it was noticed is nobody's business.
-    std::panic::set_hook(Box::new(|info| eprintln!("\n{}", info.payload_as_str().unwrap_or("void"))));
+    std::panic::set_hook(Box::new(|info| {
+        let payload = info.payload();
+        let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
+        eprintln!("\n{}", text.unwrap_or("void"));
+    }));
     prove_that_errors_are_seen();
     let missing = gateways::missing();
     assert!(missing.is_empty(), "missing here: apt-get install {}", missing.join(" "));
@@ -95,6 +102,11 @@ fn main() {
     setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }).expect("up to the hard limit");
     let bench = Bench::new(&arguments);
     println!("{}", machine());
+    let load = process::read("/proc/loadavg");
+    let busy = load.split(' ').next().and_then(|minute| minute.parse::<f64>().ok()).is_some_and(|load| load > QUIET);
+    if busy {
+        println!("note: this machine is at work already (load {}): these figures are a glance", load.trim());
+    }
     for peer in &bench.peers {
         println!("{:<12} {}", peer.name, gateways::version(&peer.kind));
     }
@@ -124,6 +136,8 @@ struct Bench {
     rounds_of_tails: usize,
     rounds_of_memory: usize,
     length: Duration,
+    connections: usize,
+    alone: bool,
     /// Connections.
     idle: usize,
     folder: PathBuf,
@@ -132,8 +146,10 @@ struct Bench {
     upstream: Upstream,
 }
 
-/// Kept, or streams, or under way at once.
-const CONNECTIONS: usize = 32;
+/// Of the last minute, before we begin.
+const QUIET: f64 = 0.7;
+/// Long enough for one answer at least.
+const A_FEW: Duration = Duration::from_millis(50);
 /// Not counted: pools fill, code is compiled, tables grow.
 const WARM: f64 = 0.2;
 
@@ -160,6 +176,8 @@ impl Bench {
             rounds_of_memory: if arguments.short { 1 } else { 3 },
             idle: if arguments.short { 2_000 } else { 10_000 },
             length: Duration::from_secs_f64(arguments.seconds.unwrap_or(if arguments.short { 1.0 } else { 5.0 })),
+            connections: arguments.connections.max(1),
+            alone: arguments.alone,
             certificates: Certificates::make(&folder),
             folder,
             upstream: Upstream::start(&runtime),
@@ -180,9 +198,12 @@ impl Bench {
         let protocol: &[u8] = if pattern == Pattern::Streams { b"h2" } else { b"http/1.1" };
         let tls = (row.transport != Transport::Plain)
             .then(|| self.certificates.client(row.transport == Transport::Mutual, Some(protocol)));
-        let load = Load { pattern, connections: CONNECTIONS, body: row.body, forged, tls };
+        let load = Load { pattern, connections: self.connections, body: row.body, forged, tls };
         let mut phases: Vec<Vec<Phase>> = gateways.iter().map(|_| Vec::new()).collect();
         for gateway in &gateways {
+            if self.alone {
+                println!("{}: {}, process {}", row.key, gateway.peer.name, gateway.pid());
+            }
             self.prove_that_it_checks(&load, gateway);
             self.turn(&load, gateway, self.length.mul_f64(WARM));
         }
@@ -195,14 +216,16 @@ impl Bench {
         let paced = pattern == Pattern::Paced;
         let figures = gateways.iter().zip(&phases).map(|(gateway, phases)| {
             let of = |value: fn(&Phase) -> f64| Spread::of(phases.iter().map(value));
-            let (first, value): (fn(&Phase) -> f64, fn(&Phase) -> f64) =
-                if paced { (Phase::cpu_each, |phase| phase.at(0.5)) } else { (|phase| phase.at(0.5), Phase::cpu_each) };
+            let cpu: fn(&Phase) -> f64 = Phase::cpu_each;
+            let median: fn(&Phase) -> f64 = |phase| phase.at(0.5);
+            let (value, other) = if paced { (median, cpu) } else { (cpu, median) };
             let beside = vec![
-                of(first),
+                of(other),
                 of(|phase| phase.at(0.99)),
                 of(|phase| phase.at(0.999)),
                 of(Phase::rate),
                 of(Phase::busy),
+                of(Phase::busy_ourselves),
             ];
             Figure { peer: gateway.peer.clone(), values: phases.iter().map(value).collect(), beside }
         });
@@ -211,9 +234,9 @@ impl Bench {
             title: row.title.to_owned(),
             unit: if paced { "p50, µs" } else { "CPU each, µs" },
             beside: if paced {
-                &["CPU each, µs", "p99, µs", "p99.9, µs", "each s", "core busy, %"]
+                &["CPU each, µs", "p99, µs", "p99.9, µs", "each s", "core busy, %", "other busy, %"]
             } else {
-                &["p50, µs", "p99, µs", "p99.9, µs", "each s", "core busy, %"]
+                &["p50, µs", "p99, µs", "p99.9, µs", "each s", "core busy, %", "other busy, %"]
             },
             figures: figures.collect(),
             bars: row.bars,
@@ -260,13 +283,12 @@ impl Bench {
         }
     }
 
-    /// One genuine request passes and one forged is refused: a gateway that does not look would win.
+    /// Genuine requests pass and forged ones are refused: a gateway that does not look would win.
     fn prove_that_it_checks(&self, load: &Load, gateway: &Gateway) {
         for forged in [false, true] {
-            let one = Load { pattern: Pattern::Anew, connections: 1, forged, ..load.clone() };
-            if load.pattern != Pattern::Streams {
-                self.turn(&one, gateway, Duration::from_millis(1));
-            }
+            let pattern = if load.pattern == Pattern::Streams { Pattern::Streams } else { Pattern::Anew };
+            let few = Load { pattern, connections: 1, forged, ..load.clone() };
+            self.turn(&few, gateway, A_FEW);
         }
     }
 

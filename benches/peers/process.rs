@@ -34,15 +34,16 @@ fn family(pid: u32) -> Vec<u32> {
     all
 }
 
-/// Seconds in user and kernel mode, of ended threads too.
+/// Seconds in user and kernel mode, of ended threads too, of all the family.
 pub(crate) fn cpu(pid: u32) -> f64 {
-    let of = |pid: u32| -> f64 {
-        let stat = read(format!("/proc/{pid}/stat"));
-        let (_, fields) = stat.rsplit_once(") ").expect("a name in brackets");
-        let ticks = |index: usize| fields.split(' ').nth(index).and_then(|field| field.parse::<f64>().ok());
-        (ticks(11).expect("utime") + ticks(12).expect("stime")) * TICK
-    };
-    family(pid).into_iter().map(of).sum()
+    family(pid).into_iter().map(cpu_alone).sum()
+}
+
+pub(crate) fn cpu_alone(pid: u32) -> f64 {
+    let stat = read(format!("/proc/{pid}/stat"));
+    let (_, fields) = stat.rsplit_once(") ").expect("a name in brackets");
+    let ticks = |index: usize| fields.split(' ').nth(index).and_then(|field| field.parse::<f64>().ok());
+    (ticks(11).expect("utime") + ticks(12).expect("stime")) * TICK
 }
 
 /// Proportional set size, in bytes.
