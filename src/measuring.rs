@@ -1,11 +1,14 @@
-//! The door for the benchmark of verification: the whole verifier as the gateway calls it, and beside it the bare
-//! primitive over a message of the same length.
+//! The door for benchmarks of pieces: `cases`, each one piece of work, and `pairs`, the whole verifier as the gateway
+//! calls it beside the bare primitive over a message of the same length.
 //!
-//! Behind the feature `measure`, which nothing but `benches/verify.rs` asks for, so that the library's public face stays
+//! Behind the feature `measure`, which nothing but `benches` asks for, so that the library's public face stays
 //! `main` alone. A feature and not a `cfg` flag as for fuzzing, because a flag would have every dependency built anew.
 
+mod cases;
 mod claims;
+mod signed;
 
+pub use cases::{Case, Run, cases};
 pub use claims::Claims;
 
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
@@ -143,7 +146,7 @@ pub fn pairs() -> Vec<Pair> {
         }) as Box<dyn FnMut() -> bool>
     };
 
-    let message = [TIME.as_bytes(), b".", &body()].concat();
+    let message = [TIME.as_bytes(), b".", &body(BODY_LENGTH)].concat();
     let keyed: Hmac<Sha256> = Hmac::new_from_slice(HMAC_SECRET.as_bytes()).expect("any length");
     let mac = keyed.clone().chain_update(&message).finalize().into_bytes();
     let bare_hmac = || {
@@ -220,9 +223,9 @@ pub fn pairs() -> Vec<Pair> {
     ]
 }
 
-fn body() -> Vec<u8> {
+fn body(length: usize) -> Vec<u8> {
     let mut body = br#"{"id":"evt_1","type":"invoice.paid","event_type":"A.B","webhook_type":"C","pad":""#.to_vec();
-    body.resize(BODY_LENGTH - 2, b'x');
+    body.resize(length - 2, b'x');
     body.extend_from_slice(b"\"}");
     body
 }
@@ -238,15 +241,14 @@ fn delivery() -> Delivery {
             (http::header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
             (http::header::USER_AGENT, HeaderValue::from_static("sender/1.0")),
         ]),
-        body: Bytes::from(body()),
+        body: Bytes::from(body(BODY_LENGTH)),
     }
 }
 
 /// Header and claims of a token that binds the body.
 fn signed_part() -> String {
     let header = serde_json::json!({ "alg": "ES256", "kid": "key-1", "typ": "JWT" });
-    let claims =
-        serde_json::json!({ "iat": NOW.as_secs(), "request_body_sha256": hex::encode(Sha256::digest(body())) });
+    let claims = serde_json::json!({ "iat": NOW.as_secs(), "request_body_sha256": hex::encode(Sha256::digest(body(BODY_LENGTH))) });
     format!("{}.{}", URL_SAFE_NO_PAD.encode(header.to_string()), URL_SAFE_NO_PAD.encode(claims.to_string()))
 }
 

@@ -14,6 +14,8 @@ mod forwarded;
 mod handshake;
 mod journey;
 pub(crate) mod lane;
+#[cfg(feature = "measure")]
+pub(crate) mod measured;
 mod pack;
 pub(crate) mod quarantine;
 mod receive;

@@ -38,6 +38,18 @@ pub(crate) struct Record<'a> {
     pub(crate) forward: Duration,
 }
 
+#[cfg(feature = "measure")]
+impl Record<'_> {
+    pub(crate) fn line(&self, format: super::Format) -> Vec<u8> {
+        let mut line = Vec::with_capacity(512);
+        match format {
+            super::Format::Text => text(&mut line, self),
+            super::Format::Json => json(&mut line, self),
+        }
+        line
+    }
+}
+
 pub(super) fn text(line: &mut Vec<u8>, record: &Record<'_>) {
     put_time(line, record.at);
     line.extend_from_slice(b" audit client=");

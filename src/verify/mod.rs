@@ -57,7 +57,6 @@ use captured::Captured;
 use credential::Credentials;
 use prover::Prover;
 use sha2::{Digest, Sha256};
-use template::Facts;
 
 #[cfg(fuzzing)]
 pub(crate) use certificate::Chain;
@@ -93,7 +92,7 @@ pub(crate) use scheme::{Algorithm, Scheme};
 pub(crate) use sign::Draft;
 #[cfg(test)]
 pub(crate) use sign::SignError;
-pub(crate) use template::{Template, UrlForm};
+pub(crate) use template::{Facts, Template, UrlForm};
 #[cfg(fuzzing)]
 pub(crate) use url_rule::{HostRule, PathRule, UrlRule};
 
