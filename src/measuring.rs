@@ -7,6 +7,7 @@
 mod cases;
 mod claims;
 mod signed;
+mod sources;
 
 pub use cases::{Case, Run, cases};
 pub use claims::Claims;

@@ -9,14 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ed25519_dalek::SigningKey;
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::{HMAC_SECRET, NOW, TIME, body, delivery, signed};
+use super::sources::{loaded, verifier, without_sources};
+use super::{NOW, TIME, body, delivery, signed};
 use crate::client::ClientKey;
 use crate::clock::UnixMillis;
-use crate::config;
 use crate::delivery::Delivery;
 use crate::fetched::NoLibrary;
 use crate::gateway::measured::{Arrival, Heads, client, headers};
@@ -42,11 +41,15 @@ pub struct Case {
 const CHEAP: u32 = 4_000;
 const DEAR: u32 = 200;
 
+/// Of bodies whose hashing is not to hide the rest: where valgrind runs, SHA-256 takes 58 instructions a byte.
+const SHORT: usize = 128;
+
 pub fn cases() -> Vec<Case> {
     let case = |times, name, make: fn() -> Run| Case { name, times, make };
     vec![
         case(CHEAP, "parse: signature, plain hex", || presented("v1=", plain("v1="))),
         case(CHEAP, "parse: signature, pairs", || presented("t=1760000000,v1=", pairs())),
+        case(CHEAP, "parse: signature, list of two", list),
         case(CHEAP, "parse: JSON, 3 pointers, 1 KiB", || json(1024)),
         case(CHEAP, "parse: JSON, 3 pointers, 16 KiB", || json(16 * 1024)),
         case(CHEAP, "template: {timestamp}.{body}", || template("{timestamp}.{body}")),
@@ -56,10 +59,10 @@ pub fn cases() -> Vec<Case> {
         case(CHEAP, "scheme: HMAC-SHA256, 1 KiB", || judged("hmac", 1024, &[], None)),
         case(DEAR, "scheme: HMAC-SHA256, 16 KiB", || judged("hmac", 16 * 1024, &[], None)),
         case(CHEAP, "scheme: HMAC-SHA256, forged", forged),
-        case(CHEAP, "scheme: GitHub", || judged("github", 1024, &[("x-github-event", "push")], None)),
-        case(CHEAP, "scheme: Stripe", || judged("stripe", 1024, &[], None)),
-        case(CHEAP, "scheme: Slack", || judged("slack", 1024, &[], None)),
-        case(CHEAP, "scheme: Standard Webhooks", || judged("standard", 1024, &[], None)),
+        case(CHEAP, "scheme: GitHub", || judged("github", SHORT, &[("x-github-event", "push")], None)),
+        case(CHEAP, "scheme: Stripe", || judged("stripe", SHORT, &[], None)),
+        case(CHEAP, "scheme: Slack", || judged("slack", SHORT, &[], None)),
+        case(CHEAP, "scheme: Standard Webhooks", || judged("standard", SHORT, &[], None)),
         case(DEAR, "scheme: Ed25519", || judged("ed25519", 1024, &[], Some(hex::encode([7; 32])))),
         case(DEAR, "scheme: ECDSA P-256", || {
             presenting(
@@ -82,12 +85,13 @@ pub fn cases() -> Vec<Case> {
             )
         }),
         case(DEAR, "scheme: JWT ES256", || presenting("jwt", &[("plaid-verification", signed::TOKEN)])),
-        case(CHEAP, "scheme: token", || judged("token", 1024, &[], None)),
-        case(CHEAP, "scheme: basic", || judged("basic", 1024, &[], None)),
-        case(CHEAP, "scheme: bearer", || judged("bearer", 1024, &[], None)),
-        case(CHEAP, "claim: first, committed", || claimed(false, &[])),
-        case(CHEAP, "claim: first with an event id, committed", || claimed(true, &[])),
-        case(CHEAP, "claim: first under two limits, committed", || claimed(false, &["s", "c"])),
+        case(CHEAP, "scheme: token", || judged("token", SHORT, &[], None)),
+        case(CHEAP, "scheme: basic", || judged("basic", SHORT, &[], None)),
+        case(CHEAP, "scheme: bearer", || judged("bearer", SHORT, &[], None)),
+        case(CHEAP * 4, "claim: first, committed", || claimed(false, &[])),
+        case(CHEAP * 4, "claim: first with an event id, committed", || claimed(true, &[])),
+        case(CHEAP * 4, "claim: first under two limits, committed", || claimed(false, &["s", "c"])),
+        case(CHEAP * 4, "claim: first, let go", let_go),
         case(CHEAP, "claim: replay", || repeated(true)),
         case(CHEAP, "claim: duplicate", || repeated(false)),
         case(CHEAP, "limit: of a source", || {
@@ -120,106 +124,13 @@ pub fn cases() -> Vec<Case> {
             let text = parcel(1024).encode();
             Box::new(move || Parcel::decode(&text).is_ok())
         }),
-        case(CHEAP, "encode: an inbox row, 1 KiB", || row(1024, false)),
-        case(DEAR, "encode: an inbox row, 16 KiB, compressed", || row(16 * 1024, false)),
-        case(DEAR, "encode: an inbox row, 1 KiB, encrypted", || row(1024, true)),
+        case(CHEAP, "encode: an inbox row and back, 1 KiB", || row(1024, false)),
+        case(DEAR, "encode: an inbox row and back, 16 KiB, compressed", || row(16 * 1024, false)),
+        case(DEAR, "encode: an inbox row and back, 1 KiB, encrypted", || row(1024, true)),
         case(CHEAP, "encode: an audit line, text", || audit(Format::Text)),
         case(CHEAP, "encode: an audit line, JSON", || audit(Format::Json)),
         case(10, "encode: metrics, 10 sources", metrics),
     ]
-}
-
-const SOURCES: &str = r#"
-[listeners.a]
-address = "127.0.0.1:1"
-[upstreams.u]
-urls = ["http://127.0.0.1:1"]
-[sources.hmac]
-path = "/hmac"
-secrets = [{ env = "HMAC" }]
-upstream = "u"
-[sources.hmac.verify]
-algorithm = "hmac-sha256"
-signature = { header = "X-Signature", encoding = "hex", prefix = "v1=" }
-message = "{timestamp}.{body}"
-timestamp = { header = "X-Timestamp" }
-id = { header = "X-Id" }
-[sources.github]
-path = "/github"
-provider = "github"
-secrets = [{ env = "HMAC" }]
-upstream = "u"
-[sources.stripe]
-path = "/stripe"
-provider = "stripe"
-secrets = [{ env = "HMAC" }]
-upstream = "u"
-[sources.slack]
-path = "/slack"
-provider = "slack"
-secrets = [{ env = "HMAC" }]
-upstream = "u"
-[sources.standard]
-path = "/standard"
-provider = "standard-webhooks"
-secrets = [{ env = "STANDARD" }]
-upstream = "u"
-[sources.ed25519]
-path = "/ed25519"
-provider = "discord"
-secrets = [{ env = "ED25519" }]
-upstream = "u"
-[sources.p256]
-path = "/p256"
-provider = "sendgrid"
-secrets = [{ env = "P256" }]
-upstream = "u"
-[sources.rsa]
-path = "/rsa"
-provider = "wechat-pay"
-secrets = [{ env = "RSA", id = "key-1" }]
-upstream = "u"
-[sources.jwt]
-path = "/jwt"
-provider = "plaid"
-secrets = [{ env = "JWK" }]
-upstream = "u"
-[sources.token]
-path = "/token"
-provider = "gitlab"
-secrets = [{ env = "HMAC" }]
-upstream = "u"
-[sources.basic]
-path = "/basic"
-upstream = "u"
-basic = { username = "sender", password = { env = "HMAC" } }
-[sources.bearer]
-path = "/bearer"
-upstream = "u"
-bearer = [{ env = "HMAC" }]
-"#;
-
-fn loaded(text: &str) -> config::Config {
-    let environment = |name: &str| {
-        let value = match name {
-            "HMAC" => HMAC_SECRET.to_owned(),
-            "STANDARD" => "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned(),
-            "ED25519" => hex::encode(SigningKey::from_bytes(&[7; 32]).verifying_key().as_bytes()),
-            "P256" => signed::P256.to_owned(),
-            "RSA" => signed::RSA.to_owned(),
-            "JWK" => signed::JWK.to_owned(),
-            _ => return None,
-        };
-        Some(value.into())
-    };
-    let loaded = config::load_text(text, &environment);
-    let told: Vec<_> = loaded.problems.iter().map(ToString::to_string).collect();
-    loaded.config.unwrap_or_else(|| panic!("the sources above load: {told:?}"))
-}
-
-fn verifier(name: &str) -> Arc<Verifier> {
-    let sources = loaded(SOURCES).plan.sources;
-    sources.iter().find(|source| &*source.name == name).expect("one of the sources above").verifier.clone()
 }
 
 fn of_length(length: usize) -> Delivery {
@@ -249,7 +160,7 @@ fn presenting(name: &str, added: &[(&'static str, &'static str)]) -> Run {
 
 fn forged() -> Run {
     let verifier = verifier("hmac");
-    let mut delivery = verifier.sign(of_length(1024), "id-1", NOW, None).expect("a signature").delivery;
+    let mut delivery = verifier.sign(of_length(SHORT), "id-1", NOW, None).expect("a signature").delivery;
     let forged = format!("v1={}", "5a".repeat(32));
     delivery.headers.insert("x-signature", HeaderValue::from_str(&forged).expect("a header's value"));
     judging(verifier, delivery, false)
@@ -288,6 +199,15 @@ fn presented(before: &str, layout: Layout) -> Run {
         let Ok(text) = at.find(&delivery, &json) else { return false };
         at.parse(&text, &(32..=32)).is_ok_and(|presented| presented.candidates.len() == 1)
     })
+}
+
+fn list() -> Run {
+    let item = "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo=";
+    let layout = Layout::List { separator: ' ', prefix: "v1,".to_owned() };
+    let name = HeaderName::from_static("webhook-signature");
+    let at = SignatureAt { place: Place::Header(vec![name]), layout, encoding: Encoding::Base64 };
+    let text = format!("v1,{item} v1,{item}");
+    Box::new(move || at.parse(&text, &(32..=32)).is_ok_and(|presented| presented.candidates.len() == 2))
 }
 
 fn json(length: usize) -> Run {
@@ -383,6 +303,14 @@ fn claimed(event: bool, limits: &[&str]) -> Run {
     Box::new(run)
 }
 
+fn let_go() -> Run {
+    let (ledger, limits) = (ledger(), Limits::new(&[]));
+    let mut asks = (0..).map(|number| ask(number, true, NOW));
+    Box::new(move || {
+        asks.next().is_some_and(|ask| matches!(claim(&ledger, ask, &limits, NOW), Claimed::First(Some(_))))
+    })
+}
+
 /// A thousand deliveries that were accepted, again: the same message, or the same event signed anew.
 fn repeated(same: bool) -> Run {
     let (ledger, limits) = (ledger(), Limits::new(&[]));
@@ -426,7 +354,7 @@ fn forwarding() -> Run {
 }
 
 fn admitted(sources: usize) -> Run {
-    let mut text = SOURCES.split("[sources").next().unwrap_or_default().to_owned();
+    let mut text = without_sources();
     for number in 0..sources {
         text.push_str(&format!(
             "[sources.s{number}]\nhost = \"hooks.example.com\"\npath = \"/in/{number}\"\nprovider = \"github\"\n\
