@@ -38,18 +38,6 @@ pub(crate) struct Record<'a> {
     pub(crate) forward: Duration,
 }
 
-#[cfg(feature = "measure")]
-impl Record<'_> {
-    pub(crate) fn line(&self, format: super::Format) -> Vec<u8> {
-        let mut line = Vec::with_capacity(512);
-        match format {
-            super::Format::Text => text(&mut line, self),
-            super::Format::Json => json(&mut line, self),
-        }
-        line
-    }
-}
-
 pub(super) fn text(line: &mut Vec<u8>, record: &Record<'_>) {
     put_time(line, record.at);
     line.extend_from_slice(b" audit client=");
@@ -125,6 +113,16 @@ pub(super) fn json(line: &mut Vec<u8>, record: &Record<'_>) {
     json_number(line, "verify_us", micros(record.verify));
     json_text(line, "would_refuse", record.would_refuse.map_or("", Outcome::label));
     line.extend_from_slice(b"}\n");
+}
+
+#[cfg(feature = "measure")]
+impl Record<'_> {
+    pub(crate) fn put(&self, line: &mut Vec<u8>, format: super::Format) {
+        match format {
+            super::Format::Text => text(line, self),
+            super::Format::Json => json(line, self),
+        }
+    }
 }
 
 fn json_name(line: &mut Vec<u8>, name: &str) {
