@@ -192,8 +192,7 @@ impl<E> Gate<E> {
                 return Err(NoPlace::Nowhere);
             }
             // An ejection may have ended since anybody last looked.
-            self.hand_out(&mut state, now);
-            if state.queue.is_empty()
+            if self.hand_out(&mut state, now)
                 && let Some(slot) = self.take(&mut state, &[], now)
             {
                 return Ok(slot);
@@ -214,8 +213,7 @@ impl<E> Gate<E> {
         if state.used == 0 {
             return Err(NoPlace::Nowhere);
         }
-        self.hand_out(&mut state, now);
-        let slot = if state.queue.is_empty() { self.take(&mut state, &[], now) } else { None };
+        let slot = if self.hand_out(&mut state, now) { self.take(&mut state, &[], now) } else { None };
         slot.ok_or(NoPlace::Busy)
     }
 
@@ -291,16 +289,17 @@ impl<E> Gate<E> {
         })
     }
 
-    fn hand_out(self: &Arc<Self>, state: &mut State<E>, now: Instant) {
+    /// True: nobody waits.
+    fn hand_out(self: &Arc<Self>, state: &mut State<E>, now: Instant) -> bool {
         loop {
             if state.queue.is_empty() {
-                return;
+                return true;
             }
             let Some(slot) = self.take(state, &[], now) else {
-                return;
+                return false;
             };
             let Some(first) = state.queue.pop() else {
-                return;
+                return true;
             };
             if let Err(mut refused) = first.send(slot) {
                 // It left between our look and our gift.
@@ -385,11 +384,14 @@ impl<E> Drop for Slot<E> {
         let gate = Arc::clone(&self.gate);
         let now = Instant::now();
         let mut state = gate.lock();
-        if !state.queue.is_empty() {
+        let is_awaited = !state.queue.is_empty();
+        if is_awaited {
             state.queue.saw(now - self.since, now);
         }
         gate.put_back(&mut state, self, now);
-        gate.hand_out(&mut state, now);
+        if is_awaited {
+            gate.hand_out(&mut state, now);
+        }
     }
 }
 

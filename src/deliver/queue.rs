@@ -75,8 +75,13 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Whether nobody waits.
+    /// Whether nobody waits. Most of the time nobody does.
+    #[inline]
     pub(super) fn is_empty(&mut self) -> bool {
+        (self.hasty.is_empty() && self.patient.is_empty()) || self.are_all_gone()
+    }
+
+    fn are_all_gone(&mut self) -> bool {
         for queue in [&mut self.hasty, &mut self.patient] {
             while queue.front().is_some_and(|first| first.place.is_closed()) {
                 queue.pop_front();
