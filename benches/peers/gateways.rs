@@ -19,6 +19,8 @@ pub(crate) enum Kind {
     Nginx,
     Haproxy,
     Floor,
+    /// It stores what it takes and delivers later, so it has a row of its own.
+    Qhook(PathBuf),
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -42,6 +44,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) upstream: u16,
     /// Of the bodies.
     pub(crate) length: usize,
+    /// Acknowledged once it is stored, in place of the upstream's own answer.
+    pub(crate) stored: bool,
 }
 
 pub(crate) struct Gateway {
@@ -77,7 +81,7 @@ pub(crate) fn missing() -> Vec<&'static str> {
 
 pub(crate) fn version(kind: &Kind) -> String {
     let (program, argument) = match kind {
-        Kind::Hookward(path) => (path.clone(), "--version"),
+        Kind::Hookward(path) | Kind::Qhook(path) => (path.clone(), "--version"),
         Kind::Nginx => (NGINX.into(), "-v"),
         Kind::Haproxy => (HAPROXY.into(), "-v"),
         Kind::Floor => return "benches/peers/floor.rs".to_owned(),
@@ -107,6 +111,12 @@ impl Gateway {
             Kind::Haproxy => {
                 fs::write(folder.join("haproxy.cfg"), haproxy(setting, port)).expect("room on the disk");
                 command.args([HAPROXY, "-db", "-f", "haproxy.cfg"]);
+            }
+            Kind::Qhook(path) => {
+                let (port, upstream) = (port.to_string(), setting.upstream.to_string());
+                let text = fill(include_str!("qhook.yaml"), &[("PORT", &port), ("UPSTREAM", &upstream)]);
+                fs::write(folder.join("qhook.yaml"), text).expect("room on the disk");
+                command.arg(path).arg("start");
             }
             Kind::Floor => {
                 command.arg(std::env::current_exe().expect("this program"));
@@ -148,6 +158,11 @@ impl Gateway {
             }
             TcpStream::connect(self.address).is_ok()
         });
+    }
+
+    /// Its answer to a forgery.
+    pub(crate) fn refusal(&self) -> u16 {
+        if matches!(self.peer.kind, Kind::Qhook(_)) { 400 } else { 401 }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -201,6 +216,8 @@ fn hookward(setting: &Setting<'_>) -> String {
             (server + &mutual, "client_cert = { required = true }")
         }
     };
+    let inbox = "delivery = \"inbox\"\nacknowledge = 200\n[inbox]\npath = \"inbox\"";
+    let source = if setting.stored { inbox } else { source };
     let upstream = setting.upstream.to_string();
     fill(include_str!("hookward.toml"), &[("TLS", &tls), ("SOURCE", source), ("UPSTREAM", &upstream)])
 }

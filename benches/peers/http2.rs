@@ -38,7 +38,7 @@ pub(crate) async fn send(mut sender: SendRequest<Bytes>, mut letters: Letters, e
     let mut phase = Phase::default();
     let mut template = Request::new(());
     *template.method_mut() = Method::POST;
-    *template.uri_mut() = "https://localhost/github".parse().expect("a URL");
+    *template.uri_mut() = "https://localhost/webhooks/github".parse().expect("a URL");
     for (name, value) in [("user-agent", "GitHub-Hookshot/044aadd"), ("accept", "*/*"), ("x-github-event", "push")] {
         template.headers_mut().insert(name, HeaderValue::from_static(value));
     }

@@ -39,6 +39,7 @@ pub(crate) struct Load {
     pub(crate) connections: usize,
     pub(crate) body: usize,
     pub(crate) forged: bool,
+    pub(crate) stored: bool,
     pub(crate) tls: Option<Arc<ClientConfig>>,
 }
 
@@ -255,6 +256,10 @@ impl Phase {
         self.answers.values().sum()
     }
 
+    pub(crate) fn accepted(&self) -> u64 {
+        self.answers.get(&200).copied().unwrap_or(0)
+    }
+
     /// Microseconds of the gateway's CPU for each answer.
     pub(crate) fn cpu_each(&self) -> f64 {
         self.cpu / self.answered() as f64 * 1e6
@@ -283,7 +288,7 @@ impl Phase {
     /// Why this run counts for nothing, if so: one answer that is not the wanted one, one that broke off, or another number
     /// forwarded than accepted.
     pub(crate) fn void(&self, wanted: u16, forwarded: u64) -> Option<String> {
-        let accepted = self.answers.get(&200).copied().unwrap_or(0);
+        let accepted = self.accepted();
         if let Some(first) = self.broken.first() {
             return Some(format!("{} broken, the first: {first}", self.broken.len()));
         }

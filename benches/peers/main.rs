@@ -55,6 +55,9 @@ struct Arguments {
     /// Kept open, or streams, or under way at once
     #[arg(long, default_value_t = 32)]
     connections: usize,
+    /// The binary of cargo install qhook, for the row stored-1k
+    #[arg(long, value_name = "PATH")]
+    qhook: Option<PathBuf>,
     /// hookward without the others, its process id printed for a profiler
     #[arg(long)]
     alone: bool,
@@ -166,6 +169,10 @@ impl Bench {
             let others = [("nginx + Lua", Kind::Nginx), ("HAProxy", Kind::Haproxy), ("floor", Kind::Floor)];
             peers.extend(others.map(|(name, kind)| Peer { name: name.to_owned(), kind }));
         }
+        if let Some(path) = &arguments.qhook {
+            let path = fs::canonicalize(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            peers.push(Peer { name: "qhook".to_owned(), kind: Kind::Qhook(path) });
+        }
         // At each turn of its scheduler it looks for what came: with the upstream on it, a busy generator must not delay answers.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(16).build();
         let runtime = runtime.expect("a runtime");
@@ -173,7 +180,7 @@ impl Bench {
             peers,
             rounds: arguments.rounds.unwrap_or(3).max(1),
             rounds_of_tails: arguments.rounds.unwrap_or(if arguments.short { 3 } else { 7 }).max(1),
-            rounds_of_memory: if arguments.short { 1 } else { 3 },
+            rounds_of_memory: arguments.rounds.unwrap_or(if arguments.short { 1 } else { 3 }).max(1),
             idle: if arguments.short { 2_000 } else { 10_000 },
             length: Duration::from_secs_f64(arguments.seconds.unwrap_or(if arguments.short { 1.0 } else { 5.0 })),
             connections: arguments.connections.max(1),
@@ -188,17 +195,29 @@ impl Bench {
     fn row(&self, row: &'static Row) -> Vec<Finding> {
         match row.work {
             Work::Load { pattern, forged } => vec![self.load(row, pattern, forged)],
+            // Of interest beside another that does it.
+            Work::Stored if self.peers.iter().any(|peer| matches!(peer.kind, Kind::Qhook(_))) => {
+                vec![self.load(row, Pattern::Kept, false)]
+            }
+            Work::Stored => Vec::new(),
             Work::Idle => self.idle(row),
         }
     }
 
     fn load(&self, row: &'static Row, pattern: Pattern, forged: bool) -> Finding {
-        let peers = self.peers.iter().filter(|peer| peer.kind != Kind::Floor || row.has_floor());
+        let peers = self.peers.iter().filter(|peer| row.is_for(&peer.kind));
         let gateways: Vec<Gateway> = peers.map(|peer| Gateway::start(peer, &self.setting(row))).collect();
         let protocol: &[u8] = if pattern == Pattern::Streams { b"h2" } else { b"http/1.1" };
         let tls = (row.transport != Transport::Plain)
             .then(|| self.certificates.client(row.transport == Transport::Mutual, Some(protocol)));
-        let load = Load { pattern, connections: self.connections, body: row.body, forged, tls };
+        let load = Load {
+            pattern,
+            connections: self.connections,
+            body: row.body,
+            forged,
+            tls,
+            stored: row.work == Work::Stored,
+        };
         let mut phases: Vec<Vec<Phase>> = gateways.iter().map(|_| Vec::new()).collect();
         for gateway in &gateways {
             if self.alone {
@@ -246,7 +265,7 @@ impl Bench {
     fn idle(&self, row: &'static Row) -> Vec<Finding> {
         let tls = self.certificates.client(false, Some(b"http/1.1"));
         let (mut rest, mut each) = (Vec::new(), Vec::new());
-        for peer in &self.peers {
+        for peer in self.peers.iter().filter(|peer| row.is_for(&peer.kind)) {
             let mut measured = Vec::new();
             for _ in 0..self.rounds_of_memory {
                 let gateway = Gateway::start(peer, &self.setting(row));
@@ -280,6 +299,7 @@ impl Bench {
             transport: row.transport,
             upstream: self.upstream.port,
             length: row.body,
+            stored: row.work == Work::Stored,
         }
     }
 
@@ -299,8 +319,10 @@ impl Bench {
         let phase = self.runtime.block_on(run);
         let name = &gateway.peer.name;
         let phase = phase.unwrap_or_else(|_| panic!("void: {name}: a request without an answer"));
-        let forwarded = self.upstream.answered() - before;
-        if let Some(why) = phase.void(if load.forged { 401 } else { 200 }, forwarded) {
+        let wanted = if load.forged { gateway.refusal() } else { 200 };
+        // What is stored comes later.
+        let forwarded = if load.stored { phase.accepted() } else { self.upstream.answered() - before };
+        if let Some(why) = phase.void(wanted, forwarded) {
             panic!("void: {name}: {why}");
         }
         phase

@@ -68,7 +68,7 @@ impl Letters {
     pub(crate) fn new(length: usize, forged: bool) -> Self {
         assert!(length > 2 * TAIL, "a body with a tail");
         let head = format!(
-            "POST /github HTTP/1.1\r\nHost: localhost\r\nUser-Agent: GitHub-Hookshot/044aadd\r\nAccept: */*\r\n\
+            "POST /webhooks/github HTTP/1.1\r\nHost: localhost\r\nUser-Agent: GitHub-Hookshot/044aadd\r\nAccept: */*\r\n\
              Content-Type: application/json\r\nContent-Length: {length}\r\nX-GitHub-Event: push\r\nX-GitHub-Delivery: "
         );
         let (start, end) = (r#"{"ref":"refs/heads/main","padding":""#, format!(r#"","number":"{NUMBER}"}}"#));

@@ -109,9 +109,14 @@ impl Finding {
     /// Of the bars: how many there are, and the names of those that were missed.
     fn missed(&self) -> (usize, Vec<String>) {
         let all = self.comparisons();
-        let judged: Vec<_> = all.iter().filter_map(|one| one.bar.map(|bar| (bar, one.value.median))).collect();
-        let missed = judged.iter().filter(|(bar, value)| value.is_nan() || *value > bar.bar);
-        (judged.len(), missed.map(|(bar, _)| format!("{} by {}", self.key, bar.against.unwrap_or("itself"))).collect())
+        let judged: Vec<_> =
+            all.iter().filter_map(|one| one.bar.map(|bar| (bar, one.value.median, one.ours))).collect();
+        let missed = judged.iter().filter(|(bar, value, _)| value.is_nan() || *value > bar.bar);
+        let name = |ours: &Peer, bar: &Bar| {
+            let against = bar.against.map_or(String::new(), |against| format!(" / {against}"));
+            format!("{} ({}{against})", self.key, ours.name)
+        };
+        (judged.len(), missed.map(|(bar, _, ours)| name(ours, bar)).collect())
     }
 }
 

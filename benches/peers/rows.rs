@@ -1,6 +1,6 @@
 //! What is measured, and what is wanted of it.
 
-use crate::gateways::Transport;
+use crate::gateways::{Kind, Transport};
 use crate::load::Pattern;
 
 pub(crate) struct Row {
@@ -18,6 +18,8 @@ pub(crate) enum Work {
         pattern: Pattern,
         forged: bool,
     },
+    /// Kept connections, and what is acknowledged is in a store, to be delivered later. For gateways that do that alone.
+    Stored,
     /// Memory at rest, and of idle connections.
     Idle,
 }
@@ -110,6 +112,14 @@ pub(crate) const ALL: &[Row] = &[
         bars: &[Bar { against: Some(NGINX), bar: 1.0, aim: 0.9 }, Bar { against: Some(HAPROXY), bar: 1.0, aim: 0.9 }],
     },
     Row {
+        key: "stored-1k",
+        title: "1 KiB, plain, keep-alive, answered once it is stored; delivered meanwhile and afterwards",
+        transport: Transport::Plain,
+        body: 1 << 10,
+        work: Work::Stored,
+        bars: &[],
+    },
+    Row {
         key: "idle",
         title: "idle connections of TLS 1.3, each after one request",
         transport: Transport::Tls,
@@ -123,9 +133,15 @@ pub(crate) const ALL: &[Row] = &[
 pub(crate) const REST: &[Bar] = &[Bar { against: None, bar: 11.0, aim: 6.0 }];
 
 impl Row {
-    /// It speaks no HTTP/2.
-    pub(crate) fn has_floor(&self) -> bool {
-        !matches!(self.work, Work::Load { pattern: Pattern::Streams, .. })
+    pub(crate) fn is_for(&self, kind: &Kind) -> bool {
+        match (kind, self.work) {
+            (Kind::Hookward(_), _) => true,
+            (Kind::Qhook(_), work) => work == Work::Stored,
+            (_, Work::Stored) => false,
+            // It speaks no HTTP/2.
+            (Kind::Floor, Work::Load { pattern: Pattern::Streams, .. }) => false,
+            (Kind::Floor | Kind::Nginx | Kind::Haproxy, _) => true,
+        }
     }
 }
 
