@@ -57,6 +57,7 @@ impl Load {
             _ => Vec::new(),
         };
         let ourselves = std::process::id();
+        let core = process::core();
         let (cpu, own, start) = (process::cpu(pid), process::cpu_alone(ourselves), Instant::now());
         let end = start + length;
         let mut tasks = JoinSet::new();
@@ -81,6 +82,7 @@ impl Load {
         }
         whole.took = start.elapsed();
         whole.cpu = process::cpu(pid) - cpu;
+        whole.core = process::core() - core;
         whole.own_cpu = process::cpu_alone(ourselves) - own;
         whole.latencies.sort_unstable();
         whole
@@ -214,6 +216,8 @@ pub(crate) struct Phase {
     pub(crate) took: Duration,
     /// Of the gateway, in seconds.
     pub(crate) cpu: f64,
+    /// Of the gateway's core, whoever used it.
+    pub(crate) core: f64,
     /// Of the generator and the upstream together.
     pub(crate) own_cpu: f64,
     pub(crate) answers: BTreeMap<u16, u64>,
@@ -272,6 +276,11 @@ impl Phase {
     /// Percent of the gateway's core.
     pub(crate) fn busy(&self) -> f64 {
         self.cpu / self.took.as_secs_f64() * 100.0
+    }
+
+    /// Percent of the gateway's core that went to others.
+    pub(crate) fn disturbed(&self) -> f64 {
+        (self.core - self.cpu).max(0.0) / self.took.as_secs_f64() * 100.0
     }
 
     /// Percent of the core of generator and upstream.

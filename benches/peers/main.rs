@@ -105,11 +105,6 @@ fn main() {
     setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }).expect("up to the hard limit");
     let bench = Bench::new(&arguments);
     println!("{}", machine());
-    let load = process::read("/proc/loadavg");
-    let busy = load.split(' ').next().and_then(|minute| minute.parse::<f64>().ok()).is_some_and(|load| load > QUIET);
-    if busy {
-        println!("note: this machine is at work already (load {}): these figures are a glance", load.trim());
-    }
     for peer in &bench.peers {
         println!("{:<12} {}", peer.name, gateways::version(&peer.kind));
     }
@@ -149,8 +144,6 @@ struct Bench {
     upstream: Upstream,
 }
 
-/// Of the last minute, before we begin.
-const QUIET: f64 = 0.7;
 /// Long enough for one answer at least.
 const A_FEW: Duration = Duration::from_millis(50);
 /// Not counted: pools fill, code is compiled, tables grow.
@@ -258,6 +251,7 @@ impl Bench {
                 &["p50, µs", "p99, µs", "p99.9, µs", "each s", "core busy, %", "other busy, %"]
             },
             figures: figures.collect(),
+            disturbed: phases.iter().flatten().map(Phase::disturbed).fold(0.0, f64::max),
             bars: row.bars,
         }
     }
@@ -283,8 +277,15 @@ impl Bench {
                 rest.push(figure(|memory| memory.rest / 1_048_576.0));
             }
         }
-        let finding =
-            |key, title: String, unit, figures, bars| Finding { key, title, unit, beside: &[], figures, bars };
+        let finding = |key, title: String, unit, figures, bars| Finding {
+            key,
+            title,
+            unit,
+            beside: &[],
+            figures,
+            disturbed: 0.0,
+            bars,
+        };
         let title = format!("{} {}", self.idle, row.title);
         vec![
             finding(row.key, title, "PSS each, KiB", each, row.bars),

@@ -8,6 +8,9 @@ use crate::gateways::{Kind, Peer, version};
 use crate::process::machine;
 use crate::rows::Bar;
 
+/// Percent: the kernel's own work in between.
+const UNDISTURBED: f64 = 5.0;
+
 /// One row of the comparison.
 pub(crate) struct Finding {
     pub(crate) key: &'static str,
@@ -17,6 +20,8 @@ pub(crate) struct Finding {
     /// Of the values beside them.
     pub(crate) beside: &'static [&'static str],
     pub(crate) figures: Vec<Figure>,
+    /// Percent of the gateway's core that other work took, in the worst turn.
+    pub(crate) disturbed: f64,
     pub(crate) bars: &'static [Bar],
 }
 
@@ -68,6 +73,7 @@ impl Finding {
                 let _ = write!(text, " {:>13.0}", spread.median);
             }
         }
+        text += &self.disturbance("\n  ");
         for comparison in self.comparisons() {
             let against = comparison.against.map_or(String::new(), |peer| format!(" / {}", peer.name));
             let rounds = (comparison.value.least, comparison.value.most);
@@ -78,6 +84,13 @@ impl Finding {
             }
         }
         text
+    }
+
+    fn disturbance(&self, before: &str) -> String {
+        if self.disturbed <= UNDISTURBED {
+            return String::new();
+        }
+        format!("{before}disturbed: other work took up to {:.0} % of the gateway's core", self.disturbed)
     }
 
     fn comparisons(&self) -> Vec<Comparison<'_>> {
@@ -176,6 +189,12 @@ pub(crate) fn write(path: &Path, peers: &[Peer], findings: &[Finding], how: &str
             figure.beside.iter().for_each(|spread| text += &format!(" {} |", spread.text()));
             text.push('\n');
         }
+        let disturbance = finding.disturbance("\n");
+        if !disturbance.is_empty() {
+            text += &format!("{disturbance}.\n");
+        }
     }
+    text.truncate(text.trim_end().len());
+    text.push('\n');
     fs::write(path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
 }
