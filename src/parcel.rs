@@ -29,7 +29,7 @@ pub(crate) struct Parcel {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Tag {
     pub(crate) source: Arc<str>,
-    /// The source's own name for it, the same for every retry of its sender.
+    /// The source's own name for it, the same for every retry of its sender. Empty where nobody hears it.
     pub(crate) delivery_id: String,
     /// Above zero: sent again because an operator wanted it.
     pub(crate) generation: u32,
@@ -51,7 +51,7 @@ impl Tag {
 /// What the gateway says of a delivery, in headers.
 #[derive(Debug)]
 pub(crate) struct Statement<'a> {
-    pub(crate) source: &'a str,
+    pub(crate) source: HeaderValue,
     pub(crate) request_id: &'a str,
     /// The subject of the client's certificate, where it presented one.
     pub(crate) client_certificate: Option<&'a str>,
@@ -101,7 +101,7 @@ impl Parcel {
         for (name, value) in statement.added {
             parcel.replace(name, value);
         }
-        parcel.say(SOURCE, value(statement.source));
+        parcel.headers.insert(SOURCE, statement.source);
         parcel.say(REQUEST_ID, value(statement.request_id));
         parcel.say(CLIENT_CERTIFICATE, value(statement.client_certificate.unwrap_or_default()));
         parcel
@@ -302,7 +302,7 @@ mod tests {
 
     fn statement() -> Statement<'static> {
         Statement {
-            source: "github",
+            source: HeaderValue::from_static("github"),
             request_id: "r1",
             client_certificate: None,
             forwarding: &*FORWARDING,

@@ -9,6 +9,7 @@ use crate::refusal::Refusal;
 use crate::server::ClientCertificate;
 use http::request::Parts;
 use http::{HeaderMap, Version, header};
+use std::borrow::Cow;
 
 /// The authority that a request names: exactly one, and nothing but a host and perhaps a port.
 ///
@@ -41,6 +42,20 @@ pub(super) fn authority(parts: &Parts) -> Result<String, Refusal> {
 
 /// A host, and perhaps a port; no user, no path.
 fn is_authority(text: &str) -> bool {
+    is_plain_authority(text) || is_any_authority(text)
+}
+
+/// As nearly all are spelled: a name or an IPv4 address, and perhaps a port of at most four digits.
+fn is_plain_authority(text: &str) -> bool {
+    let (host, port) = text.split_once(':').unwrap_or((text, "0"));
+    let is_of_host = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+    (1..=253).contains(&host.len())
+        && host.bytes().all(is_of_host)
+        && (1..=4).contains(&port.len())
+        && port.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+fn is_any_authority(text: &str) -> bool {
     let Ok(parsed) = text.parse::<http::uri::Authority>() else { return false };
     let host = parsed.host();
     let is_plain = host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~[]:%".contains(&b));
@@ -53,12 +68,16 @@ fn is_authority(text: &str) -> bool {
 }
 
 /// The host of an authority: lower case, without port and without a final dot.
-pub(super) fn host_of(authority: &str) -> String {
+pub(super) fn host_of(authority: &str) -> Cow<'_, str> {
     let host = match authority.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !host.ends_with(':') => host,
         _ => authority,
     };
-    host.trim_end_matches('.').to_ascii_lowercase()
+    let host = host.trim_end_matches('.');
+    match host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => host.to_ascii_lowercase().into(),
+        false => host.into(),
+    }
 }
 
 /// The framing that hyper accepts and we do not: a chunked body whose coding is not spelled exactly so, which another
@@ -278,7 +297,9 @@ mod tests {
                 let host = host_of(&named);
                 prop_assert!(!host.bytes().any(|b| b.is_ascii_uppercase()) && !host.ends_with('.'), "{host}");
                 prop_assert_eq!(host_of(&host), &*host);
-                prop_assert_eq!(host_of(&named.to_ascii_uppercase()), &*host);
+                prop_assert!(is_any_authority(&named), "{named}");
+                let upper = named.to_ascii_uppercase();
+                prop_assert_eq!(host_of(&upper), &*host);
             }
         }
     }

@@ -98,7 +98,10 @@ impl Journey {
             }
         }
         let (reservation, is_duplicate) = claimed;
-        let delivery_id = self.delivery_id(&judged, &visit, is_duplicate);
+        let delivery_id = match self.source.is_asked_for_names() {
+            true => self.delivery_id(&judged, &visit, is_duplicate),
+            false => String::new(),
+        };
         match (self.source.settings.delivery, judged) {
             _ if bound.targets.is_empty() => Box::pin(self.keep_to_ourselves(reservation, lease, visit)).await,
             (Way::Inbox, Judged::Proven(verified)) => {
@@ -219,7 +222,7 @@ impl Journey {
         let parcel = self.pack(judged, target, &visit, &delivery_id, outlet.signs.as_deref());
         let tag = Tag { source: self.source.settings.name.clone(), delivery_id, generation: 0, received: visit.at };
         let begun = Instant::now();
-        visit.upstreams = target.upstream.to_string();
+        visit.upstreams = target.upstream.clone();
         let sent = self.send(&parcel, &tag, outlet, reservation.as_ref(), lease).await;
         visit.forwarding = begun.elapsed();
         let refusal = match sent {
@@ -306,7 +309,7 @@ impl Journey {
         let event_id = verified.event_id().map(str::to_owned);
         let event_type = verified.event_type().map(str::to_owned);
         let source = &self.source.settings;
-        visit.upstreams = bound.names();
+        visit.upstreams = bound.names().into();
         let [target, ..] = &*bound.targets else { return visit.refuse(Refusal::Internal) };
         let path_of = |target: &Target| target.path(&self.source, verified.delivery());
         let paths: Vec<String> = bound.targets.iter().map(path_of).collect();

@@ -36,6 +36,7 @@ use crate::verify::SigningKey;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use body::Pace;
 use budget::{Buffer, InFlight};
+use http::HeaderValue;
 use ipnet::IpNet;
 use refused::Refusals;
 use silence::{Silence, Turn};
@@ -388,6 +389,8 @@ impl Gateway {
                 metrics.expect_quarantine(&settings.name, &Dropped::ALL.map(Dropped::label));
             }
             sources.push(Arc::new(Source {
+                // Names of tables are plain.
+                name: HeaderValue::from_str(&settings.name).unwrap_or(HeaderValue::from_static("")),
                 ledger,
                 meters: metrics.source(
                     &settings.name,

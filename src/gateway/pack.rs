@@ -31,7 +31,7 @@ impl Journey {
             _ => Vec::new(),
         };
         let statement = Statement {
-            source: &self.source.settings.name,
+            source: self.source.name.clone(),
             request_id: &visit.request_id,
             client_certificate: visit.subject(),
             forwarding: &self.forwarding,

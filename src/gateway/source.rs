@@ -195,6 +195,8 @@ pub(crate) enum OnDuplicate {
 /// A source at work.
 pub(crate) struct Source {
     pub(crate) settings: Settings,
+    /// As the upstream hears it.
+    pub(crate) name: HeaderValue,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) meters: Arc<SourceMeters>,
     /// One for each upstream that a route leads to.
@@ -212,6 +214,12 @@ pub(crate) struct Outlet {
 }
 
 impl Source {
+    /// Does anybody behind it hear what a delivery is called? An HTTP upstream does in our signature alone.
+    pub(crate) fn is_asked_for_names(&self) -> bool {
+        let asks = |outlet: &Outlet| outlet.signs.is_some() || outlet.destination.is_broker();
+        self.settings.delivery == Way::Inbox || self.outlets.iter().any(asks)
+    }
+
     pub(crate) fn outlet(&self, upstream: &str) -> Option<&Outlet> {
         self.outlets.iter().find(|outlet| *outlet.upstream == *upstream)
     }

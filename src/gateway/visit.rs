@@ -34,14 +34,14 @@ pub(super) struct Visit {
     pub(super) would_refuse: Option<Refusal>,
     /// What exactly was amiss with a proof: a form, never a value.
     pub(super) note: &'static str,
-    pub(super) checks: String,
+    pub(super) checks: Arc<str>,
     event_id: String,
     event_type: String,
     pub(super) body_bytes: usize,
     pub(super) verifying: Duration,
     pub(super) forwarding: Duration,
     /// Where it went, if it did.
-    pub(super) upstreams: String,
+    pub(super) upstreams: Arc<str>,
     recorded: bool,
 }
 
@@ -80,13 +80,13 @@ impl Visit {
             source: None,
             would_refuse: None,
             note: "",
-            checks: String::new(),
+            checks: Arc::default(),
             event_id: String::new(),
             event_type: String::new(),
             body_bytes: 0,
             verifying: Duration::ZERO,
             forwarding: Duration::ZERO,
-            upstreams: String::new(),
+            upstreams: Arc::default(),
             recorded: false,
         }
     }
@@ -108,12 +108,11 @@ impl Visit {
     pub(super) fn proven(&mut self, verified: &Verified, with_certificate: bool) {
         self.event_id = verified.event_id().unwrap_or_default().to_owned();
         self.event_type = verified.event_type().unwrap_or_default().to_owned();
-        self.checks = verified.checks().join(", ");
-        if with_certificate {
-            let comma = if self.checks.is_empty() { "" } else { ", " };
-            self.checks.push_str(comma);
-            self.checks.push_str("client_cert");
-        }
+        self.checks = match (with_certificate, &**verified.checks()) {
+            (false, _) => verified.checks().clone(),
+            (true, "") => "client_cert".into(),
+            (true, checks) => format!("{checks}, client_cert").into(),
+        };
     }
 
     /// Of the client's certificate, where it presented one.
@@ -158,13 +157,14 @@ impl Visit {
         if std::mem::replace(&mut self.recorded, true) {
             return;
         }
-        let whole = self.started.elapsed();
+        let ended = Instant::now();
+        let whole = ended.saturating_duration_since(self.started);
         let would_refuse = self.would_refuse.map(Outcome::Refused);
         match &self.source {
             Some(source) => {
                 source.meters.count(outcome);
                 if outcome.is_taken() && would_refuse.is_none() {
-                    source.silence.hear(Instant::now());
+                    source.silence.hear(ended);
                     source.meters.last_accepted.set(self.door.clock.now().as_secs() as f64);
                 }
                 if let Some(would) = would_refuse {

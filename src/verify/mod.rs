@@ -216,7 +216,9 @@ pub(crate) struct Verifier {
     replay: Option<Template>,
     /// Everything that is ever looked up in a body, so that one walk finds it.
     pointers: Pointers,
-    checks: Arc<[Arc<str>]>,
+    /// The names of all of them, as the upstream and the audit line have them.
+    checks: Arc<str>,
+    credential_headers: Vec<http::HeaderName>,
 }
 
 /// A refusal, with a note that is fit for a log: it names a form, never a value.
@@ -230,7 +232,7 @@ pub(crate) struct Fault {
 #[derive(Debug)]
 pub(crate) struct Verified {
     delivery: Delivery,
-    checks: Arc<[Arc<str>]>,
+    checks: Arc<str>,
     outcome: Outcome,
 }
 
@@ -328,7 +330,11 @@ impl Verifier {
         }
         let pointers = if signs_body { pointers } else { pointers.in_any_case() };
         let names = proofs.iter().map(|proof| proof.name());
-        let checks = names.chain(credentials.names().map(Arc::from)).collect();
+        let names: Vec<Arc<str>> = names.chain(credentials.names().map(Arc::from)).collect();
+        let checks = names.join(", ").into();
+        let partly = proofs.iter().filter(|proof| proof.coverage() != Coverage::Whole);
+        let places = partly.flat_map(|proof| proof.places());
+        let credential_headers = credentials.header().cloned().into_iter().chain(places).collect();
         let reads_json = proofs.iter().any(|proof| proof.reads_json()) || credentials.pointer().is_some();
         Ok(Self {
             proofs,
@@ -345,6 +351,7 @@ impl Verifier {
             replay,
             pointers,
             checks,
+            credential_headers,
         })
     }
 
@@ -407,8 +414,7 @@ impl Verifier {
     /// The headers in which a sender presents what whoever reads it could present again with a body of his own: a
     /// token, or a proof that does not stand for the whole body.
     pub(crate) fn credential_headers(&self) -> Vec<http::HeaderName> {
-        let partly = self.proofs.iter().filter(|proof| proof.coverage() != Coverage::Whole);
-        self.credentials.header().cloned().into_iter().chain(partly.flat_map(|proof| proof.places())).collect()
+        self.credential_headers.clone()
     }
 
     /// Passwords and tokens can be guessed, so that failures must be throttled before they are judged.
@@ -609,8 +615,8 @@ impl Verified {
         self.delivery
     }
 
-    /// The names of the proofs that passed: all that are configured.
-    pub(crate) fn checks(&self) -> &[Arc<str>] {
+    /// The names of the proofs that passed: all that are configured, with commas between them.
+    pub(crate) fn checks(&self) -> &Arc<str> {
         &self.checks
     }
 
