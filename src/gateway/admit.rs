@@ -130,11 +130,11 @@ pub(super) fn address(source: &Source, client: Client) -> Result<(), Refusal> {
 pub(super) fn certificate(
     source: &Source,
     presented: Option<&ClientCertificate>,
-    now: UnixMillis,
+    now: impl Fn() -> UnixMillis,
 ) -> Result<bool, Refusal> {
     let Some(rule) = &source.settings.client_cert else { return Ok(false) };
     match presented {
-        Some(certificate) if rule.takes(certificate, now) => Ok(true),
+        Some(certificate) if rule.takes(certificate, now()) => Ok(true),
         Some(_) => Err(Refusal::ClientCertNotAllowed),
         None if rule.required => Err(Refusal::ClientCertMissing),
         None => Ok(false),

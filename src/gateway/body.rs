@@ -73,6 +73,10 @@ pub(crate) async fn read(body: &mut Incoming, most: u64, pace: Pace, share: &Sha
             return Err(Refusal::TooLarge);
         }
         // Most bodies are one frame, and are kept as they came.
+        if length == data.len() as u64 && declared == Some(length) && body.is_end_stream() {
+            share.hold_whole(data.len()).map_err(|_| Refusal::BufferFull)?;
+            return Ok(data);
+        }
         if first.is_empty() && joined.is_empty() {
             share.grow(data.len()).map_err(|_| Refusal::BufferFull)?;
             counted = data.len();

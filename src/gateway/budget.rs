@@ -8,7 +8,7 @@
 use crate::client::ClientKey;
 use prometheus::IntGauge;
 use std::collections::{BinaryHeap, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -39,6 +39,7 @@ struct Held {
     total: Tally,
     by_client: HashMap<ClientKey, Tally>,
     by_source: HashMap<Arc<str>, Tally>,
+    /// Those that came in parts, by number: whoever holds nothing, or is whole, is nobody's victim.
     unfinished: HashMap<u64, Arc<Body>>,
     next: u64,
 }
@@ -77,7 +78,8 @@ fn rooms(most: u64) -> [(Scope, u64); 3] {
 pub(crate) struct Share {
     buffer: Arc<Buffer>,
     body: Arc<Body>,
-    number: u64,
+    /// Among the unfinished; 0: it is not, or was never.
+    number: AtomicU64,
 }
 
 /// There is no room for these bytes, or the body was cut to make room for others.
@@ -106,11 +108,7 @@ impl Buffer {
             cut: AtomicBool::new(false),
             wake: Notify::new(),
         });
-        let mut held = self.lock();
-        let number = held.next;
-        held.next += 1;
-        held.unfinished.insert(number, body.clone());
-        Share { buffer: self.clone(), body, number }
+        Share { buffer: self.clone(), body, number: AtomicU64::new(0) }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Held> {
@@ -123,8 +121,17 @@ impl Buffer {
 }
 
 impl Share {
-    /// Counts bytes that have come.
+    /// Counts bytes that have come, of a body that goes on.
     pub(crate) fn grow(&self, bytes: usize) -> Result<(), NoRoom> {
+        self.take(bytes, false)
+    }
+
+    /// Counts a body that has come in one piece: it is held, and never unfinished.
+    pub(crate) fn hold_whole(&self, bytes: usize) -> Result<(), NoRoom> {
+        self.take(bytes, true)
+    }
+
+    fn take(&self, bytes: usize, is_whole: bool) -> Result<(), NoRoom> {
         let most = self.buffer.most.load(Ordering::Relaxed) as u64;
         let more = bytes as u64;
         let mut held = self.buffer.lock();
@@ -133,6 +140,19 @@ impl Share {
         }
         held.make_room(more, most, &self.body)?;
         self.count(&mut held, bytes);
+        match (self.number.load(Ordering::Relaxed), is_whole) {
+            (0, false) => {
+                held.next += 1;
+                let number = held.next;
+                held.unfinished.insert(number, self.body.clone());
+                self.number.store(number, Ordering::Relaxed);
+            }
+            (number @ 1.., true) => {
+                held.unfinished.remove(&number);
+                self.number.store(0, Ordering::Relaxed);
+            }
+            (0, true) | (1.., false) => {}
+        }
         Ok(())
     }
 
@@ -165,9 +185,10 @@ impl Share {
     /// The body is whole: from here on it is not slow, it is being worked on. One that was cut meanwhile has no room
     /// to be worked on in: it was given to somebody else.
     pub(crate) fn finish(&self) -> Result<(), NoRoom> {
-        match self.buffer.lock().unfinished.remove(&self.number) {
-            Some(_) => Ok(()),
-            None => Err(NoRoom),
+        match self.number.swap(0, Ordering::Relaxed) {
+            // It holds nothing.
+            0 => Ok(()),
+            number => self.buffer.lock().unfinished.remove(&number).map(drop).ok_or(NoRoom),
         }
     }
 }
@@ -308,10 +329,16 @@ impl Scope {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut held = self.buffer.lock();
         let bytes = self.body.held();
+        let number = *self.number.get_mut();
+        if bytes == 0 && number == 0 {
+            return;
+        }
+        let mut held = self.buffer.lock();
         let leaving = if self.body.is_cut() { bytes } else { 0 };
-        held.unfinished.remove(&self.number);
+        if number > 0 {
+            held.unfinished.remove(&number);
+        }
         held.update(&self.body, |tally| {
             tally.held = tally.held.saturating_sub(bytes);
             tally.leaving = tally.leaving.saturating_sub(leaving);
@@ -397,6 +424,30 @@ mod tests {
             && held.by_client.is_empty()
             && held.by_source.is_empty()
             && held.unfinished.is_empty()
+    }
+
+    #[test]
+    fn a_body_that_came_in_one_piece_is_held_and_makes_room_for_nobody() {
+        let buffer = buffer(800);
+        let whole = buffer.share(client(1), "a".into(), seconds_ago(60));
+        // As HTTP/2 may begin: with a frame of nothing.
+        whole.grow(0).expect("there is room");
+        whole.hold_whole(100).expect("there is room");
+        assert_eq!(buffer.lock().total.held, 100);
+        let other = buffer.share(client(1), "a".into(), Instant::now());
+        assert_eq!(other.hold_whole(1), Err(NoRoom));
+        assert_eq!(other.grow(1), Err(NoRoom));
+        assert!(!whole.body.is_cut() && whole.finish() == Ok(()));
+        let nothing = buffer.share(client(2), "a".into(), Instant::now());
+        assert_eq!(nothing.finish(), Ok(()));
+        drop((nothing, other, whole));
+        assert!(is_as_new(&buffer));
+        let unfinished = stalled(&buffer, 1, 60, 100);
+        let other = buffer.share(client(1), "a".into(), Instant::now());
+        assert_eq!(other.hold_whole(100), Ok(()));
+        assert!(unfinished.body.is_cut() && unfinished.finish() == Err(NoRoom));
+        drop((unfinished, other));
+        assert!(is_as_new(&buffer));
     }
 
     #[test]

@@ -143,8 +143,11 @@ impl Own {
         // Writing to a String cannot fail.
         let _ = match peer {
             IpAddr::V4(v4) => {
-                let [a, b, c, d] = v4.octets();
-                write!(text, "{a}.{b}.{c}.{d}")
+                for (position, octet) in v4.octets().into_iter().enumerate() {
+                    text.push_str(if position > 0 { "." } else { "" });
+                    put_number(&mut text, octet.into());
+                }
+                Ok(())
             }
             IpAddr::V6(v6) => write!(text, "{v6}"),
         };
@@ -157,7 +160,7 @@ impl Own {
         text.push_str("\";proto=");
         text.push_str(arrival.scheme);
         let element = text.len();
-        let _ = write!(text, "{}", arrival.port);
+        put_number(&mut text, arrival.port);
         Self { text: Bytes::from(text), element, address, host, scheme: arrival.scheme }
     }
 
@@ -200,6 +203,13 @@ impl Own {
             appended(header::FORWARDED, own_element),
         ]
     }
+}
+
+/// In decimal; for this the machinery of `fmt` would cost more than all the rest.
+fn put_number(text: &mut String, number: u16) {
+    let digits = [number / 10_000, number / 1000 % 10, number / 100 % 10, number / 10 % 10, number % 10];
+    let first = digits.iter().position(|digit| *digit > 0).unwrap_or(digits.len() - 1);
+    text.extend(digits.iter().skip(first).map(|digit| char::from(b'0' + *digit as u8)));
 }
 
 /// All that a header says, in one line.
@@ -320,6 +330,17 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn whoever_comes_from_wherever_is_told_as_he_is(address in any::<IpAddr>(), port in any::<u16>()) {
+            let arrival = Arrival { peer: address, scheme: "https", authority: "hooks.test:1", port };
+            let all = headers(&arrival, &HeaderMap::new(), &[]);
+            let said: Vec<_> = all.iter().map(|(_, value)| value.to_str().expect("text")).collect();
+            let address = address.to_canonical();
+            let node = if address.is_ipv4() { address.to_string() } else { format!("\"[{address}]\"") };
+            let element = format!("for={node};host=\"hooks.test:1\";proto=https");
+            prop_assert_eq!(said, [&*address.to_string(), "https", "hooks.test:1", &*port.to_string(), &*element]);
+        }
+
         #[test]
         fn nothing_that_a_stranger_sends_makes_him_somebody_else(list in value_bytes(), elements in value_bytes()) {
             let sent = sent(&[("x-forwarded-for", list), ("forwarded", elements)]);

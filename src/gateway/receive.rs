@@ -14,6 +14,7 @@ use super::source::{Source, Way};
 use super::visit::Visit;
 use super::{Door, Gateway, admit, body, forwarded};
 use crate::client::ClientKey;
+use crate::clock::UnixMillis;
 use crate::delivery::Delivery;
 use crate::fetched::Wanted;
 use crate::refusal::Refusal;
@@ -195,7 +196,7 @@ impl Door {
             return Err(Refusal::TooLarge);
         }
         admit::address(source, visit.client)?;
-        let with_certificate = admit::certificate(source, visit.certificate.as_deref(), self.clock.now())?;
+        let with_certificate = admit::certificate(source, visit.certificate.as_deref(), || self.clock.now())?;
         admit::not_guessing(source, key)?;
         let place = self.in_flight.enter(key).ok_or(Refusal::ClientBusy)?;
         // Where routes choose among several, one that has room may be meant.
@@ -229,9 +230,11 @@ impl Door {
         let mut until = None;
         let mut rounds = 0;
         let (mut delivery, mut permits) = (delivery, permits);
+        let mut now;
         let (judged, permits) = loop {
             let begun = Instant::now();
-            let (judged, kept) = self.judge_once(source, delivery, permits).await?;
+            now = self.clock.now();
+            let (judged, kept) = self.judge_once(source, delivery, permits, now).await?;
             visit.verifying += begun.elapsed();
             match judged {
                 // Whoever fails often must not have us fetch: it is for them that there are turns.
@@ -248,7 +251,6 @@ impl Door {
         match judged {
             Ok(verified) => {
                 visit.proven(&verified, with_certificate);
-                let now = self.clock.now();
                 for gauge in verified.secrets_used().filter_map(|index| source.meters.secrets_last_used.get(index)) {
                     gauge.set(now.as_secs() as f64);
                 }
@@ -282,8 +284,8 @@ impl Door {
         source: &Arc<Source>,
         delivery: Delivery,
         permits: (Share, Place),
+        now: UnixMillis,
     ) -> Result<(Result<Verified, Refused>, (Share, Place)), Refusal> {
-        let now = self.clock.now();
         if delivery.body.len() <= LARGE_BODY && !source.settings.verifier.inflates(&delivery) {
             return Ok((source.settings.verifier.judge(delivery, now, &*self.fetcher), permits));
         }
