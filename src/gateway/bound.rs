@@ -9,12 +9,13 @@ use super::route::{Target, Traits};
 use super::source::{PathRule, Source, UpstreamPath, Way};
 use crate::delivery::Delivery;
 use crate::refusal::Refusal;
+use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::time::Duration;
 
 pub(super) struct Bound {
     /// Empty: for nobody.
-    pub(super) targets: Vec<Target>,
+    pub(super) targets: SmallVec<[Target; 1]>,
     pub(super) lane: Option<i64>,
 }
 

@@ -87,7 +87,8 @@ pub(crate) struct Plan {
 /// A snapshot.
 pub(crate) struct Gateway {
     pace: Pace,
-    listeners: HashMap<Arc<str>, ListenerView>,
+    /// A handful.
+    listeners: Vec<ListenerView>,
     pub(crate) upstreams: BTreeMap<String, Arc<Destination>>,
     /// What signs for an upstream that asks for it.
     pub(crate) signing: HashMap<String, Arc<SigningKey>>,
@@ -406,7 +407,7 @@ impl Gateway {
         }
         Ok(Self {
             pace: Pace { min_rate: plan.limits.min_body_rate, longest: plan.limits.body_timeout },
-            listeners: plan.listeners.into_iter().map(|view| (view.name.clone(), view)).collect(),
+            listeners: plan.listeners,
             upstreams,
             signing,
             sources: Sources::new(sources),
@@ -444,7 +445,8 @@ impl Gateway {
     }
 
     fn trusted(&self, listener: &str) -> &[IpNet] {
-        self.listeners.get(listener).map_or(&[], |view| &view.trusted_proxies)
+        let view = self.listeners.iter().find(|view| *view.name == *listener);
+        view.map_or(&[], |view| &view.trusted_proxies)
     }
 }
 

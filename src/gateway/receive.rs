@@ -106,19 +106,9 @@ impl Door {
             Err(refusal) => return visit.refuse(refusal),
         };
         visit.body_bytes = body.len();
-        let arrival = forwarded::Arrival {
-            peer: peer.address.ip(),
-            scheme: if peer.tls.is_some() { "https" } else { "http" },
-            authority: &authority,
-            port: peer.local.port(),
-        };
-        let trusted = gateway.trusted(&peer.listener);
-        let forwarding = forwarded::headers(&arrival, &parts.headers, trusted);
-        let traceparent =
-            traceparent(&parts.headers, trusted.iter().any(|net| net.contains(&arrival.peer.to_canonical())));
         let delivery = Delivery {
             method: parts.method,
-            scheme: arrival.scheme,
+            scheme: if peer.tls.is_some() { "https" } else { "http" },
             query: parts.uri.query().map(str::to_owned),
             path: visit.path.clone(),
             authority,
@@ -137,6 +127,7 @@ impl Door {
             Ok(judged) => judged,
             Err(Turned { refusal, aside }) => {
                 if let Some(delivery) = aside {
+                    let (forwarding, traceparent) = told(gateway, peer, &delivery);
                     let kept = Kept {
                         delivery: *delivery,
                         client: visit.client.address,
@@ -170,6 +161,7 @@ impl Door {
         }
 
         let Ok(work) = self.detached.clone().try_acquire_owned() else { return visit.refuse(Refusal::ClientBusy) };
+        let (forwarding, traceparent) = told(gateway, peer, judged.delivery());
         let journey = Journey { door: self.clone(), source, key, forwarding, traceparent, suspect: None };
         let concluding = Detached::new(async move {
             let reply = journey.conclude(judged, visit, permits).await;
@@ -335,6 +327,15 @@ fn find(gateway: &Gateway, parts: &Parts, peer: &Peer, visit: &mut Visit) -> Res
     let source = gateway.sources.find(&host, parts.uri.path(), &peer.listener).ok_or(Refusal::NoSource)?;
     visit.source = Some(source.clone());
     Ok(authority)
+}
+
+/// What we tell the upstream of how a request came: made of what goes on alone.
+fn told(gateway: &Gateway, peer: &Peer, delivery: &Delivery) -> (Vec<(HeaderName, HeaderValue)>, HeaderValue) {
+    let Delivery { scheme, authority, headers, .. } = delivery;
+    let arrival = forwarded::Arrival { peer: peer.address.ip(), scheme, authority, port: peer.local.port() };
+    let trusted = gateway.trusted(&peer.listener);
+    let believed = forwarded::is_trusted(arrival.peer.to_canonical(), trusted);
+    (forwarded::headers(&arrival, headers, trusted), traceparent(headers, believed))
 }
 
 /// W3C Trace Context: a trusted proxy's trace goes on with a new parent id; anybody else's begins here.

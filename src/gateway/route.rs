@@ -10,6 +10,7 @@ use super::source::{UpstreamPath, Way};
 use crate::verify::{Json, NotAPointer, Pointers};
 use http::{HeaderMap, HeaderName};
 use serde_json::Value;
+use smallvec::SmallVec;
 use std::str::Chars;
 use std::sync::Arc;
 
@@ -89,8 +90,8 @@ impl Routes {
 
     /// None: the delivery is for nobody here. An answer can be relayed from one upstream alone, so that the first route
     /// that matches takes a proxied delivery; a stored one goes to every upstream that one of its routes leads to.
-    pub(crate) fn targets(&self, way: Way, of: &Traits<'_>) -> Vec<&Target> {
-        let mut targets: Vec<&Target> = Vec::new();
+    pub(crate) fn targets(&self, way: Way, of: &Traits<'_>) -> SmallVec<[&Target; 2]> {
+        let mut targets: SmallVec<[&Target; 2]> = SmallVec::new();
         for Route { when, target } in &self.routes {
             let is_new = targets.iter().all(|taken| taken.upstream != target.upstream);
             if is_new && when.hold(of) {
