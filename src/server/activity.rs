@@ -108,6 +108,12 @@ impl Activity {
         self.handling.load(Relaxed) > 0 || self.answering.load(Relaxed) > 0
     }
 
+    /// HTTP/1: the last answer has been written, and nothing has come since.
+    pub(super) fn is_quiet_since(&self) -> Option<Instant> {
+        let is_quiet = !self.is_busy() && !self.is_in_head() && !self.is_stalled();
+        is_quiet.then(|| self.at(self.progress.load(Relaxed)))
+    }
+
     pub(super) fn is_in_head(&self) -> bool {
         self.head_since.get().is_some()
     }

@@ -2,13 +2,16 @@
 //!
 //! One task, one future and one timer for each connection. Invariants: every state has a deadline (the PROXY header and
 //! the TLS handshake, the first byte, a request's head, idleness, an answer that nobody reads, closing), and what is only
-//! needed to begin (handshake state) is boxed and gone before the connection can be idle.
+//! needed to begin (handshake state) is boxed and gone before the connection can be idle; what is only needed for requests
+//! (hyper's state and its two buffers of 8 KiB) goes when an HTTP/1 connection has been idle for a moment, and comes back
+//! with the next byte.
 //!
 //! The watchdog stands beside hyper and not within: hyper's `header_read_timeout` also counts the time between two
 //! requests, so it can only be as generous as the idle time-out; and HTTP/2 in hyper has neither.
 
 use std::future::{Future, poll_fn};
 use std::io;
+use std::mem;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -60,6 +63,11 @@ const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 /// HTTP/2: a peer learns of our GOAWAY a round trip later, and what it began before is served. One that was judged by what
 /// is no longer in force may not want to hear; from then on its streams are refused.
 const LAST_STREAMS_GRACE: Duration = Duration::from_secs(1);
+
+/// HTTP/1: a connection that has been idle for this long is parked. Short against the time for which senders keep
+/// connections, so that those which are in use at once decide the memory and not those that are open; and long enough that
+/// a busy one never is, and that another look at each open connection this often is nothing.
+const PARKED_AFTER: Duration = Duration::from_millis(500);
 
 const REQUEST_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
@@ -286,6 +294,10 @@ where
 {
     One(Box<Http1<H>>),
     Two(Pin<Box<Http2<H>>>),
+    /// HTTP/1 between two requests, without what they need.
+    Parked(Watched, Requests<H>),
+    /// On the way from one of the others to the next; nobody sees it.
+    Moving,
 }
 
 /// Why a connection is over.
@@ -308,6 +320,7 @@ where
     fn start(io: Watched, protocol: Protocol, service: Requests<H>, limits: &Limits) -> Self {
         let io = TokioIo::new(io);
         match protocol {
+            // Also where a parked connection goes on.
             Protocol::Http1 => {
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
@@ -343,7 +356,38 @@ where
         match self {
             Self::One(connection) => Pin::new(&mut **connection).poll(cx),
             Self::Two(connection) => connection.as_mut().poll(cx),
+            Self::Parked(..) | Self::Moving => Poll::Pending,
         }
+    }
+
+    /// Only between two requests: nothing is half read by the handler, and nothing is still to be written.
+    fn park(&mut self) {
+        *self = match mem::replace(self, Self::Moving) {
+            Self::One(connection) => {
+                let parts = connection.into_parts();
+                let mut io = parts.io.into_inner();
+                // What hyper has read and not understood, such as the first bytes of a head.
+                io.read_again(parts.read_buf);
+                Self::Parked(io, parts.service)
+            }
+            other => other,
+        }
+    }
+
+    /// Whether it was parked and goes on, because something came.
+    fn resume(&mut self, cx: &mut Context<'_>, limits: &Limits) -> bool {
+        let Self::Parked(io, _) = self else { return false };
+        if io.poll_readable(cx).is_pending() {
+            return false;
+        }
+        if let Self::Parked(io, service) = mem::replace(self, Self::Moving) {
+            *self = Self::start(io, Protocol::Http1, service, limits);
+        }
+        true
+    }
+
+    fn is_parked(&self) -> bool {
+        matches!(self, Self::Parked(..))
     }
 
     /// HTTP/1: close behind the answer in flight. HTTP/2: GOAWAY, and finish the streams.
@@ -351,11 +395,13 @@ where
         match self {
             Self::One(connection) => Pin::new(&mut **connection).graceful_shutdown(),
             Self::Two(connection) => connection.as_mut().graceful_shutdown(),
+            // It is closed instead, as there is no answer in flight.
+            Self::Parked(..) | Self::Moving => {}
         }
     }
 
     fn is_http1(&self) -> bool {
-        matches!(self, Self::One(_))
+        !matches!(self, Self::Two(_))
     }
 
     async fn close(self, end: End, activity: &Activity, address: SocketAddr) {
@@ -376,7 +422,10 @@ where
                 })
                 .await;
             }
-            (Self::Two(_), End::Closed) | (_, End::Dropped) => {
+            (Self::Parked(mut io, _), End::Closed) => {
+                let _ = timeout(LINGER, io.shutdown()).await;
+            }
+            (Self::Two(_) | Self::Moving, End::Closed) | (_, End::Dropped) => {
                 tracing::debug!(%address, "closed a connection that made no progress");
             }
         }
@@ -396,6 +445,7 @@ where
     let mut stopped_at = None;
     let mut was_told = false;
     let mut closes_at = None;
+    let mut resumed_at = Instant::now();
     poll_fn(move |cx| {
         loop {
             if stopped_at.is_none()
@@ -408,10 +458,14 @@ where
                 }
             }
             activity.turn_begins();
+            let resumed = http.resume(cx, limits);
             if let Poll::Ready(result) = http.poll(cx) {
                 return Poll::Ready(End::Done(result));
             }
             let now = Instant::now();
+            if resumed {
+                resumed_at = now;
+            }
             let mut look_again = match activity.verdict(now, limits) {
                 Verdict::LookAgain(at) => at,
                 Verdict::Stalled => return Poll::Ready(End::Dropped),
@@ -456,6 +510,19 @@ where
                     return Poll::Ready(End::Dropped);
                 }
                 look_again = look_again.min(at);
+            }
+            if http.is_http1()
+                && !http.is_parked()
+                && let Some(since) = activity.is_quiet_since()
+            {
+                // Behind a resumption too, or bytes that make no head would be parked and resumed without a pause.
+                let parks_at = since.max(resumed_at) + PARKED_AFTER;
+                if parks_at <= now {
+                    http.park();
+                    // Once more round, to wait for what comes.
+                    continue;
+                }
+                look_again = look_again.min(parks_at);
             }
             // Moving the alarm costs; one that rings early is looked at and set again.
             if look_again < alarm.deadline() || alarm.is_elapsed() {

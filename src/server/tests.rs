@@ -260,6 +260,74 @@ async fn idle_time_is_not_header_time() {
     assert!(began.elapsed() >= SHORT * 3, "closed after {:?}", began.elapsed());
 }
 
+/// Longer than a connection keeps what only requests need.
+const REST: Duration = Duration::from_secs(3);
+
+/// Time passes for everybody here, and what it brings is done.
+async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+    tokio::time::resume();
+}
+
+#[tokio::test]
+async fn a_connection_that_rested_answers_as_before_in_the_clear_and_over_tls() {
+    let served = serve(settings());
+    let mut stream = served.connect().await;
+    pass(REST).await;
+    for _ in 0..3 {
+        assert!(ask(&mut stream).await.starts_with("HTTP/1.1 200 "));
+        pass(REST).await;
+    }
+    let authority = Authority::new("server ca");
+    let served = serve(with_tls(without_clients(vec![authority.issue("a.example").files()])));
+    let config = Arc::new(client(&authority, &[], None));
+    let mut stream = connect_tls(served.address(), &config, "a.example").await.unwrap();
+    pass(REST).await;
+    for _ in 0..3 {
+        assert!(ask(&mut stream).await.contains("tls=a.example "));
+        pass(REST).await;
+    }
+    stream.shutdown().await.unwrap();
+    assert_eq!(read_all(&mut stream).await.unwrap(), "", "a rest hides no goodbye");
+    wait_until(|| served.meters.connections.get() == 0).await;
+}
+
+#[tokio::test]
+async fn half_a_head_behind_a_request_outlives_a_rest() {
+    let served = serve(settings());
+    let mut stream = served.connect().await;
+    let both = [GET, GET].concat();
+    let (sent, rest) = both.split_at(GET.len() + 9);
+    stream.write_all(sent).await.unwrap();
+    assert!(read_answer(&mut stream).await.starts_with("HTTP/1.1 200 "));
+    for _ in 0..3 {
+        pass(REST).await;
+    }
+    stream.write_all(rest).await.unwrap();
+    assert!(read_answer(&mut stream).await.starts_with("HTTP/1.1 200 "));
+}
+
+#[tokio::test]
+async fn a_connection_that_rests_is_closed_when_its_time_is_over_and_when_we_stop() {
+    let served = serve(Settings { limits: Limits { idle_timeout: REST * 2, ..LIMITS }, ..settings() });
+    let mut stream = served.connect().await;
+    ask(&mut stream).await;
+    pass(REST).await;
+    assert_eq!(served.meters.connections.get(), 1);
+    pass(REST).await;
+    assert!(is_closed_silently(&mut stream).await);
+    let mut stream = served.connect().await;
+    ask(&mut stream).await;
+    pass(REST).await;
+    served.stop.send_replace(Stop::StopAccepting);
+    assert!(is_closed_silently(&mut stream).await);
+    served.ends().await;
+}
+
 #[tokio::test]
 async fn a_stray_line_end_behind_a_request_is_no_request() {
     let limits = Limits { header_timeout: SHORT, ..LIMITS };
