@@ -10,6 +10,7 @@ mod connection;
 mod descriptors;
 mod distinguished_name;
 mod frames;
+mod known_signatures;
 mod listen;
 mod parting;
 mod permits;

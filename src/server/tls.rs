@@ -25,6 +25,7 @@ use tokio_rustls::server::TlsStream;
 use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
 use super::certificate::{ClientCertificate, Facts, ServedNames};
+use super::known_signatures;
 use super::transport::{Protocol, Socket};
 use crate::clock::UnixMillis;
 use crate::secret::Secret;
@@ -168,8 +169,11 @@ const TICKETS: usize = 1;
 
 impl Tls {
     pub(crate) fn build(settings: Settings) -> Result<Self, TlsError> {
-        let provider =
-            Arc::new(CryptoProvider { cipher_suites: CIPHER_SUITES.to_vec(), ..aws_lc_rs::default_provider() });
+        let provider = Arc::new(CryptoProvider {
+            cipher_suites: CIPHER_SUITES.to_vec(),
+            signature_verification_algorithms: known_signatures::algorithms(),
+            ..aws_lc_rs::default_provider()
+        });
         let mut deadlines = Vec::new();
         let mut notes = Vec::new();
         let verifier = client_verifier(&settings, &provider, &mut deadlines, &mut notes)?;
