@@ -3,7 +3,9 @@
 //! Invariant: a name is one of the subject's alternative names, never the common name: a CA that checks the former may
 //! not have looked at the latter (RFC 9525). Nothing here is a proof; rustls has verified the chain before.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::distinguished_name::DistinguishedName;
 use rustls_pki_types::CertificateDer;
@@ -29,7 +31,12 @@ pub(crate) struct ClientCertificate {
 pub(crate) struct Unreadable;
 
 impl ClientCertificate {
-    pub(super) fn parse(chain: &[CertificateDer<'_>]) -> Result<Self, Unreadable> {
+    /// Whether it was read from these very bytes.
+    fn is_of(&self, chain: &[CertificateDer<'_>]) -> bool {
+        chain.split_first().is_some_and(|(leaf, rest)| self.der == *leaf && self.intermediates == rest)
+    }
+
+    fn parse(chain: &[CertificateDer<'_>]) -> Result<Self, Unreadable> {
         let (leaf, intermediates) = chain.split_first().ok_or(Unreadable)?;
         let parsed = parse(leaf)?;
         let mut dns_names = Vec::new();
@@ -51,6 +58,30 @@ impl ClientCertificate {
             subject_text: subject.to_string(),
             subject,
         })
+    }
+}
+
+/// What the clients of late have shown, read: a sender that connects anew for each delivery is read once, and its
+/// connections share what was read. Only chains that were verified for their own connection come here.
+#[derive(Default)]
+pub(super) struct Lately(Mutex<VecDeque<Arc<ClientCertificate>>>);
+
+/// More senders at once than most gateways have, and few enough to compare with each; about 64 KiB.
+const MOST_LATELY: usize = 32;
+
+impl Lately {
+    pub(super) fn read(&self, chain: &[CertificateDer<'_>]) -> Result<Arc<ClientCertificate>, Unreadable> {
+        let lately = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(same) = lately().iter().find(|one| one.is_of(chain)) {
+            return Ok(Arc::clone(same));
+        }
+        let read = Arc::new(ClientCertificate::parse(chain)?);
+        let mut lately = lately();
+        if lately.len() == MOST_LATELY {
+            lately.pop_front();
+        }
+        lately.push_back(Arc::clone(&read));
+        Ok(read)
     }
 }
 
@@ -195,6 +226,32 @@ mod tests {
         assert_eq!(client.subject_text, "O=Example,CN=common.example");
         assert_eq!(client.sha256, <[u8; 32]>::from(Sha256::digest(&der)));
         assert!(client.intermediates.is_empty());
+    }
+
+    #[test]
+    fn a_chain_is_read_once_and_another_for_itself() {
+        let (one, other) = (certificate(&["one.example"]), certificate(&["other.example"]));
+        let lately = Lately::default();
+        let read = |chain: &[&CertificateDer<'static>]| {
+            lately.read(&chain.iter().map(|one| (*one).clone()).collect::<Vec<_>>()).unwrap()
+        };
+        let first = read(&[&one]);
+        assert!(Arc::ptr_eq(&first, &read(&[&one])));
+        assert_eq!(read(&[&other]).dns_names, ["other.example"]);
+        let longer = read(&[&one, &other]);
+        assert_eq!((longer.sha256, longer.intermediates.len()), (first.sha256, 1), "its intermediates are its own");
+        assert_eq!(read(&[&other, &one]).dns_names, ["other.example"], "the first is the leaf");
+        assert!(lately.read(&[CertificateDer::from(vec![0x30, 0x00])]).is_err());
+    }
+
+    #[test]
+    fn the_chains_of_late_are_bounded_and_the_oldest_is_read_anew() {
+        let lately = Lately::default();
+        let chains: Vec<_> = (0..=MOST_LATELY).map(|number| [certificate(&[&format!("{number}.example")])]).collect();
+        let read: Vec<_> = chains.iter().map(|chain| lately.read(chain).unwrap()).collect();
+        assert_eq!(lately.0.lock().unwrap().len(), MOST_LATELY);
+        assert!(Arc::ptr_eq(&read[MOST_LATELY], &lately.read(&chains[MOST_LATELY]).unwrap()));
+        assert!(!Arc::ptr_eq(&read[0], &lately.read(&chains[0]).unwrap()));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
-use super::certificate::{ClientCertificate, Facts, ServedNames};
+use super::certificate::{ClientCertificate, Facts, Lately, ServedNames};
 use super::known_signatures;
 use super::transport::{Protocol, Socket};
 use crate::clock::UnixMillis;
@@ -92,6 +92,7 @@ pub(crate) struct Tls {
     /// Never empty.
     identities: Vec<Identity>,
     client_rules: ClientRules,
+    lately: Lately,
     deadlines: Vec<Deadline>,
     notes: Vec<String>,
 }
@@ -196,7 +197,7 @@ impl Tls {
         if identities.is_empty() {
             return Err(TlsError::NoCertificate);
         }
-        Ok(Self { identities, client_rules, deadlines, notes })
+        Ok(Self { identities, client_rules, lately: Lately::default(), deadlines, notes })
     }
 
     pub(super) fn client_rules(&self) -> ClientRules {
@@ -238,9 +239,11 @@ impl Tls {
         let certificate = match session.peer_certificates() {
             None | Some([]) => None,
             Some(chain) => {
-                let client = ClientCertificate::parse(chain)
+                let client = self
+                    .lately
+                    .read(chain)
                     .map_err(|unreadable| io::Error::new(io::ErrorKind::InvalidData, unreadable))?;
-                Some(Arc::new(client))
+                Some(client)
             }
         };
         let protocol = match session.alpn_protocol() {
