@@ -6,6 +6,9 @@
 //! (hyper's state and its two buffers of 8 KiB) goes when an HTTP/1 connection has been idle for a moment, and comes back
 //! with the next byte.
 //!
+//! One file: hyper's connection, its rest and the watchdog that sends it there and ends it take turns with each other, and
+//! what one may do is read from the other.
+//!
 //! The watchdog stands beside hyper and not within: hyper's `header_read_timeout` also counts the time between two
 //! requests, so it can only be as generous as the idle time-out; and HTTP/2 in hyper has neither.
 
