@@ -48,6 +48,7 @@ impl Sender {
     }
 
     /// The paths of the sources that requests are for.
+    #[allow(dead_code, reason = "the state's benchmark has many")]
     pub(crate) fn aim_at(&mut self, paths: Vec<[u8; 5]>) {
         self.paths = paths.into();
     }

@@ -26,7 +26,8 @@ impl Claims {
         let state = State::Memory(Ledgers::default());
         let quota = Quota::parse("1000000/s", Some(1_000_000)).expect("a rate");
         let limit = RateLimit { quota, per: Per::Source };
-        let source = |number| (state.ledger(&format!("source-{number}"), max_claims), Limits::new(&[limit.clone()]));
+        let source =
+            |number| (state.ledger(&format!("source-{number}"), max_claims), Limits::new(std::slice::from_ref(&limit)));
         Self {
             sources: (0..sources).map(source).collect(),
             client: ClientKey::of(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7))),
@@ -62,7 +63,7 @@ impl Claims {
     }
 
     /// How many are remembered.
-    pub fn len(&self) -> usize {
+    pub fn remembered(&self) -> usize {
         self.sources.iter().map(|(ledger, _)| ledger.len()).sum()
     }
 }
