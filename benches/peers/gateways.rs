@@ -81,7 +81,9 @@ pub(crate) fn missing() -> Vec<&'static str> {
 
 pub(crate) fn version(kind: &Kind) -> String {
     let (program, argument) = match kind {
-        Kind::Hookward(path) | Kind::Qhook(path) => (path.clone(), "--version"),
+        Kind::Hookward(path) => (path.clone(), "--version"),
+        // It does not tell; cargo, which installed it, knows.
+        Kind::Qhook(path) => return installed(path).unwrap_or_else(|| "qhook of an unknown version".to_owned()),
         Kind::Nginx => (NGINX.into(), "-v"),
         Kind::Haproxy => (HAPROXY.into(), "-v"),
         Kind::Floor => return "benches/peers/floor.rs".to_owned(),
@@ -89,6 +91,13 @@ pub(crate) fn version(kind: &Kind) -> String {
     let output = Command::new(program).arg(argument).env("PATH", FOLDERS).output().expect("it is there");
     let text = [output.stdout, output.stderr].concat();
     String::from_utf8_lossy(&text).lines().next().unwrap_or_default().trim().to_owned()
+}
+
+/// Name and version, of the list that cargo keeps beside bin/.
+fn installed(program: &Path) -> Option<String> {
+    let list = fs::read_to_string(program.parent()?.with_file_name(".crates.toml")).ok()?;
+    let line = list.lines().find(|line| line.contains(&format!("{:?}", program.file_name().unwrap_or_default())))?;
+    Some(line.trim_start_matches('"').split(" (").next()?.to_owned())
 }
 
 impl Gateway {
