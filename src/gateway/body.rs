@@ -86,8 +86,8 @@ pub(crate) async fn read(body: &mut Incoming, most: u64, pace: Pace, share: &Sha
         let needed = first.len() + joined.len() + data.len();
         if needed > joined.capacity() {
             share.grow(needed - counted).map_err(|_| Refusal::BufferFull)?;
-            // Twice as much each time, so that a body is not copied at every frame; nobody is cut for that.
-            let wished = joined.capacity().saturating_mul(2).min(ceiling);
+            // Four times as much each time, so that a body is not copied at every frame; nobody is cut for that.
+            let wished = joined.capacity().saturating_mul(4).min(ceiling);
             let spare = wished.saturating_sub(needed);
             counted = if share.grow_if_free(spare) { needed + spare } else { needed };
             joined.reserve_exact(counted - joined.len());

@@ -36,6 +36,7 @@ pub(super) struct Activity {
     stalled_since: Moment,
     was_busy: AtomicBool,
     body_may_be_unread: AtomicBool,
+    has_ended: AtomicBool,
     answer_was_cut: AtomicBool,
     is_stopping: AtomicBool,
     /// What the peer was judged by is no longer in force.
@@ -73,6 +74,7 @@ impl Activity {
             stalled_since: Moment::default(),
             was_busy: AtomicBool::new(false),
             body_may_be_unread: AtomicBool::new(false),
+            has_ended: AtomicBool::new(false),
             answer_was_cut: AtomicBool::new(false),
             is_stopping: AtomicBool::new(false),
             outdated_since: Moment::default(),
@@ -133,7 +135,7 @@ impl Activity {
 
     /// Bytes of a request may still be on their way: closing at once would reset the connection under our answer.
     pub(super) fn may_have_unread(&self) -> bool {
-        self.is_in_head() || self.body_may_be_unread.load(Relaxed)
+        !self.has_ended.load(Relaxed) && (self.is_in_head() || self.body_may_be_unread.load(Relaxed))
     }
 
     /// The peer must be able to tell that its answer is not whole.
@@ -184,6 +186,11 @@ impl Activity {
         if progress.owes {
             self.head_since.set_once(self.millis());
         }
+    }
+
+    /// The peer will send no more, and what it sent was read: nothing can be on its way.
+    pub(super) fn peer_has_ended(&self) {
+        self.has_ended.store(true, Relaxed);
     }
 
     pub(super) fn sent(&self, progressed: bool) {

@@ -78,6 +78,8 @@ const REQUEST_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: clo
 pub(super) struct Accepted {
     pub(super) tcp: Arriving,
     pub(super) address: SocketAddr,
+    /// The listener's; what it was asked by is to be looked up only where that is every address of the machine.
+    pub(super) bound: SocketAddr,
     pub(super) settings: Arc<Settings>,
     pub(super) permits: Arc<Permits>,
     pub(super) permit: Permit,
@@ -111,13 +113,13 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let Accepted { tcp, address, settings, permits, permit, client, judgement, seat: _seat } = accepted;
+    let Accepted { tcp, address, bound, settings, permits, permit, client, judgement, seat: _seat } = accepted;
     let signals = Signals { stop, judgement };
     let _open = Open::count(&meters.connections);
     let _permit = permit;
     let limits = settings.limits;
     // Boxed: a handshake's state is far larger than what an idle connection needs.
-    let established = Box::pin(establish(tcp, address, &settings, &permits, &meters, signals.clone())).await;
+    let established = Box::pin(establish(tcp, (address, bound), &settings, &permits, &meters, signals.clone())).await;
     drop((settings, permits, meters));
     let Some(Established { io, protocol, peer, activity, client_behind_proxy }) = established else { return };
     let _client = client.or(client_behind_proxy);
@@ -153,7 +155,7 @@ struct Established {
 /// From a socket to a peer that is known and a protocol that is chosen.
 async fn establish(
     tcp: Arriving,
-    socket_address: SocketAddr,
+    (socket_address, bound): (SocketAddr, SocketAddr),
     settings: &Settings,
     permits: &Arc<Permits>,
     meters: &Meters,
@@ -163,7 +165,7 @@ async fn establish(
     let deadline = Instant::now() + limits.handshake_timeout;
     let mut address = socket_address;
     let tcp = tcp.arrive().ok()?;
-    let mut local = canonical(tcp.local_addr().ok()?);
+    let mut local = canonical(if bound.ip().is_unspecified() { tcp.local_addr().ok()? } else { bound });
     let mut socket = Socket::new(tcp);
     let mut client_behind_proxy = None;
     if settings.proxy_protocol {
@@ -254,7 +256,7 @@ struct Requests<H> {
 
 impl<H, F, B> Service<Request<Incoming>> for Requests<H>
 where
-    H: Fn(Request<Incoming>, Arc<Peer>) -> F,
+    H: Fn(Request<Incoming>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
 {
     type Response = Response<Answer<B>>;
@@ -271,10 +273,11 @@ where
             return Box::pin(async { Err(h2::Reason::REFUSED_STREAM.into()) });
         }
         let handling = self.activity.request_begins(is_http1, has_body);
-        let answer = (self.handler)(request, Arc::clone(&self.peer));
+        let (handler, peer) = (self.handler.clone(), Arc::clone(&self.peer));
         let activity = Arc::clone(&self.activity);
+        // The handler is asked in there, so that what it makes is made where it stays.
         Box::pin(async move {
-            let mut answer = answer.await.map(|body| handling.answered_with(body));
+            let mut answer = handler(request, peer).await.map(|body| handling.answered_with(body));
             // hyper's graceful shutdown says this too, but cannot be called before a request has come, and a request may
             // come and be answered in one turn. Without this word a client may send the next one into the closing.
             if is_http1 && activity.is_stopping() {
@@ -290,7 +293,7 @@ type Http2<H> = http2::Connection<TokioIo<Watched>, Requests<H>, TokioExecutor>;
 
 enum Http<H, F, B>
 where
-    H: Fn(Request<Incoming>, Arc<Peer>) -> F,
+    H: Fn(Request<Incoming>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -315,7 +318,7 @@ enum End {
 
 impl<H, F, B> Http<H, F, B>
 where
-    H: Fn(Request<Incoming>, Arc<Peer>) -> F,
+    H: Fn(Request<Incoming>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,

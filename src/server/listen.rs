@@ -75,6 +75,8 @@ impl Listener {
         };
         let ready = bound.and_then(|socket| {
             socket.set_nonblocking(true)?;
+            // Small answers must not wait for an acknowledgement. What is accepted inherits it (tcp(7)).
+            rustix::net::sockopt::set_tcp_nodelay(&socket, true)?;
             let local_addr = socket.local_addr()?;
             Ok((socket, local_addr))
         });
@@ -134,7 +136,7 @@ impl Listener {
         let spawn = |connections: &mut JoinSet<()>, admitted: Admitted, permit: Permit| {
             let seat = self.threads.seat();
             let there = seat.elsewhere().cloned();
-            let Ok(accepted) = admitted.with(permit, seat, Arc::clone(&self.permits)) else { return };
+            let Ok(accepted) = admitted.with(self.local_addr, permit, seat, Arc::clone(&self.permits)) else { return };
             let serving = connection::run(accepted, Arc::clone(&self.meters), handler.clone(), stop.clone());
             match there {
                 None => connections.spawn(serving),
@@ -223,8 +225,6 @@ impl Listener {
                 return None;
             }
         };
-        // Small answers must not wait for an acknowledgement. A failure means that the peer is gone, which will show.
-        let _ = tcp.set_nodelay(true);
         let address = canonical(address);
         // In this order: a reload between the two tells a connection to go that could have stayed, never the reverse.
         let judgement = self.judgement.subscribe();
@@ -262,13 +262,13 @@ struct Admitted {
 
 impl Admitted {
     /// An error means that the socket cannot leave this thread's poll.
-    fn with(self, permit: Permit, seat: Seat, permits: Arc<Permits>) -> io::Result<Accepted> {
+    fn with(self, bound: SocketAddr, permit: Permit, seat: Seat, permits: Arc<Permits>) -> io::Result<Accepted> {
         let Self { tcp, address, settings, client, judgement } = self;
         let tcp = match seat.elsewhere() {
             None => Arriving::Here(tcp),
             Some(_) => Arriving::Elsewhere(tcp.into_std()?),
         };
-        Ok(Accepted { tcp, address, settings, permits, permit, client, judgement, seat })
+        Ok(Accepted { tcp, address, bound, settings, permits, permit, client, judgement, seat })
     }
 }
 

@@ -216,7 +216,7 @@ impl Watched {
 impl AsyncRead for Watched {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let me = &mut *self;
-        let before = buf.filled().len();
+        let (before, had_room) = (buf.filled().len(), buf.remaining() > 0);
         if me.again.is_empty() {
             ready!(match &mut me.transport {
                 Transport::Plain(socket) => Pin::new(socket).poll_read(cx, buf),
@@ -231,7 +231,9 @@ impl AsyncRead for Watched {
             }
         }
         let came = &buf.filled()[before..];
-        if !came.is_empty() {
+        if came.is_empty() && had_room {
+            me.activity.peer_has_ended();
+        } else if !came.is_empty() {
             match &mut me.frames {
                 None => me.activity.received(),
                 Some(frames) => me.activity.received_frames(frames.follow(came)),

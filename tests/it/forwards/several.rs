@@ -224,7 +224,8 @@ fn a_delivery_that_waits_gets_the_next_place() {
         0 => Reply::Held(held.clone(), Box::new(Reply::Status(200))),
         _ => Reply::Status(200),
     });
-    let gateway = gateway(&[upstream.url()], "max_in_flight = 1\nqueue_timeout = \"20s\"");
+    // Connections rest with the thread that used them.
+    let gateway = gateway(&[upstream.url()], "max_in_flight = 1\nqueue_timeout = \"20s\"\n[limits]\nthreads = 1");
     let to = gateway.public();
     let senders: Vec<_> =
         (0..3).map(|number| std::thread::spawn(move || delivery("/github", number).send(to).status)).collect();

@@ -12,8 +12,8 @@ pub(crate) use nats::Nats;
 pub(crate) use rabbit::Rabbit;
 pub(crate) use redis::Redis;
 
-use super::PATIENCE;
 use super::gateway::Folder;
+use super::{PATIENCE, eventually};
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
@@ -82,6 +82,21 @@ impl Running {
         let group = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process id");
         // The last of the group may be gone already.
         let _ = kill_process_group(group, signal);
+        if signal == Signal::STOP {
+            self.wait_until_stopped();
+        }
+    }
+
+    /// Each of its threads stops by itself, a moment later, and answers until it has.
+    fn wait_until_stopped(&self) {
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let is_stopped = |task: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('T'))
+        };
+        eventually("the engine is stopped", || {
+            std::fs::read_dir(&tasks).expect("it runs").flatten().all(is_stopped).then_some(())
+        });
     }
 
     /// Whether the program has ended by itself.
