@@ -32,14 +32,15 @@ impl Heads {
         let admitted = || {
             let found = client(peer, &parts.headers, &[]);
             admit::framing(parts)?;
-            let host = admit::host_of(&admit::authority(parts)?);
+            let authority = admit::authority(parts)?;
+            let host = admit::host_of(&authority);
             let source = self.gateway.sources.find(&host, parts.uri.path(), "a");
             let source = source.ok_or(crate::refusal::Refusal::NoSource)?;
             if admit::method(source, parts)? {
                 admit::content_type(source, &parts.headers)?;
             }
             admit::address(source, found)?;
-            admit::certificate(source, None, UnixMillis::default())?;
+            admit::certificate(source, None, UnixMillis::default)?;
             admit::not_guessing(source, ClientKey::of(found.address))
         };
         admitted().is_ok()

@@ -385,7 +385,7 @@ static FORWARDING: LazyLock<Vec<(HeaderName, HeaderValue)>> = LazyLock::new(|| {
 
 fn statement() -> Statement<'static> {
     Statement {
-        source: "hmac",
+        source: HeaderValue::from_static("hmac"),
         request_id: "0199c6e2-7c00-7000-8000-000000000000",
         client_certificate: None,
         forwarding: &FORWARDING,

@@ -12,8 +12,8 @@ pub(crate) use nats::Nats;
 pub(crate) use rabbit::Rabbit;
 pub(crate) use redis::Redis;
 
+use super::PATIENCE;
 use super::gateway::Folder;
-use super::{PATIENCE, eventually};
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
@@ -94,9 +94,11 @@ impl Running {
             let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
             stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('T'))
         };
-        eventually("the engine is stopped", || {
-            std::fs::read_dir(&tasks).expect("it runs").flatten().all(is_stopped).then_some(())
-        });
+        let until = Instant::now() + PATIENCE;
+        while !std::fs::read_dir(&tasks).expect("it runs").flatten().all(is_stopped) {
+            assert!(Instant::now() < until, "the engine does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Whether the program has ended by itself.
