@@ -313,7 +313,8 @@ fn what_waits_for_an_upstream_that_is_no_longer_configured_goes_when_it_is_again
     let silent_app = upstream("app", &silent, "");
     let without = configuration("", &format!("{}{}", upstream("other", &other, ""), source("else", "other", "")));
     let folder = Arc::new(Folder::new());
-    let mut gateway = Gateway::start_in(folder, &configuration("", &format!("{silent_app}{}", source("shop", "app", OFTEN))));
+    let mut gateway =
+        Gateway::start_in(folder, &configuration("", &format!("{silent_app}{}", source("shop", "app", OFTEN))));
     for name in ["one", "two", "three"] {
         accepted(&gateway, "shop", name);
     }
