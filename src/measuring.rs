@@ -25,52 +25,9 @@ use http::{HeaderMap, HeaderValue, Method};
 use sha2::{Digest, Sha256};
 
 use crate::clock::UnixMillis;
-use crate::config;
 use crate::delivery::Delivery;
 use crate::fetched::NoLibrary;
 use crate::secret::Secret;
-
-const SOURCES: &str = r#"
-[listeners.a]
-address = "127.0.0.1:1"
-[upstreams.u]
-urls = ["http://127.0.0.1:1"]
-[sources.hmac]
-path = "/hmac"
-secrets = [{ env = "HMAC" }]
-upstream = "u"
-[sources.hmac.verify]
-algorithm = "hmac-sha256"
-signature = { header = "X-Signature", encoding = "hex", prefix = "v1=" }
-message = "{timestamp}.{body}"
-timestamp = { header = "X-Timestamp" }
-id = { header = "X-Id" }
-[sources.stripe]
-path = "/stripe"
-provider = "stripe"
-secrets = [{ env = "HMAC" }]
-upstream = "u"
-[sources.ed25519]
-path = "/ed25519"
-provider = "discord"
-secrets = [{ env = "ED25519" }]
-upstream = "u"
-[sources.p256]
-path = "/p256"
-provider = "sendgrid"
-secrets = [{ env = "P256" }]
-upstream = "u"
-[sources.rsa]
-path = "/rsa"
-provider = "wechat-pay"
-secrets = [{ env = "RSA", id = "key-1" }]
-upstream = "u"
-[sources.jwt]
-path = "/jwt"
-provider = "plaid"
-secrets = [{ env = "JWK" }]
-upstream = "u"
-"#;
 
 const NOW: UnixMillis = UnixMillis(1_760_000_000_000);
 const TIME: &str = "1760000000";
@@ -108,20 +65,13 @@ pub fn pairs() -> Vec<Pair> {
         "x": URL_SAFE_NO_PAD.encode(x), "y": URL_SAFE_NO_PAD.encode(y),
     });
 
-    let environment = |name: &str| {
-        let value = match name {
-            "HMAC" => HMAC_SECRET.to_owned(),
-            "ED25519" => hex::encode(seed.verifying_key().as_bytes()),
-            "P256" => STANDARD.encode(spki.as_ref()),
-            "RSA" => pem("RSA PUBLIC KEY", rsa.public_key().as_ref()),
-            "JWK" => jwk.to_string(),
-            _ => return None,
-        };
-        Some(value.into())
+    let keys = |name: &str| match name {
+        "P256" => Some(STANDARD.encode(spki.as_ref())),
+        "RSA" => Some(pem("RSA PUBLIC KEY", rsa.public_key().as_ref())),
+        "JWK" => Some(jwk.to_string()),
+        _ => None,
     };
-    let loaded = config::load_text(SOURCES, &environment);
-    let told: Vec<_> = loaded.problems.iter().map(ToString::to_string).collect();
-    let sources = loaded.config.unwrap_or_else(|| panic!("the sources above load: {told:?}")).plan.sources;
+    let sources = sources::loaded_with(sources::SOURCES, keys).plan.sources;
     let whole = |name: &str, headers: &[(&'static str, String)], private: Option<String>| {
         let source = sources.iter().find(|source| &*source.name == name).expect("one of the sources above");
         let verifier = source.verifier.clone();

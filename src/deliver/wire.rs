@@ -216,9 +216,7 @@ fn begin(read: &Read, bytes: &Bytes, method: &Method) -> Result<Begun, String> {
     for name in dropped {
         headers.remove(name);
     }
-    let has_none = method == Method::HEAD
-        || matches!(read.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-        || read.status.is_informational();
+    let has_none = method == Method::HEAD || matches!(read.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let left = match (has_none, is_chunked, declared) {
         (true, ..) => Left::Length(0),
         (false, true, _) => Left::Chunked(Chunk::Size),

@@ -8,7 +8,7 @@ use super::{HMAC_SECRET, signed};
 use crate::config;
 use crate::verify::Verifier;
 
-const SOURCES: &str = r#"
+pub(super) const SOURCES: &str = r#"
 [listeners.a]
 address = "127.0.0.1:1"
 [upstreams.u]
@@ -79,15 +79,22 @@ bearer = [{ env = "HMAC" }]
 "#;
 
 pub(super) fn loaded(text: &str) -> config::Config {
+    loaded_with(text, |name| match name {
+        "P256" => Some(signed::P256.to_owned()),
+        "RSA" => Some(signed::RSA.to_owned()),
+        "JWK" => Some(signed::JWK.to_owned()),
+        _ => None,
+    })
+}
+
+/// With other keys of those algorithms whose signatures are not the same in every run.
+pub(super) fn loaded_with(text: &str, keys: impl Fn(&str) -> Option<String> + Sync) -> config::Config {
     let environment = |name: &str| {
         let value = match name {
             "HMAC" => HMAC_SECRET.to_owned(),
             "STANDARD" => "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned(),
             "ED25519" => hex::encode(SigningKey::from_bytes(&[7; 32]).verifying_key().as_bytes()),
-            "P256" => signed::P256.to_owned(),
-            "RSA" => signed::RSA.to_owned(),
-            "JWK" => signed::JWK.to_owned(),
-            _ => return None,
+            _ => keys(name)?,
         };
         Some(value.into())
     };
