@@ -17,7 +17,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use super::wire::{self, Head, Left, Piece};
+use super::wire::{self, Head};
+use crate::framing::{Left, Piece};
 
 /// What an answer's head and a small body fit into.
 const READ_AT_ONCE: usize = 4 * 1024;
@@ -185,7 +186,7 @@ impl Connection {
                 Ok(Piece::Data(data)) => return Poll::Ready(Some(Ok(data))),
                 Ok(Piece::End) => return Poll::Ready(None),
                 Ok(Piece::Nothing) => {}
-                Err(error) => return Poll::Ready(Some(Err(error))),
+                Err(error) => return Poll::Ready(Some(Err(error.to_owned()))),
             }
             let until_close = *left == Left::UntilClose;
             match ready!(self.poll_read(cx, LARGE_READ)) {

@@ -12,9 +12,9 @@ use bytes::{Bytes, BytesMut};
 use httparse::Status;
 use smallvec::SmallVec;
 
+use crate::framing::{self, Chunk, Left};
+
 const MAX_ANSWER_HEADERS: usize = 100;
-/// Of a chunk's size with its extensions, which nobody uses.
-const LONGEST_CHUNK_LINE: usize = 4 * 1024;
 
 /// RFC 9110 §7.6.1, and what of old is taken for the like.
 pub(super) fn is_hop_by_hop(name: &HeaderName) -> bool {
@@ -85,26 +85,6 @@ pub(super) struct Head {
     pub(super) headers: HeaderMap,
 }
 
-/// What of an answer's body is still to come.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Left {
-    Length(u64),
-    Chunked(Chunk),
-    /// Whatever comes until the upstream closes.
-    UntilClose,
-}
-
-/// Where in a chunked body the next byte stands (RFC 9112 §7.1).
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Chunk {
-    Size,
-    Data(u64),
-    /// The line end behind a chunk's data.
-    DataEnd,
-    /// Bytes of trailers so far.
-    Trailers(usize),
-}
-
 /// An answer has begun.
 #[derive(Debug)]
 pub(super) struct Begun {
@@ -112,15 +92,6 @@ pub(super) struct Begun {
     pub(super) left: Left,
     /// Another request may follow, once the answer was read.
     pub(super) keeps: bool,
-}
-
-/// What the bytes so far give.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Piece {
-    Data(Bytes),
-    /// More has to be read first.
-    Nothing,
-    End,
 }
 
 /// Takes an answer's head off the buffer; interim answers (RFC 9110 §15.2) are passed over. None: it is not whole yet.
@@ -147,7 +118,7 @@ struct Read {
     length: usize,
     status: StatusCode,
     is_http_1_1: bool,
-    fields: SmallVec<[(Range<usize>, Range<usize>); 16]>,
+    fields: SmallVec<[(Range<usize>, Range<usize>); 24]>,
 }
 
 fn read_head(buffer: &BytesMut) -> Result<Option<Read>, String> {
@@ -161,12 +132,7 @@ fn read_head(buffer: &BytesMut) -> Result<Option<Read>, String> {
     };
     let status = answer.code.and_then(|code| StatusCode::from_u16(code).ok());
     let status = status.ok_or_else(|| "what came is no answer: its status is none".to_owned())?;
-    let start = buffer.as_ptr() as usize;
-    let place = |part: &[u8]| {
-        let from = (part.as_ptr() as usize).saturating_sub(start);
-        from..from + part.len()
-    };
-    let fields = answer.headers.iter().map(|field| (place(field.name.as_bytes()), place(field.value))).collect();
+    let fields = framing::places(buffer, answer.headers);
     Ok(Some(Read { length, status, is_http_1_1: answer.version == Some(1), fields }))
 }
 
@@ -232,74 +198,10 @@ fn begin(read: &Read, bytes: &Bytes, method: &Method) -> Result<Begun, String> {
     Ok(Begun { head: Head { status: read.status, headers }, left, keeps })
 }
 
-impl Left {
-    pub(super) fn is_over(&self) -> bool {
-        *self == Self::Length(0)
-    }
-
-    /// The rest, where it is known.
-    pub(super) fn length(&self) -> Option<u64> {
-        match self {
-            Self::Length(length) => Some(*length),
-            Self::Chunked(_) | Self::UntilClose => None,
-        }
-    }
-
-    /// Takes off the buffer what belongs to the body. `longest`: of all trailers together.
-    pub(super) fn take(&mut self, buffer: &mut BytesMut, longest: usize) -> Result<Piece, String> {
-        loop {
-            match self {
-                Self::Length(0) => return Ok(Piece::End),
-                Self::Length(left) => return Ok(take_data(left, buffer)),
-                Self::UntilClose if buffer.is_empty() => return Ok(Piece::Nothing),
-                Self::UntilClose => return Ok(Piece::Data(buffer.split().freeze())),
-                Self::Chunked(Chunk::Data(0)) => *self = Self::Chunked(Chunk::DataEnd),
-                Self::Chunked(Chunk::Data(left)) => return Ok(take_data(left, buffer)),
-                Self::Chunked(Chunk::Size) => match httparse::parse_chunk_size(buffer) {
-                    Ok(Status::Complete((length, size))) if length <= LONGEST_CHUNK_LINE => {
-                        let _ = buffer.split_to(length);
-                        *self = Self::Chunked(if size == 0 { Chunk::Trailers(0) } else { Chunk::Data(size) });
-                    }
-                    Ok(Status::Partial) if buffer.len() <= LONGEST_CHUNK_LINE => return Ok(Piece::Nothing),
-                    Ok(_) | Err(_) => return Err("a chunk's size is none".to_owned()),
-                },
-                Self::Chunked(Chunk::DataEnd) => match buffer.get(..2) {
-                    Some(b"\r\n") => {
-                        let _ = buffer.split_to(2);
-                        *self = Self::Chunked(Chunk::Size);
-                    }
-                    None if b"\r\n".starts_with(buffer) => return Ok(Piece::Nothing),
-                    Some(_) | None => return Err("a chunk is longer than its size".to_owned()),
-                },
-                // Trailers could smuggle a header past whoever judged the head: they are dropped.
-                Self::Chunked(Chunk::Trailers(passed)) => match buffer.iter().position(|byte| *byte == b'\n') {
-                    Some(end) if *passed + end <= longest => {
-                        let line = buffer.split_to(end + 1);
-                        *passed += line.len();
-                        if matches!(&line[..], b"\r\n" | b"\n") {
-                            *self = Self::Length(0);
-                        }
-                    }
-                    None if *passed + buffer.len() <= longest => return Ok(Piece::Nothing),
-                    Some(_) | None => return Err("its trailers are too large".to_owned()),
-                },
-            }
-        }
-    }
-}
-
-fn take_data(left: &mut u64, buffer: &mut BytesMut) -> Piece {
-    if buffer.is_empty() {
-        return Piece::Nothing;
-    }
-    let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(buffer.len());
-    *left -= taken as u64;
-    Piece::Data(buffer.split_to(taken).freeze())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::framing::Piece;
     use proptest::prelude::*;
 
     const LONGEST: usize = 4096;
@@ -414,7 +316,7 @@ mod tests {
                 "{chunks}"
             );
         }
-        let endless = format!("1;{}", "x".repeat(LONGEST_CHUNK_LINE));
+        let endless = format!("1;{}", "x".repeat(8 * 1024));
         assert!(post(&format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{endless}")).is_err());
         let trailers = format!("0\r\n{}", "X: 1\r\n".repeat(LONGEST));
         assert!(post(&format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{trailers}")).is_err());
