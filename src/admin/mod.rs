@@ -18,7 +18,6 @@ use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -61,7 +60,7 @@ impl AdminPort {
         self.token.store(token.map(Arc::new));
     }
 
-    pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Reply {
+    pub(crate) async fn answer<B>(self: Arc<Self>, request: Request<B>) -> Reply {
         let path = request.uri().path();
         // Without the token, not even what is here and what is not.
         if !matches!(path, "/metrics" | "/healthz" | "/readyz") && !self.is_operator(&request) {
@@ -136,7 +135,7 @@ impl AdminPort {
         reply
     }
 
-    fn is_operator(&self, request: &Request<Incoming>) -> bool {
+    fn is_operator<B>(&self, request: &Request<B>) -> bool {
         let mut values = request.headers().get_all(header::AUTHORIZATION).iter();
         let (Some(token), Some(value), None) = (&*self.token.load(), values.next(), values.next()) else {
             return false;

@@ -7,10 +7,10 @@
 
 use super::budget::Share;
 use crate::refusal::Refusal;
+use crate::server::{Body, BodyError};
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::body::{Body, Incoming};
-use std::io::ErrorKind;
+use hyper::body::Body as _;
 use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -36,11 +36,11 @@ impl Pace {
 }
 
 /// What the head says of the body's length: more than `most` is refused before a byte is read.
-pub(crate) fn declared_too_large(body: &Incoming, most: u64) -> bool {
+pub(crate) fn declared_too_large(body: &Body, most: u64) -> bool {
     body.size_hint().lower() > most
 }
 
-pub(crate) async fn read(body: &mut Incoming, most: u64, pace: Pace, share: &Share) -> Result<Bytes, Refusal> {
+pub(crate) async fn read(body: &mut Body, most: u64, pace: Pace, share: &Share) -> Result<Bytes, Refusal> {
     let started = Instant::now();
     let declared = body.size_hint().exact();
     // No body has more room than it can use: what it says it is, or what it may be.
@@ -60,7 +60,11 @@ pub(crate) async fn read(body: &mut Incoming, most: u64, pace: Pace, share: &Sha
             Ok(None) => break,
             Ok(Some(Err(error))) => {
                 tracing::debug!(%error, "the body ended early");
-                return Err(if is_malformed(&error) { Refusal::Malformed } else { Refusal::ClientGone });
+                return Err(if matches!(error, BodyError::Malformed(_)) {
+                    Refusal::Malformed
+                } else {
+                    Refusal::ClientGone
+                });
             }
             // Trailers are dropped: nothing that comes behind the body is part of what was signed.
             Ok(Some(Ok(frame))) => match frame.into_data() {
@@ -103,7 +107,7 @@ pub(crate) async fn read(body: &mut Incoming, most: u64, pace: Pace, share: &Sha
 ///
 /// Dropped at once, its stream is reset right behind the answer. RFC 9113 §8.1 allows that (NO_ERROR), but clients in
 /// use, curl 7.88 among them, take the reset for a failure and throw the answer away. In HTTP/1 there is no such reset.
-pub(crate) fn let_end(mut body: Incoming) {
+pub(crate) fn let_end(mut body: Body) {
     if body.is_end_stream() {
         return;
     }
@@ -119,12 +123,6 @@ pub(crate) fn let_end(mut body: Incoming) {
         // the client runs out of window, with the answer already in its hands.
         std::future::pending::<()>().await;
     }));
-}
-
-/// A chunk that is none, told from a sender that left: hyper says both with an `io::Error` as the cause.
-fn is_malformed(error: &hyper::Error) -> bool {
-    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
-    cause.is_some_and(|cause| matches!(cause.kind(), ErrorKind::InvalidInput | ErrorKind::InvalidData))
 }
 
 #[cfg(test)]

@@ -18,13 +18,12 @@ use crate::clock::UnixMillis;
 use crate::delivery::Delivery;
 use crate::fetched::Wanted;
 use crate::refusal::Refusal;
-use crate::server::Peer;
+use crate::server::{Body, Peer};
 use crate::telemetry::Outcome;
 use crate::verify::{Refused, Verified};
 use http::header::{self, HeaderName};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Version};
-use hyper::body::Incoming;
 use rand::Rng as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -56,7 +55,7 @@ impl From<Refusal> for Turned {
 }
 
 impl Door {
-    pub(crate) async fn receive(self: Arc<Self>, request: Request<Incoming>, peer: Arc<Peer>) -> Reply {
+    pub(crate) async fn receive(self: Arc<Self>, request: Request<Body>, peer: Arc<Peer>) -> Reply {
         let gateway = self.snapshot();
         let (parts, mut incoming) = request.into_parts();
         let client = forwarded::client(peer.address.ip(), &parts.headers, gateway.trusted(&peer.listener));
@@ -84,7 +83,7 @@ impl Door {
         self: &Arc<Self>,
         gateway: &Arc<Gateway>,
         parts: Parts,
-        incoming: &mut Incoming,
+        incoming: &mut Body,
         peer: &Peer,
         mut visit: Visit,
     ) -> Reply {
@@ -176,7 +175,7 @@ impl Door {
         &self,
         source: &Source,
         parts: &Parts,
-        incoming: &Incoming,
+        incoming: &Body,
         key: ClientKey,
         visit: &Visit,
     ) -> Result<(Place, bool), Refusal> {

@@ -1,8 +1,8 @@
 //! What has a connection been doing, and since when? Written by its socket, its service and its answers; read by the
 //! watchdog in connection.rs.
 //!
-//! hyper tells none of this: its header time-out also runs while a kept-alive connection is idle (and then answers what
-//! was never asked), and HTTP/2 has none at all. So one small record per connection is kept here instead.
+//! hyper, which speaks HTTP/2 here, tells none of this, and HTTP/1 is watched by the same rules: one small record for each
+//! connection.
 //! Invariant: `handling` and `answering` are counted by guards, so a panic or a cancelled future is an end like any other.
 //! The fields are independent statistics, each written at one place: relaxed ordering is enough, and a value that is read
 //! a moment too early only makes the watchdog look once more.
@@ -22,6 +22,9 @@ use super::frames::Progress;
 
 pub(super) struct Activity {
     began: Instant,
+    /// When the turn began that the connection is in, or was in last: in HTTP/1 everything here happens in its turns, and
+    /// to know the time costs more than all else.
+    turn: Moment,
     requests: AtomicU64,
     /// Handlers that have not answered.
     handling: AtomicU32,
@@ -65,6 +68,7 @@ impl Activity {
         let began = head_since.unwrap_or_else(Instant::now);
         let activity = Self {
             began,
+            turn: Moment::default(),
             requests: AtomicU64::new(0),
             handling: AtomicU32::new(0),
             answering: AtomicU32::new(0),
@@ -163,14 +167,17 @@ impl Activity {
         self.outdated_since.get().is_some_and(|since| self.at(since) + grace < Instant::now())
     }
 
-    /// Before the connection is polled.
-    pub(super) fn turn_begins(&self) {
+    /// Before the connection is polled. `now`: everything that happens until the next turn happens then.
+    pub(super) fn turn_begins(&self, now: Option<Instant>) {
         self.was_busy.store(self.is_busy(), Relaxed);
+        if let Some(now) = now {
+            self.turn.set(self.millis_until(now));
+        }
     }
 
     /// HTTP/1: bytes came. Between two requests they begin a head.
     ///
-    /// In the turn in which an answer ends, hyper may still read the rest of a body that the handler did not want; that
+    /// In the turn in which an answer ends, the rest of a body that the handler did not want may still be read; that
     /// is no head. A head that does begin in that turn is timed from its next bytes, or as idleness.
     pub(super) fn received(&self) {
         if !self.was_busy.load(Relaxed) && !self.is_busy() {
@@ -212,12 +219,21 @@ impl Activity {
         Handling(Arc::clone(self))
     }
 
+    /// HTTP/1: nothing of the request is on its way any more.
+    pub(super) fn body_was_read(&self) {
+        self.body_may_be_unread.store(false, Relaxed);
+    }
+
     pub(super) fn progressed(&self) {
         self.progress.store(self.millis(), Relaxed);
     }
 
     fn millis(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+        self.turn.get().unwrap_or_else(|| self.millis_until(Instant::now()))
+    }
+
+    fn millis_until(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX)
     }
 
     fn at(&self, millis: u64) -> Instant {
@@ -255,7 +271,7 @@ pub(super) struct Handling(Arc<Activity>);
 impl Handling {
     pub(super) fn answered_with<B>(self, body: B) -> Answer<B> {
         self.0.answering.fetch_add(1, Relaxed);
-        Answer { body: Box::pin(body), activity: Arc::clone(&self.0), is_awaited: false }
+        Answer { body, activity: Arc::clone(&self.0), is_awaited: false }
     }
 }
 
@@ -268,7 +284,7 @@ impl Drop for Handling {
 
 /// The body of an answer, watched.
 pub(super) struct Answer<B> {
-    body: Pin<Box<B>>,
+    body: B,
     activity: Arc<Activity>,
     is_awaited: bool,
 }
@@ -286,13 +302,13 @@ impl<B> Answer<B> {
 
 impl<B> Body for Answer<B>
 where
-    B: Body<Data = Bytes>,
+    B: Body<Data = Bytes> + Unpin,
 {
     type Data = Bytes;
     type Error = B::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let frame = self.body.as_mut().poll_frame(cx);
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
         self.set_awaited(frame.is_pending());
         let frame = ready!(frame);
         self.activity.progressed();
@@ -387,11 +403,11 @@ mod tests {
     async fn the_rest_of_an_unwanted_body_is_not_taken_for_a_head() {
         let activity = Activity::new(None);
         let answer = activity.request_begins(true, true).answered_with(());
-        activity.turn_begins();
+        activity.turn_begins(None);
         drop(answer);
         activity.received();
         assert!(!activity.is_in_head());
-        activity.turn_begins();
+        activity.turn_begins(None);
         activity.received();
         assert!(activity.is_in_head());
     }

@@ -3,39 +3,40 @@
 //! One task, one future and one timer for each connection. Invariants: every state has a deadline (the PROXY header and
 //! the TLS handshake, the first byte, a request's head, idleness, an answer that nobody reads, closing), and what is only
 //! needed to begin (handshake state) is boxed and gone before the connection can be idle; what is only needed for requests
-//! (hyper's state and its two buffers of 8 KiB) goes when an HTTP/1 connection has been idle for a moment, and comes back
-//! with the next byte.
+//! (the buffers of both directions) goes when an HTTP/1 connection has been idle for a moment, and comes back with the
+//! next byte.
 //!
-//! One file: hyper's connection, its rest and the watchdog that sends it there and ends it take turns with each other, and
-//! what one may do is read from the other.
+//! One file: the connection and the watchdog that sends it to rest and ends it take turns with each other, and what one may
+//! do is read from the other.
 //!
-//! The watchdog stands beside hyper and not within: hyper's `header_read_timeout` also counts the time between two
-//! requests, so it can only be as generous as the idle time-out; and HTTP/2 in hyper has neither.
+//! The watchdog stands beside HTTP and not within: hyper, which speaks HTTP/2 here, has no deadline for a head that does
+//! not end nor for a connection that is idle.
 
 use std::future::{Future, poll_fn};
 use std::io;
-use std::mem;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HeaderValue};
+use futures_util::task::AtomicWaker;
 use http::{Request, Response};
-use http_body::Body;
+use http_body::Body as _;
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use prometheus::IntGauge;
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::activity::{Activity, Answer, Verdict};
+use super::body::Body;
+use super::http1;
 use super::parting::{Parting, Signals};
 use super::permits::{ClientPermit, Permit, Permits};
 use super::proxy_protocol::{self, Header};
@@ -44,10 +45,6 @@ use super::{Limits, Meters, Peer, Settings, Stop};
 use crate::client::ClientKey;
 use crate::threads::Seat;
 
-/// hyper refuses a smaller read buffer.
-const LEAST_HTTP1_BUFFER: usize = 8192;
-/// More than any provider sends, by a factor of three.
-const MAX_HEADERS: usize = 100;
 /// One request's body in flight may fill its window before the handler reads; bodies are small.
 const STREAM_WINDOW: u32 = 64 * 1024;
 /// And all of a connection's together, no more than this.
@@ -67,7 +64,7 @@ const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 /// is no longer in force may not want to hear; from then on its streams are refused.
 const LAST_STREAMS_GRACE: Duration = Duration::from_secs(1);
 
-/// HTTP/1: a connection that has been idle for this long is parked. Short against the time for which senders keep
+/// HTTP/1: a connection that has been idle for this long gives back its buffers. Short against the time for which senders keep
 /// connections, so that those which are in use at once decide the memory and not those that are open; and long enough that
 /// a busy one never is, and that another look at each open connection this often is nothing.
 const PARKED_AFTER: Duration = Duration::from_millis(500);
@@ -108,10 +105,10 @@ impl Arriving {
 
 pub(super) async fn run<H, F, B>(accepted: Accepted, meters: Arc<Meters>, handler: H, stop: watch::Receiver<Stop>)
 where
-    H: Fn(Request<Incoming>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request<Body>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
+    B::Error: Into<BoxError>,
 {
     let Accepted { tcp, address, bound, settings, permits, permit, client, judgement, seat: _seat } = accepted;
     let signals = Signals { stop, judgement };
@@ -123,7 +120,7 @@ where
     drop((settings, permits, meters));
     let Some(Established { io, protocol, peer, activity, client_behind_proxy }) = established else { return };
     let _client = client.or(client_behind_proxy);
-    let service = Requests { handler, peer, activity: Arc::clone(&activity), protocol };
+    let service = Requests { handler, peer, activity: Arc::clone(&activity) };
     let mut http = Http::start(io, protocol, service, &limits);
     let end = watch(&mut http, &activity, &limits, signals).await;
     Box::pin(http.close(end, &activity, address)).await;
@@ -247,69 +244,56 @@ pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 /// Hands requests to the handler.
-struct Requests<H> {
-    handler: H,
-    peer: Arc<Peer>,
-    activity: Arc<Activity>,
-    protocol: Protocol,
+pub(super) struct Requests<H> {
+    pub(super) handler: H,
+    pub(super) peer: Arc<Peer>,
+    pub(super) activity: Arc<Activity>,
 }
 
+pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// HTTP/2's. HTTP/1 asks the handler itself.
 impl<H, F, B> Service<Request<Incoming>> for Requests<H>
 where
-    H: Fn(Request<Incoming>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request<Body>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
 {
     type Response = Response<Answer<B>>;
     type Error = h2::Error;
-    // Boxed, because hyper keeps room for one such future as long as an HTTP/1 connection lives, idle or not.
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, h2::Error>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let has_body = !request.body().is_end_stream();
-        let is_http1 = self.protocol == Protocol::Http1;
-        // HTTP/1 needs no such rule: it closes behind one answer, whatever the peer wants.
-        if !is_http1 && self.activity.is_outdated_for(LAST_STREAMS_GRACE) {
+        if self.activity.is_outdated_for(LAST_STREAMS_GRACE) {
             // Nothing was done, so it may be sent again on another connection (RFC 9113 §8.7).
             return Box::pin(async { Err(h2::Reason::REFUSED_STREAM.into()) });
         }
-        let handling = self.activity.request_begins(is_http1, has_body);
+        let handling = self.activity.request_begins(false, has_body);
         let (handler, peer) = (self.handler.clone(), Arc::clone(&self.peer));
-        let activity = Arc::clone(&self.activity);
         // The handler is asked in there, so that what it makes is made where it stays.
-        Box::pin(async move {
-            let mut answer = handler(request, peer).await.map(|body| handling.answered_with(body));
-            // hyper's graceful shutdown says this too, but cannot be called before a request has come, and a request may
-            // come and be answered in one turn. Without this word a client may send the next one into the closing.
-            if is_http1 && activity.is_stopping() {
-                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok(answer)
-        })
+        Box::pin(
+            async move { Ok(handler(request.map(Body::http2), peer).await.map(|body| handling.answered_with(body))) },
+        )
     }
 }
 
-type Http1<H> = http1::Connection<TokioIo<Watched>, Requests<H>>;
 type Http2<H> = http2::Connection<TokioIo<Watched>, Requests<H>, TokioExecutor>;
 
 enum Http<H, F, B>
 where
-    H: Fn(Request<Incoming>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request<Body>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
+    B::Error: Into<BoxError>,
 {
-    One(Box<Http1<H>>),
+    One(Box<http1::Connection<H, F, B>>),
     Two(Pin<Box<Http2<H>>>),
-    /// HTTP/1 between two requests, without what they need.
-    Parked(Watched, Requests<H>),
-    /// On the way from one of the others to the next; nobody sees it.
-    Moving,
 }
 
 /// Why a connection is over.
 enum End {
-    /// hyper says so.
-    Done(hyper::Result<()>),
+    /// HTTP says so.
+    Done(Result<(), BoxError>),
     /// We say so, and the peer may be told.
     Closed,
     /// We say so, and the peer would not hear.
@@ -318,27 +302,14 @@ enum End {
 
 impl<H, F, B> Http<H, F, B>
 where
-    H: Fn(Request<Incoming>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request<Body>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
+    B::Error: Into<BoxError>,
 {
     fn start(io: Watched, protocol: Protocol, service: Requests<H>, limits: &Limits) -> Self {
-        let io = TokioIo::new(io);
         match protocol {
-            // Also where a parked connection goes on.
-            Protocol::Http1 => {
-                let connection = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    // The watchdog's work, see the head of this file.
-                    .header_read_timeout(None)
-                    .half_close(false)
-                    .max_buf_size(limits.max_header_bytes.max(LEAST_HTTP1_BUFFER))
-                    .max_header_size(limits.max_header_bytes)
-                    .max_headers(MAX_HEADERS)
-                    .serve_connection(io, service);
-                Self::One(Box::new(connection))
-            }
+            Protocol::Http1 => Self::One(Box::new(http1::Connection::new(io, service, limits))),
             Protocol::Http2 => {
                 let connection = http2::Builder::new(TokioExecutor::new())
                     .timer(TokioTimer::new())
@@ -352,57 +323,35 @@ where
                     .initial_connection_window_size(CONNECTION_WINDOW)
                     .keep_alive_interval(PING_INTERVAL)
                     .keep_alive_timeout(PING_TIMEOUT)
-                    .serve_connection(io, service);
+                    .serve_connection(TokioIo::new(io), service);
                 Self::Two(Box::pin(connection))
             }
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         match self {
-            Self::One(connection) => Pin::new(&mut **connection).poll(cx),
-            Self::Two(connection) => connection.as_mut().poll(cx),
-            Self::Parked(..) | Self::Moving => Poll::Pending,
+            Self::One(connection) => connection.poll(cx),
+            Self::Two(connection) => connection.as_mut().poll(cx).map_err(Into::into),
         }
     }
 
-    /// Only between two requests: nothing is half read by the handler, and nothing is still to be written.
-    fn park(&mut self) {
-        *self = match mem::replace(self, Self::Moving) {
-            Self::One(connection) => {
-                let parts = connection.into_parts();
-                let mut io = parts.io.into_inner();
-                // What hyper has read and not understood, such as the first bytes of a head.
-                io.read_again(parts.read_buf);
-                Self::Parked(io, parts.service)
-            }
-            other => other,
+    /// HTTP/1 between two requests: gives back what only requests need.
+    fn rest(&mut self) {
+        if let Self::One(connection) = self {
+            connection.rest();
         }
     }
 
-    /// Whether it was parked and goes on, because something came.
-    fn resume(&mut self, cx: &mut Context<'_>, limits: &Limits) -> bool {
-        let Self::Parked(io, _) = self else { return false };
-        if io.poll_readable(cx).is_pending() {
-            return false;
-        }
-        if let Self::Parked(io, service) = mem::replace(self, Self::Moving) {
-            *self = Self::start(io, Protocol::Http1, service, limits);
-        }
-        true
-    }
-
-    fn is_parked(&self) -> bool {
-        matches!(self, Self::Parked(..))
+    fn rests(&self) -> bool {
+        matches!(self, Self::One(connection) if connection.rests())
     }
 
     /// HTTP/1: close behind the answer in flight. HTTP/2: GOAWAY, and finish the streams.
     fn graceful_shutdown(&mut self) {
         match self {
-            Self::One(connection) => Pin::new(&mut **connection).graceful_shutdown(),
+            Self::One(connection) => connection.graceful_shutdown(),
             Self::Two(connection) => connection.as_mut().graceful_shutdown(),
-            // It is closed instead, as there is no answer in flight.
-            Self::Parked(..) | Self::Moving => {}
         }
     }
 
@@ -415,23 +364,13 @@ where
             (_, End::Done(Ok(()))) => {}
             (_, End::Done(Err(error))) => tracing::debug!(%address, %error, "the connection ended early"),
             (Self::One(connection), End::Closed) => {
-                let parts = connection.into_parts();
                 // To a client that has not begun to ask, a 408 would be the answer to its next request.
-                let asked = parts.read_buf.iter().any(|byte| !matches!(byte, b'\r' | b'\n'));
-                let mut io = parts.io.into_inner();
-                // A failure here means that the peer left before us.
-                let _ = timeout(LINGER, async {
-                    if asked && !activity.is_busy() && !activity.is_stalled() {
-                        io.write_all(REQUEST_TIMEOUT).await?;
-                    }
-                    io.shutdown().await
-                })
-                .await;
+                let is_late = connection.is_asked() && !activity.is_busy() && !activity.is_stalled();
+                let last_word = if is_late { REQUEST_TIMEOUT } else { b"" };
+                // Late or not: it is over.
+                let _ = timeout(LINGER, connection.close(last_word)).await;
             }
-            (Self::Parked(mut io, _), End::Closed) => {
-                let _ = timeout(LINGER, io.shutdown()).await;
-            }
-            (Self::Two(_) | Self::Moving, End::Closed) | (_, End::Dropped) => {
+            (Self::Two(_), End::Closed) | (_, End::Dropped) => {
                 tracing::debug!(%address, "closed a connection that made no progress");
             }
         }
@@ -441,11 +380,14 @@ where
 /// Drives a connection until it ends or its time is over.
 async fn watch<H, F, B>(http: &mut Http<H, F, B>, activity: &Activity, limits: &Limits, mut signals: Signals) -> End
 where
-    H: Fn(Request<Incoming>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request<Body>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
+    B::Error: Into<BoxError>,
 {
+    // Neither is asked before it has rung: each turn of a busy connection would ask both, and hear nothing.
+    let bell = Bell::new();
+    let waker = Waker::from(Arc::clone(&bell));
     let mut parting = pin!(signals.parting());
     let mut alarm = pin!(sleep_until(Instant::now() + limits.idle_timeout));
     let mut stopped_at = None;
@@ -453,23 +395,27 @@ where
     let mut closes_at = None;
     let mut resumed_at = Instant::now();
     poll_fn(move |cx| {
+        let mut rang = bell.has_rung(cx.waker());
+        let mut listening = Context::from_waker(&waker);
         loop {
-            if stopped_at.is_none()
-                && let Poll::Ready(why) = parting.as_mut().poll(cx)
+            // What happens in one turn happens at one time.
+            let now = Instant::now();
+            if rang
+                && stopped_at.is_none()
+                && let Poll::Ready(why) = parting.as_mut().poll(&mut listening)
             {
-                stopped_at = Some(Instant::now());
+                stopped_at = Some(now);
                 match why {
                     Parting::Stopping => activity.stop(),
                     Parting::Outdated => activity.outdate(),
                 }
             }
-            activity.turn_begins();
-            let resumed = http.resume(cx, limits);
+            activity.turn_begins(http.is_http1().then_some(now));
+            let rested = http.rests();
             if let Poll::Ready(result) = http.poll(cx) {
                 return Poll::Ready(End::Done(result));
             }
-            let now = Instant::now();
-            if resumed {
+            if rested && !http.rests() {
                 resumed_at = now;
             }
             let mut look_again = match activity.verdict(now, limits) {
@@ -518,28 +464,55 @@ where
                 look_again = look_again.min(at);
             }
             if http.is_http1()
-                && !http.is_parked()
+                && !http.rests()
                 && let Some(since) = activity.is_quiet_since()
             {
                 // Behind a resumption too, or bytes that make no head would be parked and resumed without a pause.
                 let parks_at = since.max(resumed_at) + PARKED_AFTER;
                 if parks_at <= now {
-                    http.park();
-                    // Once more round, to wait for what comes.
-                    continue;
+                    http.rest();
+                } else {
+                    look_again = look_again.min(parks_at);
                 }
-                look_again = look_again.min(parks_at);
             }
             // Moving the alarm costs; one that rings early is looked at and set again.
             if look_again < alarm.deadline() || alarm.is_elapsed() {
                 alarm.as_mut().reset(look_again);
+                rang = true;
             }
-            if alarm.as_mut().poll(cx).is_pending() {
+            if !rang || alarm.as_mut().poll(&mut listening).is_pending() {
                 return Poll::Pending;
             }
         }
     })
     .await
+}
+
+/// Wakes a connection, and tells it that it was not its peer that did.
+struct Bell {
+    rang: AtomicBool,
+    task: AtomicWaker,
+}
+
+impl Bell {
+    /// It has rung: what rings it is to be asked a first time.
+    fn new() -> Arc<Self> {
+        Arc::new(Self { rang: AtomicBool::new(true), task: AtomicWaker::new() })
+    }
+
+    /// Since it was asked last.
+    fn has_rung(&self, task: &Waker) -> bool {
+        // In this order: one that rings in between is heard now, or wakes the task again.
+        self.task.register(task);
+        self.rang.swap(false, Ordering::AcqRel)
+    }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.rang.store(true, Ordering::Release);
+        self.task.wake();
+    }
 }
 
 enum OnStop {
@@ -549,7 +522,7 @@ enum OnStop {
     Close,
 }
 
-/// hyper's own graceful shutdown closes a connection that has not been read from yet, and one with half a head: but
+/// A connection that has not been read from yet, and one with half a head, are not closed at once:
 /// those have a request on the way, and its sender has been let in.
 fn on_stop(activity: &Activity, stopped_at: Instant, now: Instant) -> OnStop {
     if activity.is_busy() {

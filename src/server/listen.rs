@@ -14,7 +14,6 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use hyper::body::Incoming;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
@@ -120,9 +119,9 @@ impl Listener {
     /// of `stop` is gone, which is the same). A listener is served once: a second call returns immediately.
     pub(crate) async fn serve<H, F, B>(self: Arc<Self>, handler: H, stop: watch::Receiver<Stop>)
     where
-        H: Fn(Request<Incoming>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
+        H: Fn(Request<super::Body>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
-        B: Body<Data = Bytes> + Send + 'static,
+        B: Body<Data = Bytes> + Unpin + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner).take();

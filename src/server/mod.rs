@@ -5,11 +5,14 @@
 //! the one limit that is meant to: the number of connections in all.
 
 mod activity;
+mod body;
 mod certificate;
 mod connection;
 mod descriptors;
 mod distinguished_name;
 mod frames;
+mod head;
+mod http1;
 mod known_signatures;
 mod listen;
 mod parting;
@@ -18,10 +21,12 @@ mod proxy_protocol;
 mod roots;
 pub(crate) mod tls;
 mod transport;
+mod wire;
 
 #[cfg(test)]
 mod tests;
 
+pub(crate) use body::{Body, BodyError};
 pub(crate) use certificate::ClientCertificate;
 pub(crate) use descriptors::{inherited_sockets, raise_open_files};
 pub(crate) use distinguished_name::DistinguishedName;

@@ -92,7 +92,7 @@ fn bind(settings: Settings, permits: Arc<Permits>) -> (Arc<Listener>, Meters) {
 
 fn start<H, F>(bound: (Arc<Listener>, Meters), handler: H) -> Served
 where
-    H: Fn(Request<Incoming>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request<Body>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
     let (listener, meters) = bound;
@@ -106,7 +106,7 @@ fn serve(settings: Settings) -> Served {
 }
 
 /// Answers with what the handler was told.
-async fn describe(request: Request<Incoming>, peer: Arc<Peer>) -> Answer {
+async fn describe(request: Request<Body>, peer: Arc<Peer>) -> Answer {
     let version = request.version();
     let body = request.into_body().collect().await.map(|body| body.to_bytes().len()).unwrap_or_default();
     let tls = match &peer.tls {
@@ -413,6 +413,171 @@ async fn an_early_answer_reaches_a_client_that_is_still_sending() {
     assert_eq!(answer, b"HTTP/1.1 413");
 }
 
+// ---- One request after the other ----
+
+/// Echoes a body that it has read, and leaves another alone.
+async fn echo(request: Request<Body>, _: Arc<Peer>) -> Answer {
+    let path = request.uri().path().to_owned();
+    match path.as_str() {
+        "/unread" => text(path),
+        _ => match request.into_body().collect().await {
+            Ok(body) => text([path.as_bytes(), b" ", &body.to_bytes()].concat()),
+            Err(error) => text(format!("{path} {error}")),
+        },
+    }
+}
+
+fn post(path: &str, body: &str) -> String {
+    format!("POST {path} HTTP/1.1\r\nhost: a.example\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+}
+
+#[tokio::test]
+async fn requests_that_come_at_once_are_answered_in_their_order_however_many() {
+    let served = start(bind(settings(), Permits::new(10)), echo);
+    let mut stream = served.connect().await;
+    let chunked = "POST /c HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nx: y\r\n\r\n";
+    let sent: String = (0..50).map(|number| format!("{}{chunked}\r\n", post("/p", &number.to_string()))).collect();
+    stream.write_all(sent.as_bytes()).await.unwrap();
+    for number in 0..50 {
+        assert!(read_answer(&mut stream).await.ends_with(&format!("/p {number}")));
+        assert!(read_answer(&mut stream).await.ends_with("/c hi"));
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_nobody_wanted_is_passed_over_or_ends_the_connection_and_is_never_a_request() {
+    let served = start(bind(settings(), Permits::new(10)), echo);
+    let hidden = post("/hidden", "");
+    let mut stream = served.connect().await;
+    stream.write_all([post("/unread", &hidden), post("/next", "x")].concat().as_bytes()).await.unwrap();
+    assert!(read_answer(&mut stream).await.ends_with("/unread"));
+    assert!(read_answer(&mut stream).await.ends_with("/next x"));
+    // Its end has not come when it is answered.
+    let mut stream = served.connect().await;
+    let cut = post("/unread", &format!("{hidden}..."));
+    stream.write_all(&cut.as_bytes()[..cut.len() - 3]).await.unwrap();
+    let answer = read_all(&mut stream).await.unwrap();
+    assert!(answer.contains("connection: close") && answer.ends_with("/unread"), "{answer}");
+    // Nor is it asked for.
+    let mut stream = served.connect().await;
+    let waits =
+        format!("POST /unread HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 9\r\n\r\n{hidden}");
+    stream.write_all(waits.as_bytes()).await.unwrap();
+    let answer = read_all(&mut stream).await.unwrap();
+    assert!(answer.contains("connection: close") && answer.ends_with("/unread"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_body_that_is_asked_for_is_sent_behind_the_word_and_one_that_has_come_needs_none() {
+    let served = start(bind(settings(), Permits::new(10)), echo);
+    let head = "POST /p HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n";
+    let mut stream = served.connect().await;
+    for _ in 0..2 {
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut word = [0; 25];
+        timeout(PATIENCE, stream.read_exact(&mut word)).await.unwrap().unwrap();
+        assert_eq!(&word, b"HTTP/1.1 100 Continue\r\n\r\n");
+        stream.write_all(b"hi").await.unwrap();
+        assert!(read_answer(&mut stream).await.ends_with("/p hi"));
+    }
+    stream.write_all(format!("{head}ho").as_bytes()).await.unwrap();
+    assert!(read_answer(&mut stream).await.starts_with("HTTP/1.1 200 OK\r\n"));
+}
+
+#[tokio::test]
+async fn an_old_client_is_kept_where_it_asks_for_it_and_told_so() {
+    let served = serve(settings());
+    let mut stream = served.connect().await;
+    for _ in 0..2 {
+        stream.write_all(b"GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n").await.unwrap();
+        assert!(read_answer(&mut stream).await.contains("connection: keep-alive\r\n"));
+    }
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+    assert!(read_all(&mut stream).await.unwrap().contains("connection: close\r\n"));
+}
+
+#[tokio::test]
+async fn a_long_body_arrives_whole_in_the_clear_and_over_tls_however_it_is_cut() {
+    let authority = Authority::new("server ca");
+    let config = Arc::new(client(&authority, &[], None));
+    let clear = start(bind(settings(), Permits::new(10)), echo);
+    let tls =
+        start(bind(with_tls(without_clients(vec![authority.issue("a.example").files()])), Permits::new(10)), echo);
+    for length in [1, 1000, 8 * 1024, 31 * 1024, 33 * 1024, 300 * 1024] {
+        let body: String = (0..length).map(|at| char::from(b'a' + (at % 23) as u8)).collect();
+        let whole = post("/p", &body);
+        for cut in [1, 70, 4000, 1 << 20] {
+            let mut streams: [Box<dyn Stream>; 2] = [
+                Box::new(clear.connect().await),
+                Box::new(connect_tls(tls.address(), &config, "a.example").await.unwrap()),
+            ];
+            for stream in &mut streams {
+                let (first, rest) = whole.as_bytes().split_at(cut.min(whole.len()));
+                stream.write_all(first).await.unwrap();
+                stream.flush().await.unwrap();
+                tokio::task::yield_now().await;
+                stream.write_all(rest).await.unwrap();
+                stream.flush().await.unwrap();
+                let mut answer = vec![0; 64];
+                let mut got = timeout(PATIENCE, stream.read(&mut answer)).await.unwrap().unwrap();
+                assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"), "{length} {cut}");
+                while !answer[..got].ends_with(&body.as_bytes()[body.len().saturating_sub(40)..]) || got < length {
+                    answer.resize(got + 4096, 0);
+                    got += timeout(PATIENCE, stream.read(&mut answer[got..])).await.unwrap().unwrap();
+                }
+                assert!(answer[..got].ends_with(body.as_bytes()), "{length} {cut}");
+            }
+        }
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+#[tokio::test]
+async fn the_body_of_a_request_that_was_answered_reads_nothing_of_the_next() {
+    let (keep, mut kept) = mpsc::channel(2);
+    let served = start(bind(settings(), Permits::new(10)), move |request: Request<Body>, _| {
+        let path = request.uri().path().to_owned();
+        // The first one is read later than it should be.
+        keep.try_send(request.into_body()).unwrap();
+        async { text(path) }
+    });
+    let mut stream = served.connect().await;
+    stream.write_all([post("/one", "first"), post("/two", "second")].concat().as_bytes()).await.unwrap();
+    assert!(read_answer(&mut stream).await.ends_with("/one"));
+    assert!(read_answer(&mut stream).await.ends_with("/two"));
+    let late = kept.recv().await.unwrap();
+    assert!(http_body::Body::is_end_stream(&late));
+    assert!(late.collect().await.is_err());
+}
+
+#[tokio::test]
+async fn a_sender_that_leaves_ends_its_handler() {
+    struct Running(Arc<AtomicUsize>);
+    impl Drop for Running {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    let running = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&running);
+    let served = start(bind(settings(), Permits::new(10)), move |_: Request<Body>, _| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let running = Running(Arc::clone(&counted));
+        async move {
+            pending::<()>().await;
+            drop(running);
+            text("")
+        }
+    });
+    let mut stream = served.connect().await;
+    stream.write_all(post("/p", "").as_bytes()).await.unwrap();
+    wait_until(|| running.load(Ordering::SeqCst) == 1).await;
+    drop(stream);
+    wait_until(|| running.load(Ordering::SeqCst) == 0 && served.meters.connections.get() == 0).await;
+}
+
 // ---- Answers and handlers that go wrong ----
 
 #[tokio::test]
@@ -462,7 +627,7 @@ fn frames_of(
 #[tokio::test]
 async fn a_panic_in_a_handler_costs_one_connection() {
     let permits = Permits::new(1);
-    let served = start(bind(settings(), permits), |request: Request<Incoming>, peer| async move {
+    let served = start(bind(settings(), permits), |request: Request<Body>, peer| async move {
         assert!(request.uri().path() != "/panic", "as asked");
         describe(request, peer).await
     });
@@ -541,7 +706,7 @@ async fn no_more_streams_than_allowed_are_handled_at_once() {
     let limits = Limits { max_concurrent_streams: 3, ..LIMITS };
     let handler = {
         let most = Arc::clone(&most);
-        move |_: Request<Incoming>, _| {
+        move |_: Request<Body>, _| {
             let (running, most) = (Arc::clone(&running), Arc::clone(&most));
             async move {
                 most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
@@ -1218,7 +1383,7 @@ async fn beyond_the_limit_in_all_a_connection_waits_its_turn_on_every_listener()
 async fn stopping_serves_the_backlog_and_what_is_in_flight_and_closes_what_is_idle() {
     let (entered, mut entries) = mpsc::channel(10);
     let (release, released) = watch::channel(false);
-    let handler = move |request: Request<Incoming>, _: Arc<Peer>| {
+    let handler = move |request: Request<Body>, _: Arc<Peer>| {
         let (entered, mut released) = (entered.clone(), released.clone());
         async move {
             if request.uri().path() == "/slow" {

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
@@ -145,14 +144,12 @@ impl Transport {
     }
 }
 
-/// What hyper reads from and writes to.
+/// What HTTP reads from and writes to.
 pub(super) struct Watched {
     transport: Transport,
     activity: Arc<Activity>,
     /// HTTP/2 only.
     frames: Option<Frames>,
-    /// To be read again, before anything else.
-    again: Bytes,
     is_shut: bool,
     /// Boxed, as nearly all connections never need it.
     lingering: Option<Pin<Box<Sleep>>>,
@@ -161,20 +158,11 @@ pub(super) struct Watched {
 impl Watched {
     pub(super) fn new(transport: Transport, protocol: Protocol, activity: Arc<Activity>) -> Self {
         let frames = (protocol == Protocol::Http2).then(Frames::new);
-        Self { transport, activity, frames, again: Bytes::new(), is_shut: false, lingering: None }
-    }
-
-    /// Gives back what was read and not used; all that was given back before has been read.
-    pub(super) fn read_again(&mut self, bytes: Bytes) {
-        debug_assert!(self.again.is_empty(), "bytes given back would come out of order");
-        self.again = bytes;
+        Self { transport, activity, frames, is_shut: false, lingering: None }
     }
 
     /// Ready when a read would find something, or the end, or only may: it takes no buffer to wait.
     pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.again.is_empty() {
-            return Poll::Ready(());
-        }
         // What TLS has decrypted already, or the end that it was told of, the socket will not tell again.
         if let Transport::Tls(stream) = &self.transport
             && !stream.get_ref().1.wants_read()
@@ -217,19 +205,10 @@ impl AsyncRead for Watched {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let me = &mut *self;
         let (before, had_room) = (buf.filled().len(), buf.remaining() > 0);
-        if me.again.is_empty() {
-            ready!(match &mut me.transport {
-                Transport::Plain(socket) => Pin::new(socket).poll_read(cx, buf),
-                Transport::Tls(stream) => Pin::new(&mut **stream).poll_read(cx, buf),
-            })?;
-        } else {
-            let taken = me.again.len().min(buf.remaining());
-            buf.put_slice(&me.again.split_to(taken));
-            if me.again.is_empty() {
-                // An empty rest would keep the whole allocation.
-                me.again = Bytes::new();
-            }
-        }
+        ready!(match &mut me.transport {
+            Transport::Plain(socket) => Pin::new(socket).poll_read(cx, buf),
+            Transport::Tls(stream) => Pin::new(&mut **stream).poll_read(cx, buf),
+        })?;
         let came = &buf.filled()[before..];
         if came.is_empty() && had_room {
             me.activity.peer_has_ended();

@@ -62,11 +62,12 @@ fn one_source_holds_half_of_the_memory_for_bodies() {
 fn when_all_memory_is_held_the_slowest_body_makes_room() {
     let upstream = Upstream::start();
     let gateway = start(&upstream, BUFFERED, &[open("a"), open("b"), open("c")]);
-    let mut slowest = begin(&gateway, 1, "/a", 128 * KIB, 64 * KIB);
+    // It holds the most, and for the longest.
+    let mut slowest = begin(&gateway, 1, "/a", 128 * KIB, 127 * KIB);
     let slow: Vec<_> = (2..=8)
-        .map(|client| begin(&gateway, client, if client <= 4 { "/a" } else { "/b" }, 127 * KIB + 1, 127 * KIB))
+        .map(|client| begin(&gateway, client, if client <= 4 { "/a" } else { "/b" }, 120 * KIB + 1, 120 * KIB))
         .collect();
-    let held = 64 * KIB + 7 * 127 * KIB;
+    let held = 127 * KIB + 7 * 120 * KIB;
     wait_until_held(&gateway, held);
     // A second is how long a body may take before it is judged.
     std::thread::sleep(Duration::from_millis(1100));
@@ -75,7 +76,7 @@ fn when_all_memory_is_held_the_slowest_body_makes_room() {
     let cut = read_answer(&mut BufReader::new(&mut slowest)).expect("an answer");
     assert_limited(&gateway, &cut, 503, "buffer_full");
     // The other seven are still there, and end well.
-    wait_until_held(&gateway, held - 64 * KIB);
+    wait_until_held(&gateway, held - 127 * KIB);
     for mut stream in slow {
         stream.write_all(b".").expect("written");
         assert_eq!(read_answer(&mut BufReader::new(stream)).expect("an answer").status, 200);
