@@ -17,7 +17,7 @@
 //! | `state` | what was accepted, and how much of every budget is spent |
 //! | `server` | listeners, TLS, connections; knows no webhook |
 //! | `redis_link` | a lasting connection to Redis, for `state` and `deliver` |
-//! | `delivery`, `refusal`, `fetched`, `secret`, `client`, `database`, `tls_client`, `dial`, `threads`, `framing`, `clock` | the ground floor: words that everybody uses |
+//! | `delivery`, `refusal`, `fetched`, `secret`, `client`, `database`, `tls_client`, `dial`, `threads`, `framing`, `fields`, `clock` | the ground floor: words that everybody uses |
 
 mod admin;
 mod cli;
@@ -31,6 +31,8 @@ mod dial;
 #[cfg_attr(not(test), warn(clippy::indexing_slicing, reason = "it reads what strangers wrote"))]
 mod fetch;
 mod fetched;
+#[allow(dead_code, reason = "deliveries are made of it next")]
+mod fields;
 mod framing;
 mod gateway;
 mod inbox;

@@ -109,6 +109,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("dial", &[]),
     ("threads", &[]),
     ("framing", &[]),
+    ("fields", &[]),
     ("clock", &[]),
 ];
 

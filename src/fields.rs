@@ -1,0 +1,345 @@
+//! Header fields (RFC 9110 §5) in the order in which they came, duplicates kept.
+//!
+//! A delivery has some ten of them, looked up a handful of times: walking a list costs less than building a hash table.
+//! Invariants: `names` and `values` are of one length, and belong together place by place. Nothing here costs more than
+//! one walk over the list (`keys`, which is for tools, one for each field), and names that a stranger chose are sorted
+//! before they are looked for: a message of many fields costs what its length does.
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use std::fmt;
+
+/// Two lists and not one of pairs: each then stays within what an allocator hands out at once (glibc keeps blocks of up to
+/// 1,032 bytes at hand, and a pair has 72), and who looks for a name reads nothing else.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(crate) struct Fields {
+    names: Vec<HeaderName>,
+    values: Vec<HeaderValue>,
+}
+
+/// What a field can be looked up by, in whatever case.
+pub(crate) trait Name {
+    fn is(&self, name: &HeaderName) -> bool;
+}
+
+impl Name for HeaderName {
+    #[inline]
+    fn is(&self, name: &HeaderName) -> bool {
+        self == name
+    }
+}
+
+impl Name for str {
+    fn is(&self, name: &HeaderName) -> bool {
+        self.eq_ignore_ascii_case(name.as_str())
+    }
+}
+
+impl<N: Name + ?Sized> Name for &N {
+    #[inline]
+    fn is(&self, name: &HeaderName) -> bool {
+        (**self).is(name)
+    }
+}
+
+impl Fields {
+    /// What the gateway adds to a delivery's own before it leaves: whoever makes a delivery leaves room for as many.
+    pub(crate) const ADDED: usize = 14;
+
+    pub(crate) const fn new() -> Self {
+        Self { names: Vec::new(), values: Vec::new() }
+    }
+
+    pub(crate) fn with_capacity(count: usize) -> Self {
+        Self { names: Vec::with_capacity(count), values: Vec::with_capacity(count) }
+    }
+
+    pub(crate) fn reserve(&mut self, more: usize) {
+        self.names.reserve(more);
+        self.values.reserve(more);
+    }
+
+    /// How many fields, not how many names.
+    pub(crate) fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    fn place(&self, name: &impl Name) -> Option<usize> {
+        self.names.iter().position(|other| name.is(other))
+    }
+
+    pub(crate) fn contains_key(&self, name: impl Name) -> bool {
+        self.place(&name).is_some()
+    }
+
+    /// The first of the name.
+    pub(crate) fn get(&self, name: impl Name) -> Option<&HeaderValue> {
+        self.values.get(self.place(&name)?)
+    }
+
+    /// All of the name, as they came.
+    pub(crate) fn get_all<N: Name>(&self, name: N) -> impl DoubleEndedIterator<Item = &HeaderValue> + use<'_, N> {
+        self.iter().filter(move |(other, _)| name.is(other)).map(|(_, value)| value)
+    }
+
+    /// In the order in which they came.
+    pub(crate) fn iter(&self) -> Iter<'_> {
+        self.names.iter().zip(&self.values)
+    }
+
+    /// Each name once, in the order in which they first came.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &HeaderName> {
+        let is_first = |(place, name): &(usize, &HeaderName)| !self.names.iter().take(*place).any(|one| one == *name);
+        self.names.iter().enumerate().filter(is_first).map(|(_, name)| name)
+    }
+
+    pub(crate) fn values(&self) -> impl Iterator<Item = &HeaderValue> {
+        self.values.iter()
+    }
+
+    /// One more, behind all others.
+    #[inline]
+    pub(crate) fn append(&mut self, name: impl Into<HeaderName>, value: HeaderValue) {
+        self.names.push(name.into());
+        self.values.push(value);
+    }
+
+    /// In place of all of the name: where the first of them stood, or behind all others.
+    pub(crate) fn insert(&mut self, name: impl Into<HeaderName>, value: HeaderValue) {
+        let name = name.into();
+        let Some(first) = self.place(&name) else { return self.append(name, value) };
+        if let Some(there) = self.values.get_mut(first) {
+            *there = value;
+        }
+        self.retain_from(first + 1, |other| *other != name);
+    }
+
+    /// Takes away all of the name, and gives the first.
+    pub(crate) fn remove(&mut self, name: impl Name) -> Option<HeaderValue> {
+        let first = self.place(&name)?;
+        let value = self.values.get(first).cloned();
+        self.retain_from(first, |other| !name.is(other));
+        value
+    }
+
+    /// Keeps those whose name passes.
+    pub(crate) fn retain(&mut self, keeps: impl FnMut(&HeaderName) -> bool) {
+        self.retain_from(0, keeps);
+    }
+
+    fn retain_from(&mut self, first: usize, mut keeps: impl FnMut(&HeaderName) -> bool) {
+        let Some(next) = self.names.iter().skip(first).position(|name| !keeps(name)) else { return };
+        let mut kept = first + next;
+        for place in kept + 1..self.names.len() {
+            if self.names.get(place).is_some_and(&mut keeps) {
+                self.names.swap(kept, place);
+                self.values.swap(kept, place);
+                kept += 1;
+            }
+        }
+        self.names.truncate(kept);
+        self.values.truncate(kept);
+    }
+
+    /// Takes away all of these names, of which a stranger may have sent thousands.
+    pub(crate) fn remove_every(&mut self, mut names: Vec<HeaderName>) {
+        names.sort_unstable_by(|one, other| one.as_str().cmp(other.as_str()));
+        self.retain(|name| names.binary_search_by(|one| one.as_str().cmp(name.as_str())).is_err());
+    }
+}
+
+pub(crate) type Iter<'a> = std::iter::Zip<std::slice::Iter<'a, HeaderName>, std::slice::Iter<'a, HeaderValue>>;
+
+impl<'a> IntoIterator for &'a Fields {
+    type Item = (&'a HeaderName, &'a HeaderValue);
+    type IntoIter = Iter<'a>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl IntoIterator for Fields {
+    type Item = (HeaderName, HeaderValue);
+    type IntoIter = std::iter::Zip<std::vec::IntoIter<HeaderName>, std::vec::IntoIter<HeaderValue>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.names.into_iter().zip(self.values)
+    }
+}
+
+/// Appends.
+impl Extend<(HeaderName, HeaderValue)> for Fields {
+    fn extend<I: IntoIterator<Item = (HeaderName, HeaderValue)>>(&mut self, fields: I) {
+        let fields = fields.into_iter();
+        self.reserve(fields.size_hint().0);
+        fields.for_each(|(name, value)| self.append(name, value));
+    }
+}
+
+impl FromIterator<(HeaderName, HeaderValue)> for Fields {
+    fn from_iter<I: IntoIterator<Item = (HeaderName, HeaderValue)>>(fields: I) -> Self {
+        let mut made = Self::new();
+        made.extend(fields);
+        made
+    }
+}
+
+/// With room for what the gateway adds. Of one name the order stays; which of two names came first a map does not know.
+impl From<HeaderMap> for Fields {
+    fn from(map: HeaderMap) -> Self {
+        let mut fields = Self::with_capacity(map.len() + Self::ADDED);
+        for (name, value) in map {
+            // A map names only the first of each name.
+            if let Some(name) = name.or_else(|| fields.names.last().cloned()) {
+                fields.append(name, value);
+            }
+        }
+        fields
+    }
+}
+
+impl From<Fields> for HeaderMap {
+    fn from(fields: Fields) -> Self {
+        let mut map = Self::with_capacity(fields.len());
+        map.extend(fields);
+        map
+    }
+}
+
+/// As a map prints, sensitive values hidden.
+impl fmt::Debug for Fields {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn name(text: &str) -> HeaderName {
+        HeaderName::from_bytes(text.as_bytes()).expect("a name")
+    }
+
+    fn fields(list: &[(&str, &'static str)]) -> Fields {
+        list.iter().map(|(of, value)| (name(of), HeaderValue::from_static(value))).collect()
+    }
+
+    fn text(fields: &Fields) -> Vec<(String, String)> {
+        fields.iter().map(|(name, value)| (name.to_string(), value.to_str().expect("text").to_owned())).collect()
+    }
+
+    fn all<'f>(fields: &'f Fields, of: &str) -> Vec<&'f str> {
+        fields.get_all(of).map(|value| value.to_str().expect("text")).collect()
+    }
+
+    #[test]
+    fn fields_stay_as_they_came_and_are_found_in_any_case() {
+        let sent = fields(&[("X-B", "1"), ("accept", "2"), ("x-b", "3"), ("X-A", "4")]);
+        let came = [("x-b", "1"), ("accept", "2"), ("x-b", "3"), ("x-a", "4")];
+        assert_eq!(text(&sent), came.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        assert_eq!(all(&sent, "X-b"), ["1", "3"]);
+        assert_eq!(sent.get("ACCEPT"), sent.get(http::header::ACCEPT));
+        assert_eq!(sent.get(name("x-b")).expect("the first"), "1");
+        assert_eq!(sent.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-b", "accept", "x-a"]);
+        assert!(sent.contains_key("x-A") && !sent.contains_key("x-") && !sent.contains_key("x_a"));
+        assert_eq!((sent.len(), sent.is_empty(), Fields::new().is_empty()), (4, false, true));
+    }
+
+    #[test]
+    fn what_is_inserted_replaces_all_of_its_name_and_what_is_removed_leaves_none() {
+        let mut changed = fields(&[("x-a", "1"), ("x-b", "2"), ("x-a", "3"), ("x-c", "4"), ("x-a", "5")]);
+        changed.insert(name("x-a"), HeaderValue::from_static("new"));
+        assert_eq!(changed, fields(&[("x-a", "new"), ("x-b", "2"), ("x-c", "4")]));
+        changed.append(name("x-b"), HeaderValue::from_static("6"));
+        assert_eq!(changed.remove("x-b").expect("the first"), "2");
+        assert_eq!(changed.remove("x-b"), None);
+        assert_eq!(changed, fields(&[("x-a", "new"), ("x-c", "4")]));
+        changed.insert(name("x-d"), HeaderValue::from_static("7"));
+        assert_eq!(changed, fields(&[("x-a", "new"), ("x-c", "4"), ("x-d", "7")]));
+    }
+
+    #[test]
+    fn fields_are_made_from_a_map_and_into_one() {
+        let sent = fields(&[("x-a", "1"), ("x-a", "2"), ("x-b", "3"), ("x-a", "4")]);
+        let map = HeaderMap::from(sent);
+        assert_eq!(map.get_all("x-a").iter().collect::<Vec<_>>(), ["1", "2", "4"]);
+        let again = Fields::from(map);
+        assert_eq!((all(&again, "x-a"), all(&again, "x-b")), (vec!["1", "2", "4"], vec!["3"]));
+    }
+
+    #[test]
+    fn a_value_that_is_marked_sensitive_is_not_printed() {
+        let mut told = fields(&[("x-a", "1")]);
+        let mut secret = HeaderValue::from_static("hunter2");
+        secret.set_sensitive(true);
+        told.append(name("authorization"), secret);
+        assert_eq!(format!("{told:?}"), r#"{"x-a": "1", "authorization": Sensitive}"#);
+    }
+
+    #[test]
+    fn thousands_of_names_to_take_away_from_many_fields_cost_no_more_than_sorting_them() {
+        let mut sent: Fields =
+            (0..100).map(|number| (name(&format!("x-{number}")), HeaderValue::from_static("1"))).collect();
+        let names: Vec<HeaderName> = (1..20_000).map(|number| name(&format!("x-{number}"))).collect();
+        let begun = std::time::Instant::now();
+        sent.remove_every(names);
+        assert_eq!(sent, fields(&[("x-0", "1")]));
+        assert!(begun.elapsed() < std::time::Duration::from_secs(2));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Append(u8, u16),
+        Insert(u8, u16),
+        Remove(u8),
+        RemoveEvery(Vec<u8>),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0..5u8, any::<u16>()).prop_map(|(name, value)| Step::Append(name, value)),
+            (0..5u8, any::<u16>()).prop_map(|(name, value)| Step::Insert(name, value)),
+            (0..5u8).prop_map(Step::Remove),
+            proptest::collection::vec(0..5u8, 0..4).prop_map(Step::RemoveEvery),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_done_each_name_has_the_values_that_a_map_would_have(
+            steps in proptest::collection::vec(step(), 0..40),
+        ) {
+            let (mut fields, mut map) = (Fields::new(), HeaderMap::new());
+            let of = |number: u8| [name("x-0"), name("x-1"), name("accept"), name("host"), name("x-a")][usize::from(number)].clone();
+            for step in steps {
+                match step {
+                    Step::Append(name, value) => {
+                        fields.append(of(name), value.into());
+                        map.append(of(name), value.into());
+                    }
+                    Step::Insert(name, value) => {
+                        fields.insert(of(name), value.into());
+                        map.insert(of(name), value.into());
+                    }
+                    Step::Remove(name) => prop_assert_eq!(fields.remove(of(name)), map.remove(of(name))),
+                    Step::RemoveEvery(names) => {
+                        names.iter().for_each(|name| drop(map.remove(of(*name))));
+                        fields.remove_every(names.into_iter().map(of).collect());
+                    }
+                }
+                prop_assert_eq!(fields.len(), map.len());
+                for name in (0..5).map(of) {
+                    prop_assert_eq!(fields.get(&name), map.get(&name));
+                    prop_assert_eq!(fields.get_all(&name).collect::<Vec<_>>(), map.get_all(&name).iter().collect::<Vec<_>>());
+                }
+            }
+            prop_assert_eq!(HeaderMap::from(fields), map);
+        }
+    }
+}
