@@ -3,8 +3,9 @@
 //! Invariant: `body` is the bytes as they came off the wire, `path` and `query` are as sent (nothing decoded), and
 //! `headers` are the sender's own, duplicates kept. Nothing here has been believed yet.
 
+use crate::fields::Fields;
 use bytes::Bytes;
-use http::{HeaderMap, Method};
+use http::Method;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Delivery {
@@ -17,6 +18,6 @@ pub(crate) struct Delivery {
     pub(crate) path: String,
     /// Behind the `?`, as sent, undecoded; `None` where there was no `?`.
     pub(crate) query: Option<String>,
-    pub(crate) headers: HeaderMap,
+    pub(crate) headers: Fields,
     pub(crate) body: Bytes,
 }

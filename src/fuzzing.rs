@@ -13,13 +13,14 @@ use crate::clock::UnixMillis;
 use crate::config;
 use crate::delivery::Delivery;
 use crate::fetched::NoLibrary;
+use crate::fields::Fields;
 use crate::gateway::explain::{self, Question};
 use crate::secret::Secret;
 use crate::verify::{Chain, Change, HostRule, PathRule, Roots, Template, UrlRule, Verifier, Workshop};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method};
 use rustls_pki_types::CertificateDer;
 use std::sync::{Arc, OnceLock};
 
@@ -29,7 +30,7 @@ fn sources(text: &str) -> Vec<config::Source> {
     config::load_text(text, &|_| None).config.expect("the sources of a target load").plan.sources
 }
 
-fn delivery(query: Option<&[u8]>, headers: HeaderMap, body: &[u8]) -> Delivery {
+fn delivery(query: Option<&[u8]>, headers: Fields, body: &[u8]) -> Delivery {
     Delivery {
         method: Method::POST,
         scheme: "https",
@@ -172,8 +173,8 @@ impl Probe {
         let theirs = PLATFORMS.iter().find(|(preset, _)| source.name.ends_with(preset)).map(|(_, headers)| *headers);
         headers.extend(theirs.into_iter().flatten().map(|name| HeaderName::from_static(name)));
         // A standard's headers stand in no preset.
-        if let Ok(draft) = source.verifier.sign(delivery(None, HeaderMap::new(), b"{}"), "id-1", NOW, None) {
-            headers.extend(draft.delivery.headers.into_iter().filter_map(|(name, _)| name));
+        if let Ok(draft) = source.verifier.sign(delivery(None, Fields::new(), b"{}"), "id-1", NOW, None) {
+            headers.extend(draft.delivery.headers.into_iter().map(|(name, _)| name));
         }
         headers.extend(["authorization", "content-type"].map(HeaderName::from_static));
         headers.sort_by(|one, other| one.as_str().cmp(other.as_str()));
@@ -283,7 +284,7 @@ pub fn message_signature(data: &[u8]) {
     let Some((first, rest)) = data.split_first() else { return };
     let Some(source) = sources.get(usize::from(*first) % sources.len()) else { return };
     let mut parts = rest.splitn(6, |byte| *byte == 0);
-    let mut headers = HeaderMap::new();
+    let mut headers = Fields::new();
     let names: [&[&str]; 4] =
         [&["signature-input"], &["signature", "x-hub-signature"], &["content-digest", "digest"], &["x-a", "date"]];
     for names in names {
@@ -365,7 +366,7 @@ pub fn jwt(data: &[u8]) {
     let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
     let token = format!("{}.{}.{}", encode(one), encode(other), encode(query)).into_bytes();
     let (token, body) = if *first & 0x80 == 0 { (one, body) } else { (token.as_slice(), token.as_slice()) };
-    let mut headers = HeaderMap::new();
+    let mut headers = Fields::new();
     for (name, value) in [("authorization", token), ("x-a", other)] {
         if let Ok(value) = HeaderValue::from_bytes(value) {
             headers.append(HeaderName::from_static(name), value);

@@ -31,7 +31,6 @@ mod dial;
 #[cfg_attr(not(test), warn(clippy::indexing_slicing, reason = "it reads what strangers wrote"))]
 mod fetch;
 mod fetched;
-#[allow(dead_code, reason = "deliveries are made of it next")]
 mod fields;
 mod framing;
 mod gateway;

@@ -12,6 +12,7 @@ mod sources;
 pub use cases::{Case, Run, cases};
 pub use claims::Claims;
 
+use crate::fields::Fields;
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeySize;
@@ -21,7 +22,7 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use ed25519_dalek::{Signer, SigningKey};
 use hmac::{Hmac, KeyInit, Mac};
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderValue, Method};
 use sha2::{Digest, Sha256};
 
 use crate::clock::UnixMillis;
@@ -188,7 +189,7 @@ fn delivery() -> Delivery {
         authority: "hooks.example.com".to_owned(),
         path: "/in".to_owned(),
         query: None,
-        headers: HeaderMap::from_iter([
+        headers: Fields::from_iter([
             (http::header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
             (http::header::USER_AGENT, HeaderValue::from_static("sender/1.0")),
         ]),

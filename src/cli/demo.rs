@@ -10,9 +10,10 @@ use super::{NO, UNUSABLE_CONFIGURATION, complain, say};
 use crate::clock::UnixMillis;
 use crate::config::{self, Loaded, Severity};
 use crate::delivery::Delivery;
+use crate::fields::Fields;
 use crate::verify::{NoWorkshop, Verifier};
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, Uri};
+use http::{Method, Request, Response, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -190,7 +191,7 @@ struct Row {
 
 struct Webhook {
     path: &'static str,
-    headers: HeaderMap,
+    headers: Fields,
     body: Bytes,
 }
 
@@ -208,7 +209,7 @@ impl Play<'_> {
             ..push
         };
         self.send("GitHub push, its body changed on the way", &tampered, Who::Anybody, 401, "bad_signature").await?;
-        let unsigned = Webhook { path: "/github", headers: HeaderMap::new(), body: Bytes::from_static(b"{}") };
+        let unsigned = Webhook { path: "/github", headers: Fields::new(), body: Bytes::from_static(b"{}") };
         self.send("GitHub push, not signed at all", &unsigned, Who::Anybody, 401, "missing_signature").await?;
 
         let event = self.signed("stripe", "/stripe", r#"{"id":"evt_1","type":"invoice.paid"}"#, "", now)?;
@@ -246,7 +247,7 @@ impl Play<'_> {
             authority: format!("localhost:{}", self.public.port()),
             path: path.to_owned(),
             query: None,
-            headers: HeaderMap::new(),
+            headers: Fields::new(),
             body: Bytes::from(body.to_owned()),
         };
         let signed = signer.sign(draft, id, at, None).map_err(|error| error.to_string())?.delivery;

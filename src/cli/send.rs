@@ -2,6 +2,7 @@
 
 use super::sign::{self, Signed};
 use super::{NO, complain, say};
+use crate::fields::Fields;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
@@ -131,7 +132,7 @@ impl Sender {
         method: &Method,
         host: Option<&str>,
         path_and_query: &str,
-        headers: &HeaderMap,
+        headers: &Fields,
         body: Bytes,
     ) -> Result<Answer, String> {
         let to = format!("{}:{}", self.host, self.port);
@@ -142,7 +143,7 @@ impl Sender {
             .uri(path_and_query)
             .body(Full::new(body))
             .map_err(|error| error.to_string())?;
-        *request.headers_mut() = headers.clone();
+        *request.headers_mut() = headers.clone().into();
         let authority = host.map_or(to.clone(), str::to_owned);
         request
             .headers_mut()

@@ -4,11 +4,12 @@ use super::{NO, UNUSABLE_CONFIGURATION, complain, say};
 use crate::clock::{Clock, UnixMillis};
 use crate::config::{self, Loaded, Severity};
 use crate::delivery::Delivery;
+use crate::fields::Fields;
 use crate::gateway::source::{PathRule, Settings};
 use crate::secret::Secret;
 use crate::verify::Draft;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -48,7 +49,7 @@ pub(super) struct Signed {
     pub(super) method: Method,
     pub(super) path_and_query: String,
     /// The delivery's own and those that prove it.
-    pub(super) headers: HeaderMap,
+    pub(super) headers: Fields,
     pub(super) proof: Vec<(HeaderName, HeaderValue)>,
     pub(super) body: Bytes,
     /// The query and the body, where the proof is in there.
@@ -96,7 +97,7 @@ pub(super) fn make(config: &Path, arguments: &Arguments) -> Result<Signed, ExitC
         .find(|source| *source.name == *arguments.source)
         .ok_or_else(|| no(format!("there is no source {:?}; there are: {}", arguments.source, names.join(", "))))?;
     let body = read_body(&arguments.body).map_err(no)?;
-    let mut headers = HeaderMap::new();
+    let mut headers = Fields::new();
     for header in &arguments.headers {
         let parsed = header.split_once(':').and_then(|(name, value)| {
             Some((name.trim().parse::<HeaderName>().ok()?, value.trim().parse::<HeaderValue>().ok()?))

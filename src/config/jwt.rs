@@ -435,8 +435,9 @@ pub(super) fn read_each(table: &Table<'_>, secrets: &[Named], label: Option<&str
 
 #[cfg(test)]
 mod tests {
+    use crate::fields::Fields;
     use bytes::Bytes;
-    use http::{HeaderMap, Method};
+    use http::Method;
 
     use crate::clock::UnixMillis;
     use crate::config::Severity;
@@ -645,7 +646,7 @@ mod tests {
                 authority: "hooks.example.com".into(),
                 path: "/in".into(),
                 query: Some("a=1".into()),
-                headers: HeaderMap::new(),
+                headers: Fields::new(),
                 body: Bytes::from_static(body.as_bytes()),
             };
             let now = UnixMillis::from_secs(1_785_542_400);
@@ -664,7 +665,7 @@ mod tests {
                 assert!(judge(changed).is_err() || !stands_for_body, "{preset}: byte {position}");
             }
             let unsigned =
-                Delivery { headers: HeaderMap::new(), body: Bytes::from_static(body.as_bytes()), ..made.delivery };
+                Delivery { headers: Fields::new(), body: Bytes::from_static(body.as_bytes()), ..made.delivery };
             assert!(judge(unsigned).is_err(), "{preset}");
         }
     }

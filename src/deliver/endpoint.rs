@@ -7,7 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::http::header::{CONTENT_LENGTH, HeaderValue, USER_AGENT};
+use crate::fields::Fields;
+use ::http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, USER_AGENT};
 use ::http::uri::{Authority, PathAndQuery, Scheme};
 use ::http::{HeaderMap, Method, Uri, Version};
 use bytes::Bytes;
@@ -138,7 +139,7 @@ impl Site {
 struct Outgoing<'a> {
     method: &'a Method,
     path: PathAndQuery,
-    headers: &'a HeaderMap,
+    headers: &'a Fields,
     body: &'a Bytes,
 }
 
@@ -186,7 +187,9 @@ impl Endpoint {
                     let detail = "the upstream switched protocols unasked".to_owned();
                     return Err(NoAnswer { nothing_written: false, was_stale: false, detail });
                 }
-                wire::named_by_connection(&headers).into_iter().for_each(|name| drop(headers.remove(name)));
+                wire::named_by_connection(headers.get_all(CONNECTION).iter())
+                    .into_iter()
+                    .for_each(|name| drop(headers.remove(name)));
                 let ours: Vec<_> = headers.keys().filter(|name| wire::is_hop_by_hop(name)).cloned().collect();
                 ours.into_iter().for_each(|name| drop(headers.remove(name)));
                 Ok((Head { status, headers }, Some(incoming)))
@@ -212,7 +215,7 @@ impl Endpoint {
         target.authority = Some(self.site.authority.clone());
         // Scheme, authority and path are all given: these parts are a uri.
         *request.uri_mut() = Uri::from_parts(target).expect("scheme and authority come together");
-        let named = wire::named_by_connection(headers);
+        let named = wire::named_by_connection(headers.get_all(CONNECTION));
         let passed_on = headers.iter().filter(|(name, _)| wire::is_passed_on(name, &named));
         request.headers_mut().extend(passed_on.map(|(name, value)| (name.clone(), value.clone())));
         if has_length(method, body) {
@@ -245,7 +248,7 @@ impl Endpoint {
         let until = Instant::now() + probe.timeout;
         let answered = timeout_at(until, async {
             let mut lease = self.pool.open_apart(until).await.ok()?;
-            let mut headers = HeaderMap::new();
+            let mut headers = Fields::new();
             headers.insert(USER_AGENT, HeaderValue::from_static("hookward-health"));
             let (method, path, body) = (&Method::GET, probe.path.clone(), &Bytes::new());
             let asked = self.ask(&mut lease, Outgoing { method, path, headers: &headers, body }).await;

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ::http::{HeaderMap, Method, Uri};
+use crate::fields::Fields;
+use ::http::{Method, Uri};
 use bytes::Bytes;
 use http_body::Body as _;
 use http_body_util::{BodyExt, Full};
@@ -57,7 +58,7 @@ fn upstream(settings: Settings) -> (Arc<Upstream>, Meters) {
 }
 
 fn parcel() -> Parcel {
-    let mut headers = HeaderMap::new();
+    let mut headers = Fields::new();
     headers.insert("x-request-id", "r-1".parse().unwrap());
     Parcel {
         method: Method::POST,

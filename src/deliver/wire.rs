@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use crate::fields::Fields;
 use ::http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue};
 use ::http::{HeaderMap, Method, StatusCode};
 use bytes::{Bytes, BytesMut};
@@ -34,8 +35,8 @@ pub(super) fn is_hop_by_hop(name: &HeaderName) -> bool {
 }
 
 /// What `Connection` names. Framing is judged by itself; naming it here must not unframe the message.
-pub(super) fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
-    headers.get_all(CONNECTION).iter().flat_map(|value| named(value.as_bytes())).collect()
+pub(super) fn named_by_connection<'v>(values: impl Iterator<Item = &'v HeaderValue>) -> Vec<HeaderName> {
+    values.flat_map(|value| named(value.as_bytes())).collect()
 }
 
 fn named(value: &[u8]) -> impl Iterator<Item = HeaderName> {
@@ -56,14 +57,15 @@ pub(super) fn write_head(
     head: &mut Vec<u8>,
     (method, path): (&Method, &str),
     host: &HeaderValue,
-    headers: &HeaderMap,
+    headers: &Fields,
     length: Option<usize>,
 ) {
     head.clear();
     for part in [method.as_str().as_bytes(), b" ", path.as_bytes(), b" HTTP/1.1\r\nhost: ", host.as_bytes(), b"\r\n"] {
         head.extend_from_slice(part);
     }
-    let named = if headers.contains_key(CONNECTION) { named_by_connection(headers) } else { Vec::new() };
+    let named =
+        if headers.contains_key(CONNECTION) { named_by_connection(headers.get_all(CONNECTION)) } else { Vec::new() };
     for (name, value) in headers.iter().filter(|(name, _)| is_passed_on(name, &named)) {
         for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
             head.extend_from_slice(part);
@@ -324,7 +326,7 @@ mod tests {
 
     #[test]
     fn a_request_has_one_host_and_one_length_whatever_the_parcel_says() {
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::new();
         for (name, value) in [
             ("host", "evil"),
             ("content-length", "7"),

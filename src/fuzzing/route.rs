@@ -1,9 +1,10 @@
 //! Where a delivery goes: patterns and conditions that a user could write, on events, headers and bodies of strangers.
 
+use crate::fields::Fields;
 use crate::gateway::lane::Order;
 use crate::gateway::route::{Conditions, Glob, Route, Routes, Target, Traits};
 use crate::gateway::source::Way;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue};
 use serde_json::Value;
 
 /// The lines: an event type, a header's value, a body; then two routes' conditions in turn. The first letter of one says
@@ -32,7 +33,7 @@ pub fn route(data: &[u8]) {
     let routes: Vec<_> = sets.iter().zip(["one", "two"]).map(|(when, upstream)| to(upstream, when.clone())).collect();
     // A pointer that is none.
     let Ok(routes) = Routes::new(routes, None, order) else { return };
-    let mut headers = HeaderMap::new();
+    let mut headers = Fields::new();
     headers.extend(HeaderValue::from_str(value).map(|value| (name, value)));
     let json = routes.pointers().read(body.as_bytes());
     let of = Traits { event, headers: &headers, json: &json };

@@ -5,18 +5,19 @@ use super::forwarded::Client;
 use super::source::{AlternativeName, ClientCertRule, Settings, Source};
 use crate::client::ClientKey;
 use crate::clock::UnixMillis;
+use crate::fields::Fields;
 use crate::refusal::Refusal;
 use crate::server::ClientCertificate;
 use http::request::Parts;
-use http::{HeaderMap, Version, header};
+use http::{Version, header};
 use std::borrow::Cow;
 
 /// The authority that a request names: exactly one, and nothing but a host and perhaps a port.
 ///
 /// RFC 9112 §3.2: a request with no `Host`, or more than one, or an invalid one, is answered with 400; an authority in
 /// the target wins over `Host`. In HTTP/2 it is `:authority` (RFC 9113 §8.3.1).
-pub(super) fn authority(parts: &Parts) -> Result<String, Refusal> {
-    let mut hosts = parts.headers.get_all(header::HOST).iter();
+pub(super) fn authority(parts: &Parts, headers: &Fields) -> Result<String, Refusal> {
+    let mut hosts = headers.get_all(header::HOST);
     let host = match (hosts.next(), hosts.next()) {
         (_, Some(_)) => return Err(Refusal::Malformed),
         (Some(value), None) => Some(value.to_str().map_err(|_| Refusal::Malformed)?),
@@ -82,37 +83,35 @@ pub(super) fn host_of(authority: &str) -> Cow<'_, str> {
 
 /// The framing that hyper accepts and we do not: a chunked body whose coding is not spelled exactly so, which another
 /// parser in the chain may read in another way.
-pub(super) fn framing(parts: &Parts) -> Result<(), Refusal> {
-    let mut codings = parts.headers.get_all(header::TRANSFER_ENCODING).iter();
+pub(super) fn framing(version: Version, headers: &Fields) -> Result<(), Refusal> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING);
     match (codings.next(), codings.next()) {
         (None, _) => Ok(()),
-        (Some(one), None) if parts.version == Version::HTTP_11 && one.as_bytes().eq_ignore_ascii_case(b"chunked") => {
-            Ok(())
-        }
+        (Some(one), None) if version == Version::HTTP_11 && one.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
         _ => Err(Refusal::TransferCoding),
     }
 }
 
 /// True: the source takes this method. False: it is let in for what it may be, a handshake, and nothing else.
-pub(super) fn method(source: &Source, parts: &Parts) -> Result<bool, Refusal> {
+pub(super) fn method(source: &Source, (parts, headers): (&Parts, &Fields)) -> Result<bool, Refusal> {
     let Settings { methods, verifier, .. } = &source.settings;
     if methods.contains(&parts.method) {
         return Ok(true);
     }
-    let asks = verifier.admits(&parts.method, &parts.headers, parts.uri.query());
+    let asks = verifier.admits(&parts.method, headers, parts.uri.query());
     if asks { Ok(false) } else { Err(Refusal::MethodNotAllowed) }
 }
 
-pub(super) fn content_type(source: &Source, headers: &HeaderMap) -> Result<(), Refusal> {
+pub(super) fn content_type(source: &Source, headers: &Fields) -> Result<(), Refusal> {
     media_type(&source.settings.content_types, headers)
 }
 
 /// Empty: any.
-pub(super) fn media_type(allowed: &[String], headers: &HeaderMap) -> Result<(), Refusal> {
+pub(super) fn media_type(allowed: &[String], headers: &Fields) -> Result<(), Refusal> {
     if allowed.is_empty() {
         return Ok(());
     }
-    let mut values = headers.get_all(header::CONTENT_TYPE).iter();
+    let mut values = headers.get_all(header::CONTENT_TYPE);
     let (Some(value), None) = (values.next(), values.next()) else { return Err(Refusal::UnsupportedMediaType) };
     let text = value.to_str().map_err(|_| Refusal::UnsupportedMediaType)?;
     let essence = text.split(';').next().unwrap_or_default().trim();
@@ -213,12 +212,18 @@ mod tests {
         assert!(!takes(&subject, &[], &[], "CN=billing,O=Acme,C=DE"));
     }
 
-    fn parts(version: Version, uri: &str, headers: &[(&'static str, &'static str)]) -> Parts {
+    fn parts(version: Version, uri: &str, headers: &[(&'static str, &'static str)]) -> (Parts, Fields) {
         let mut request = Request::builder().version(version).uri(uri);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        request.body(()).expect("a request").into_parts().0
+        let mut parts = request.body(()).expect("a request").into_parts().0;
+        let headers = Fields::from(std::mem::take(&mut parts.headers));
+        (parts, headers)
+    }
+
+    fn authority((parts, headers): &(Parts, Fields)) -> Result<String, Refusal> {
+        super::authority(parts, headers)
     }
 
     #[test]
@@ -268,7 +273,7 @@ mod tests {
     fn only_exactly_chunked_is_a_transfer_coding() {
         let te = |values: &[&'static str]| {
             let headers: Vec<_> = values.iter().map(|value| ("transfer-encoding", *value)).collect();
-            framing(&parts(Version::HTTP_11, "/x", &headers))
+            framing(Version::HTTP_11, &parts(Version::HTTP_11, "/x", &headers).1)
         };
         assert_eq!(te(&[]), Ok(()));
         assert_eq!(te(&["chunked"]), Ok(()));
@@ -292,7 +297,7 @@ mod tests {
         ) {
             let Ok(value) = http::HeaderValue::from_bytes(sent.as_bytes()) else { return Ok(()) };
             let mut request = parts(Version::HTTP_11, "/x", &[]);
-            request.headers.insert(header::HOST, value);
+            request.1.insert(header::HOST, value);
             if let Ok(named) = authority(&request) {
                 let host = host_of(&named);
                 prop_assert!(!host.bytes().any(|b| b.is_ascii_uppercase()) && !host.ends_with('.'), "{host}");

@@ -3,9 +3,10 @@
 //! Invariant: only listed proxies are believed, hop by hop from the right: the first address that is not one of ours is
 //! the client. What stands left of it was written by a stranger. Nothing here affects routing or verification.
 
+use crate::fields::Fields;
 use bytes::Bytes;
+use http::HeaderValue;
 use http::header::{self, HeaderName};
-use http::{HeaderMap, HeaderValue};
 use ipnet::IpNet;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -24,7 +25,7 @@ pub(crate) struct Client {
 }
 
 /// The client's address, given who the connection is from and what that peer says.
-pub(crate) fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Client {
+pub(crate) fn client(peer: IpAddr, headers: &Fields, trusted: &[IpNet]) -> Client {
     let peer = peer.to_canonical();
     let certain = |address| Client { address, is_certain: true };
     if !is_trusted(peer, trusted) {
@@ -63,18 +64,18 @@ fn walk(peer: IpAddr, hops: Vec<Option<IpAddr>>, trusted: &[IpNet]) -> Client {
 
 /// The hops of all lines, in order. Each is read by itself, so that what a stranger wrote to the left cannot make what
 /// our proxy wrote to the right unreadable.
-fn hops<'h>(headers: &'h HeaderMap, name: &str) -> impl Iterator<Item = Option<&'h str>> {
-    let values = headers.get_all(name).iter();
+fn hops<'h>(headers: &'h Fields, name: &str) -> impl Iterator<Item = Option<&'h str>> {
+    let values = headers.get_all(name);
     values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(|hop| std::str::from_utf8(hop).ok())
 }
 
-fn list(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
+fn list(headers: &Fields) -> Vec<Option<IpAddr>> {
     hops(headers, "x-forwarded-for").map(|hop| node(hop?.trim())).collect()
 }
 
 /// RFC 7239 §4: elements parted by commas, each a list of pairs parted by semicolons. Quoted commas and semicolons do
 /// not occur in the `for` of an honest proxy; an element that cannot be read ends the walk.
-fn elements(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
+fn elements(headers: &Fields) -> Vec<Option<IpAddr>> {
     let element = |element: &str| {
         element.split(';').find_map(|pair| {
             let (name, value) = pair.split_once('=')?;
@@ -110,7 +111,7 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 
 /// The forwarding headers for the upstream: a trusted proxy's are extended, anybody else's begin anew.
-pub(crate) fn headers(arrival: &Arrival<'_>, sent: &HeaderMap, trusted: &[IpNet]) -> Vec<(HeaderName, HeaderValue)> {
+pub(crate) fn headers(arrival: &Arrival<'_>, sent: &Fields, trusted: &[IpNet]) -> Vec<(HeaderName, HeaderValue)> {
     let peer = arrival.peer.to_canonical();
     let own = Own::of(arrival, peer);
     let all = if is_trusted(peer, trusted) { own.behind(sent) } else { own.alone() };
@@ -180,7 +181,7 @@ impl Own {
 
     /// A proxy of ours was reached first: its address and its element come behind what it says, and what it says of how
     /// it was reached stands.
-    fn behind(&self, sent: &HeaderMap) -> [Option<HeaderValue>; 5] {
+    fn behind(&self, sent: &Fields) -> [Option<HeaderValue>; 5] {
         let [own_for, own_proto, own_host, own_port, own_element] = self.alone();
         let or = |name: HeaderName, own: Option<HeaderValue>| {
             let kept = said(sent, &name);
@@ -213,8 +214,8 @@ fn put_number(text: &mut String, number: u16) {
 }
 
 /// All that a header says, in one line.
-fn said(sent: &HeaderMap, name: &HeaderName) -> String {
-    let values = sent.get_all(name).iter().filter_map(|value| value.to_str().ok());
+fn said(sent: &Fields, name: &HeaderName) -> String {
+    let values = sent.get_all(name).filter_map(|value| value.to_str().ok());
     values.collect::<Vec<_>>().join(", ")
 }
 
@@ -228,7 +229,7 @@ mod tests {
     }
 
     fn client_of(peer: &str, sent: &[(&'static str, &'static str)]) -> String {
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::new();
         for (name, value) in sent {
             headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
@@ -273,7 +274,7 @@ mod tests {
 
     #[test]
     fn the_upstream_hears_a_trusted_proxys_chain_and_nobody_elses() {
-        let mut sent = HeaderMap::new();
+        let mut sent = Fields::new();
         sent.insert("x-forwarded-for", HeaderValue::from_static("192.0.2.7"));
         sent.insert("x-forwarded-proto", HeaderValue::from_static("https"));
         let told = |peer: &str| {
@@ -311,11 +312,11 @@ mod tests {
         prop_oneof![proptest::collection::vec(byte, 0..24), plausible.prop_map(String::into_bytes)]
     }
 
-    fn sent(values: &[(&'static str, Vec<u8>)]) -> HeaderMap {
+    fn sent(values: &[(&'static str, Vec<u8>)]) -> Fields {
         let pair = |(name, bytes): &(&'static str, Vec<u8>)| {
             (HeaderName::from_static(name), HeaderValue::from_bytes(bytes).expect("visible bytes"))
         };
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::new();
         for (name, value) in values.iter().map(pair) {
             headers.append(name, value);
         }
@@ -333,7 +334,7 @@ mod tests {
         #[test]
         fn whoever_comes_from_wherever_is_told_as_he_is(address in any::<IpAddr>(), port in any::<u16>()) {
             let arrival = Arrival { peer: address, scheme: "https", authority: "hooks.test:1", port };
-            let all = headers(&arrival, &HeaderMap::new(), &[]);
+            let all = headers(&arrival, &Fields::new(), &[]);
             let said: Vec<_> = all.iter().map(|(_, value)| value.to_str().expect("text")).collect();
             let address = address.to_canonical();
             let node = if address.is_ipv4() { address.to_string() } else { format!("\"[{address}]\"") };

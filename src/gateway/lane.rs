@@ -3,8 +3,9 @@
 //! Pure. Invariant: one lane for one source and one key, whenever and by whichever process it is asked for; a delivery
 //! without its key, or with one that cannot be relied on, is in no lane and waits for nothing.
 
+use crate::fields::Fields;
 use crate::verify::{Found, Json};
-use http::{HeaderMap, HeaderName};
+use http::HeaderName;
 use sha2::{Digest, Sha256};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,7 +29,7 @@ impl Order {
     }
 
     /// A hash: two keys may share a lane, and then only wait for each other.
-    pub(crate) fn lane(&self, source: &str, headers: &HeaderMap, json: &Json) -> Option<i64> {
+    pub(crate) fn lane(&self, source: &str, headers: &Fields, json: &Json) -> Option<i64> {
         match self {
             Self::None => None,
             Self::Source => Some(lane(source, None)),
@@ -37,7 +38,7 @@ impl Order {
                 Found::Value(_) | Found::Absent | Found::Ambiguous => None,
             },
             Self::Header(name) => {
-                let mut values = headers.get_all(name).iter();
+                let mut values = headers.get_all(name);
                 match (values.next(), values.next()) {
                     (Some(key), None) if !key.is_empty() => Some(lane(source, Some(key.as_bytes()))),
                     _ => None,
@@ -68,12 +69,12 @@ mod tests {
         let mut pointers = Pointers::default();
         pointers.add("/customer").expect("a pointer");
         let json = pointers.read(body.as_bytes());
-        Order::Json("/customer".to_owned()).lane(source, &HeaderMap::new(), &json)
+        Order::Json("/customer".to_owned()).lane(source, &Fields::new(), &json)
     }
 
     #[test]
     fn one_source_or_one_key_of_it_is_one_lane() {
-        let (headers, json) = (HeaderMap::new(), Json::default());
+        let (headers, json) = (Fields::new(), Json::default());
         let whole = |source| Order::Source.lane(source, &headers, &json);
         assert!(whole("a").is_some() && whole("a") == whole("a"));
         assert_ne!(whole("a"), whole("b"));
@@ -89,7 +90,7 @@ mod tests {
 
     #[test]
     fn lanes_on_disk_are_found_again_by_every_version() {
-        assert_eq!(Order::Source.lane("shop", &HeaderMap::new(), &Json::default()), Some(lane("shop", None)));
+        assert_eq!(Order::Source.lane("shop", &Fields::new(), &Json::default()), Some(lane("shop", None)));
         assert_eq!(lane("shop", None), SHOP);
         assert_eq!(by_customer("shop", r#"{"customer":"c1"}"#), Some(SHOP_C1));
     }
@@ -113,7 +114,7 @@ mod tests {
         }
         let order = Order::Header(HeaderName::from_static("x-customer"));
         let lane = |values: &[&'static str]| {
-            let mut headers = HeaderMap::new();
+            let mut headers = Fields::new();
             for value in values {
                 headers.append("x-customer", HeaderValue::from_static(value));
             }

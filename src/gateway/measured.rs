@@ -4,6 +4,7 @@ use super::{Gateway, Plan, admit};
 use crate::client::ClientKey;
 use crate::clock::UnixMillis;
 use crate::deliver::BuildError;
+use crate::fields::Fields;
 use crate::state::{Ledgers, State};
 use crate::telemetry::Metrics;
 use http::request::Parts;
@@ -28,16 +29,16 @@ impl Heads {
     }
 
     /// What `receive` asks of a head before it reads a body.
-    pub(crate) fn admit(&self, parts: &Parts, peer: IpAddr) -> bool {
+    pub(crate) fn admit(&self, (parts, headers): (&Parts, &Fields), peer: IpAddr) -> bool {
         let admitted = || {
-            let found = client(peer, &parts.headers, &[]);
-            admit::framing(parts)?;
-            let authority = admit::authority(parts)?;
+            let found = client(peer, headers, &[]);
+            admit::framing(parts.version, headers)?;
+            let authority = admit::authority(parts, headers)?;
             let host = admit::host_of(&authority);
             let source = self.gateway.sources.find(&host, parts.uri.path(), "a");
             let source = source.ok_or(crate::refusal::Refusal::NoSource)?;
-            if admit::method(source, parts)? {
-                admit::content_type(source, &parts.headers)?;
+            if admit::method(source, (parts, headers))? {
+                admit::content_type(source, headers)?;
             }
             admit::address(source, found)?;
             admit::certificate(source, None, UnixMillis::default)?;

@@ -13,6 +13,7 @@ use super::visit::{Again, Visit};
 use crate::client::ClientKey;
 use crate::clock::UnixMillis;
 use crate::delivery::Delivery;
+use crate::fields::Fields;
 use crate::inbox::{Dropped, Inbox, Suspect};
 use crate::parcel::Parcel;
 use crate::refusal::Refusal;
@@ -20,7 +21,7 @@ use crate::state::{Claim, Reservation, StateError};
 use crate::verify::{Refused, Verified};
 use bytes::Bytes;
 use http::header::HeaderName;
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderValue, Method};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -442,7 +443,7 @@ impl Kept {
             None => path,
         };
         let inner = Parcel { method, path_and_query, headers, body, credentials: Vec::new() };
-        let mut facts = HeaderMap::new();
+        let mut facts = Fields::new();
         let mut say = |name: &'static str, text: &str| {
             // What no header can hold is not told to an upstream either.
             if let Ok(value) = HeaderValue::from_str(text) {
@@ -459,7 +460,7 @@ impl Kept {
         if self.with_certificate {
             say("with-certificate", "1");
         }
-        facts.append("traceparent", self.traceparent);
+        facts.append(HeaderName::from_static("traceparent"), self.traceparent);
         for (name, value) in self.forwarding {
             if let Ok(name) = HeaderName::from_bytes(format!("{FORWARDING}{name}").as_bytes()) {
                 facts.append(name, value);
@@ -511,7 +512,7 @@ mod tests {
 
     #[test]
     fn a_request_comes_back_as_it_came_whatever_its_headers_call_themselves() {
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::new();
         for (name, value) in
             [("x-a", "1"), ("x-a", "2"), ("client", "10.0.0.1"), ("forwarding-x-forwarded-for", "evil")]
         {

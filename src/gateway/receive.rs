@@ -17,13 +17,14 @@ use crate::client::ClientKey;
 use crate::clock::UnixMillis;
 use crate::delivery::Delivery;
 use crate::fetched::Wanted;
+use crate::fields::Fields;
 use crate::refusal::Refusal;
 use crate::server::{Body, Peer};
 use crate::telemetry::Outcome;
 use crate::verify::{Refused, Verified};
 use http::header::{self, HeaderName};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Version};
+use http::{HeaderValue, Request, Version};
 use rand::Rng as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -57,15 +58,16 @@ impl From<Refusal> for Turned {
 impl Door {
     pub(crate) async fn receive(self: Arc<Self>, request: Request<Body>, peer: Arc<Peer>) -> Reply {
         let gateway = self.snapshot();
-        let (parts, mut incoming) = request.into_parts();
-        let client = forwarded::client(peer.address.ip(), &parts.headers, gateway.trusted(&peer.listener));
+        let (mut parts, mut incoming) = request.into_parts();
+        let headers = Fields::from(std::mem::take(&mut parts.headers));
+        let client = forwarded::client(peer.address.ip(), &headers, gateway.trusted(&peer.listener));
         let path = parts.uri.path().to_owned();
         let mut visit = Visit::begin(self.clone(), peer.listener.clone(), parts.method.clone(), path, client);
         visit.certificate = peer.tls.as_ref().and_then(|tls| tls.certificate.clone());
         // Bytes behind a chunked body could be another parser's idea of where it ended: that connection ends with it.
-        let close = parts.version == Version::HTTP_11 && parts.headers.contains_key(header::TRANSFER_ENCODING);
+        let close = parts.version == Version::HTTP_11 && headers.contains_key(header::TRANSFER_ENCODING);
         let is_http2 = parts.version == Version::HTTP_2;
-        let mut reply = self.pass(&gateway, parts, &mut incoming, &peer, visit).await;
+        let mut reply = self.pass(&gateway, (parts, headers), &mut incoming, &peer, visit).await;
         if is_http2 {
             body::let_end(incoming);
             // HTTP/2 has no such header (RFC 9113 §8.2.2).
@@ -82,19 +84,19 @@ impl Door {
     async fn pass(
         self: &Arc<Self>,
         gateway: &Arc<Gateway>,
-        parts: Parts,
+        (parts, headers): (Parts, Fields),
         incoming: &mut Body,
         peer: &Peer,
         mut visit: Visit,
     ) -> Reply {
         let key = ClientKey::of(visit.client.address);
 
-        let authority = match find(gateway, &parts, peer, &mut visit) {
+        let authority = match find(gateway, (&parts, &headers), peer, &mut visit) {
             Ok(authority) => authority,
             Err(refusal) => return visit.refuse(refusal),
         };
         let Some(source) = visit.source.clone() else { return visit.refuse(Refusal::NoSource) };
-        let (place, with_certificate) = match self.admit(&source, &parts, incoming, key, &visit) {
+        let (place, with_certificate) = match self.admit(&source, (&parts, &headers), incoming, key, &visit) {
             Ok(admitted) => admitted,
             Err(refusal) => return visit.refuse(refusal),
         };
@@ -111,7 +113,7 @@ impl Door {
             query: parts.uri.query().map(str::to_owned),
             path: visit.path.clone(),
             authority,
-            headers: parts.headers,
+            headers,
             body,
         };
 
@@ -174,14 +176,14 @@ impl Door {
     fn admit(
         &self,
         source: &Source,
-        parts: &Parts,
+        (parts, headers): (&Parts, &Fields),
         incoming: &Body,
         key: ClientKey,
         visit: &Visit,
     ) -> Result<(Place, bool), Refusal> {
-        let is_a_method_of_deliveries = admit::method(source, parts)?;
+        let is_a_method_of_deliveries = admit::method(source, (parts, headers))?;
         if is_a_method_of_deliveries {
-            admit::content_type(source, &parts.headers)?;
+            admit::content_type(source, headers)?;
         }
         if body::declared_too_large(incoming, source.settings.max_body) {
             return Err(Refusal::TooLarge);
@@ -312,9 +314,14 @@ impl Door {
 }
 
 /// Steps 2 and 3: which source is meant, on this listener and under this name.
-fn find(gateway: &Gateway, parts: &Parts, peer: &Peer, visit: &mut Visit) -> Result<String, Refusal> {
-    admit::framing(parts)?;
-    let authority = admit::authority(parts)?;
+fn find(
+    gateway: &Gateway,
+    (parts, headers): (&Parts, &Fields),
+    peer: &Peer,
+    visit: &mut Visit,
+) -> Result<String, Refusal> {
+    admit::framing(parts.version, headers)?;
+    let authority = admit::authority(parts, headers)?;
     let host = admit::host_of(&authority);
     if let Some(tls) = &peer.tls
         && let Some(asked) = &tls.server_name
@@ -338,7 +345,7 @@ fn told(gateway: &Gateway, peer: &Peer, delivery: &Delivery) -> (Vec<(HeaderName
 }
 
 /// W3C Trace Context: a trusted proxy's trace goes on with a new parent id; anybody else's begins here.
-fn traceparent(headers: &HeaderMap, believed: bool) -> HeaderValue {
+fn traceparent(headers: &Fields, believed: bool) -> HeaderValue {
     let kept = if believed { headers.get(TRACEPARENT).and_then(|sent| trace_of(sent.as_bytes())) } else { None };
     let random: [u8; 24] = {
         let mut random = [0; 24];
@@ -386,7 +393,7 @@ mod tests {
 
     #[test]
     fn a_trusted_proxys_trace_goes_on_and_a_strangers_does_not() {
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::new();
         let sent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
         headers.insert("traceparent", HeaderValue::from_static(sent));
         let text = |believed| traceparent(&headers, believed).to_str().expect("text").to_owned();

@@ -122,7 +122,8 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::{HeaderMap, Method};
+    use crate::fields::Fields;
+    use http::Method;
 
     fn keep(refusals: &Refusals, id: &str, client: [u8; 4], body: usize) {
         let delivery = Delivery {
@@ -131,7 +132,7 @@ mod tests {
             authority: "h".to_owned(),
             path: "/x".to_owned(),
             query: None,
-            headers: HeaderMap::new(),
+            headers: Fields::new(),
             body: vec![b'a'; body].into(),
         };
         let client = IpAddr::from(client);

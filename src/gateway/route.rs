@@ -7,8 +7,9 @@
 
 use super::lane::Order;
 use super::source::{UpstreamPath, Way};
+use crate::fields::Fields;
 use crate::verify::{Json, NotAPointer, Pointers};
-use http::{HeaderMap, HeaderName};
+use http::HeaderName;
 use serde_json::Value;
 use smallvec::SmallVec;
 use std::str::Chars;
@@ -52,7 +53,7 @@ pub(crate) struct Conditions {
 /// What the routes ask of a delivery.
 pub(crate) struct Traits<'a> {
     pub(crate) event: Option<&'a str>,
-    pub(crate) headers: &'a HeaderMap,
+    pub(crate) headers: &'a Fields,
     /// What the body says at `Routes::pointers`.
     pub(crate) json: &'a Json,
 }
@@ -137,7 +138,7 @@ impl Conditions {
     fn hold(&self, of: &Traits<'_>) -> bool {
         let event = || of.event.is_some_and(|event| any_matches(&self.events, event));
         let header = |(name, globs): &(HeaderName, Vec<Glob>)| {
-            let mut values = of.headers.get_all(name).iter();
+            let mut values = of.headers.get_all(name);
             // A byte that is no text stands for a character that no pattern spells.
             values.any(|value| any_matches(globs, &String::from_utf8_lossy(value.as_bytes())))
         };
@@ -305,7 +306,7 @@ mod tests {
         headers: &[(&'static str, &[u8])],
         body: &str,
     ) -> Vec<String> {
-        let mut map = HeaderMap::new();
+        let mut map = Fields::new();
         for (name, value) in headers {
             map.append(HeaderName::from_static(name), HeaderValue::from_bytes(value).expect("a value"));
         }

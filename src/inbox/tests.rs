@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use crate::fields::Fields;
 use bytes::Bytes;
-use http::{HeaderMap, Method};
+use http::Method;
 
 use super::*;
 
@@ -46,7 +47,7 @@ pub(super) fn entry(body: &str, lane: Option<i64>) -> Entry {
     let parcel = Parcel {
         method: Method::POST,
         path_and_query: "/hooks".to_owned(),
-        headers: HeaderMap::new(),
+        headers: Fields::new(),
         body: Bytes::from(body.to_owned()),
         credentials: Vec::new(),
     };

@@ -8,9 +8,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use crate::fields::Fields;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue};
 
 use super::sources::{loaded, verifier, without_sources};
 use super::{NOW, TIME, body, delivery, signed};
@@ -137,7 +138,7 @@ fn of_length(length: usize) -> Delivery {
     Delivery { body: Bytes::from(body(length)), ..delivery() }
 }
 
-fn insert(headers: &mut HeaderMap, added: &[(&'static str, &'static str)]) {
+fn insert(headers: &mut Fields, added: &[(&'static str, &'static str)]) {
     headers.extend(added.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))));
 }
 
@@ -332,7 +333,7 @@ fn repeated(same: bool) -> Run {
 }
 
 /// As a proxy of ours would hand it on.
-fn handed_on() -> HeaderMap {
+fn handed_on() -> Fields {
     let mut sent = delivery().headers;
     insert(&mut sent, &[("x-forwarded-for", "198.51.100.7, 10.0.0.2"), ("x-forwarded-proto", "https")]);
     sent
@@ -363,14 +364,16 @@ fn admitted(sources: usize) -> Run {
     }
     let heads = Heads::new(loaded(&text).plan).expect("a snapshot");
     let head = |number| {
-        let mut head = http::Request::post(format!("/in/{number}")).header("host", "hooks.example.com");
-        head.headers_mut().expect("a whole head").extend(delivery().headers);
-        head.body(()).expect("a whole head").into_parts().0
+        let head = http::Request::post(format!("/in/{number}")).header("host", "hooks.example.com");
+        (head.body(()).expect("a whole head").into_parts().0, delivery().headers)
     };
     let all: Vec<_> = (0..sources).map(head).collect();
     let mut numbers = (0..sources).cycle();
     Box::new(move || {
-        numbers.next().and_then(|number| all.get(number)).is_some_and(|parts| heads.admit(parts, address(1)))
+        numbers
+            .next()
+            .and_then(|number| all.get(number))
+            .is_some_and(|(parts, headers)| heads.admit((parts, headers), address(1)))
     })
 }
 
@@ -380,7 +383,7 @@ fn proven(verifier: &Verifier, signed: &Delivery) -> Verified {
 
 static FORWARDING: LazyLock<Vec<(HeaderName, HeaderValue)>> = LazyLock::new(|| {
     let arrival = Arrival { peer: address(1), scheme: "https", authority: "hooks.example.com", port: 443 };
-    headers(&arrival, &HeaderMap::new(), &[])
+    headers(&arrival, &Fields::new(), &[])
 });
 
 fn statement() -> Statement<'static> {

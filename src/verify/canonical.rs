@@ -122,11 +122,12 @@ pub(super) fn encoded_target(delivery: &Delivery) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fields::Fields;
     use bytes::Bytes;
-    use http::{HeaderMap, HeaderValue, Method};
+    use http::{HeaderValue, Method};
 
     fn with(headers: &[(&'static str, &'static str)], path: &str, query: Option<&str>) -> Delivery {
-        let mut map = HeaderMap::new();
+        let mut map = Fields::new();
         for (name, value) in headers {
             map.append(*name, HeaderValue::from_static(value));
         }

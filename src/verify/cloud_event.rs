@@ -137,8 +137,9 @@ mod tests {
     use super::*;
     use crate::clock::UnixMillis;
     use crate::fetched::NoLibrary;
+    use crate::fields::Fields;
     use crate::verify::fields::Json;
-    use http::{HeaderMap, HeaderValue, Method};
+    use http::{HeaderValue, Method};
 
     fn cloud_events() -> CloudEvents {
         let tokens = ["new", "old"].map(|text| Secret::new(text.into())).to_vec();
@@ -146,7 +147,7 @@ mod tests {
     }
 
     fn delivery(headers: &[(&'static str, &str)], query: Option<&str>, body: &str) -> Delivery {
-        let headers: HeaderMap =
+        let headers: Fields =
             headers.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_str(v).unwrap())).collect();
         Delivery {
             method: Method::POST,

@@ -223,7 +223,7 @@ fn authorization<'a>(delivery: &'a Delivery, scheme: &str) -> Result<&'a [u8], F
 }
 
 fn only<'a>(delivery: &'a Delivery, name: &HeaderName) -> Result<&'a HeaderValue, Fault> {
-    let mut values = delivery.headers.get_all(name).iter();
+    let mut values = delivery.headers.get_all(name);
     match (values.next(), values.next()) {
         (None, _) => Err(missing("the header of the credentials is missing")),
         (Some(value), None) => Ok(value),
@@ -234,15 +234,16 @@ fn only<'a>(delivery: &'a Delivery, name: &HeaderName) -> Result<&'a HeaderValue
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fields::Fields;
     use bytes::Bytes;
-    use http::{HeaderMap, Method};
+    use http::Method;
 
     fn secret(text: &str) -> Secret {
         Secret::new(text.into())
     }
 
     fn presented(name: &HeaderName, values: &[&[u8]]) -> Delivery {
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::new();
         for value in values {
             headers.append(name, HeaderValue::from_bytes(value).unwrap());
         }

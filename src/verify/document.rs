@@ -110,13 +110,14 @@ pub(crate) fn php_escaped(body: &[u8]) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fields::Fields;
     use bytes::Bytes;
     use flate2::Compression;
     use flate2::read::GzEncoder;
-    use http::{HeaderMap, HeaderValue, Method};
+    use http::{HeaderValue, Method};
 
     fn delivery(content_type: &'static str, body: Vec<u8>) -> Delivery {
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         Delivery {
             method: Method::POST,

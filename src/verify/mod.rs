@@ -44,7 +44,8 @@ mod wycheproof;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, Method};
+use crate::fields::Fields;
+use http::Method;
 use thiserror::Error;
 
 use crate::clock::UnixMillis;
@@ -370,7 +371,7 @@ impl Verifier {
     }
 
     /// Is a request of this method let in, that the source does not take, for what a handshake of its kind could be?
-    pub(crate) fn admits(&self, method: &Method, headers: &HeaderMap, query: Option<&str>) -> bool {
+    pub(crate) fn admits(&self, method: &Method, headers: &Fields, query: Option<&str>) -> bool {
         self.unsigned.admits(method, headers, query)
     }
 

@@ -418,7 +418,7 @@ pub(crate) enum HeaderText<'a> {
 }
 
 pub(crate) fn header_text<'a>(delivery: &'a Delivery, name: &HeaderName) -> HeaderText<'a> {
-    let mut values = delivery.headers.get_all(name).iter();
+    let mut values = delivery.headers.get_all(name);
     match (values.next(), values.next()) {
         (None, _) => HeaderText::None,
         (Some(_), Some(_)) => HeaderText::Several,
@@ -450,8 +450,9 @@ fn text(found: Found<'_>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fields::Fields;
     use bytes::Bytes;
-    use http::{HeaderMap, HeaderValue, Method};
+    use http::{HeaderValue, Method};
     use proptest::prelude::*;
 
     const HEX: &str = "00ff";
@@ -469,7 +470,7 @@ mod tests {
     }
 
     fn with_headers(headers: &[(&'static str, &[u8])]) -> Delivery {
-        let mut map = HeaderMap::new();
+        let mut map = Fields::new();
         for (name, value) in headers {
             map.append(*name, HeaderValue::from_bytes(value).unwrap());
         }

@@ -530,7 +530,7 @@ fn pair<'a>(facts: &Facts<'a>, name: &str) -> Result<&'a str, Found<'static>> {
 
 /// A header that stands there twice is nobody's to choose from.
 pub(super) fn header<'a>(delivery: &'a Delivery, name: &HeaderName) -> Found<'a> {
-    let mut values = delivery.headers.get_all(name).iter();
+    let mut values = delivery.headers.get_all(name);
     match (values.next(), values.next()) {
         (None, _) => Found::Absent,
         (Some(value), None) => Found::Value(value.as_bytes().into()),
@@ -869,12 +869,13 @@ fn distance(left: &str, right: &str) -> usize {
 mod tests {
     use super::super::fields::Pointers;
     use super::*;
+    use crate::fields::Fields;
     use bytes::Bytes;
-    use http::{HeaderMap, HeaderValue, Method};
+    use http::{HeaderValue, Method};
     use proptest::prelude::*;
 
     fn delivery(body: &'static [u8]) -> Delivery {
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::new();
         headers.insert("webhook-id", HeaderValue::from_static("msg_1"));
         headers.append("twice", HeaderValue::from_static("a"));
         headers.append("twice", HeaderValue::from_static("b"));

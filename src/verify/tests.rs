@@ -1,7 +1,8 @@
 //! The promises of `judge`, each with its twin that passes; and `sign` against `judge`.
 
+use crate::fields::Fields;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method};
 use proptest::prelude::*;
 
 use super::samples::{discord, github, shopify, slack, standard_webhooks, stripe};
@@ -19,7 +20,7 @@ fn draft(body: &[u8]) -> Delivery {
         authority: "hooks.example.com".into(),
         path: "/in".into(),
         query: Some("a=1".into()),
-        headers: HeaderMap::new(),
+        headers: Fields::new(),
         body: Bytes::copy_from_slice(body),
     }
 }

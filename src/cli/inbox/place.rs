@@ -9,11 +9,12 @@ use crate::admin;
 use crate::cli::send::{Answer, Sender};
 use crate::clock::Clock;
 use crate::config::{self, Admin, Office, Problem, Severity};
+use crate::fields::Fields;
 use crate::inbox::{self, Inbox, OpenError};
 use crate::secret::Secret;
 use crate::telemetry::Metrics;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use http::{HeaderValue, Method, StatusCode, Uri, header};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -42,7 +43,7 @@ struct Port {
     /// As people write it.
     named: String,
     sender: Sender,
-    headers: HeaderMap,
+    headers: Fields,
 }
 
 impl Place {
@@ -178,7 +179,7 @@ impl Port {
         };
         let address = named.map_or_else(|| reachable(admin.settings.address), |named| Ok(named.clone()))?;
         let sender = Sender::new(&address, None, None).map_err(|why| Failure::new(USAGE, why))?.taking(LONGEST_ANSWER);
-        Ok(Self { named: address.to_string(), sender, headers: HeaderMap::from_iter([bearer(token)?]) })
+        Ok(Self { named: address.to_string(), sender, headers: Fields::from_iter([bearer(token)?]) })
     }
 
     async fn ask(&self, method: &Method, path: &str, query: &str) -> Result<Answer, Failure> {

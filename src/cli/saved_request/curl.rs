@@ -4,8 +4,9 @@
 //! a file of its own, unless the head says that there was none.
 
 use super::{Format, LARGEST_HEAD, SavedRequest, Target, Unreadable, add_header, choose, host_of, request_line};
+use crate::fields::Fields;
 use bytes::Bytes;
-use http::{HeaderMap, Method, header};
+use http::{Method, header};
 
 const TRY: &str = "give the whole of what curl -v printed";
 
@@ -35,7 +36,7 @@ pub(super) fn parse(text: &[u8], entry: Option<usize>) -> Result<SavedRequest, U
                 authority: target.authority,
                 path: target.path,
                 query: target.query,
-                headers: HeaderMap::new(),
+                headers: Fields::new(),
                 body: None,
                 source: None,
                 format: Format::Curl,

@@ -4,8 +4,9 @@
 //! is never trimmed. Where the file has more or fewer bytes than the head says, that is a note, for it is often the cause.
 
 use super::{Format, LARGEST_HEAD, SavedRequest, Unreadable, add_header, host_of, request_line};
+use crate::fields::Fields;
 use bytes::Bytes;
-use http::{HeaderMap, header};
+use http::header;
 
 const TRY: &str = "save a raw HTTP message, the output of curl -v, an audit line or a HAR export";
 
@@ -21,7 +22,7 @@ pub(super) fn parse(bytes: &[u8], entry: Option<usize>) -> Result<SavedRequest, 
         .ok()
         .and_then(request_line)
         .ok_or_else(|| Unreadable::at_line(1, format!("{} begins no request", shown(first)), TRY))?;
-    let mut headers = HeaderMap::new();
+    let mut headers = Fields::new();
     for (line, number) in lines.zip(2..) {
         let at_line = |what: &str, try_this: &str| Unreadable::at_line(number, what, try_this);
         if line.starts_with(b" ") || line.starts_with(b"\t") {
@@ -90,10 +91,9 @@ impl<'a> Head<'a> {
     }
 }
 
-fn body(headers: &HeaderMap, after: &[u8], notes: &mut Vec<String>) -> Bytes {
+fn body(headers: &Fields, after: &[u8], notes: &mut Vec<String>) -> Bytes {
     let chunked = headers
         .get_all(header::TRANSFER_ENCODING)
-        .iter()
         .any(|value| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"));
     if chunked {
         return match unchunked(after) {
@@ -108,7 +108,7 @@ fn body(headers: &HeaderMap, after: &[u8], notes: &mut Vec<String>) -> Bytes {
             }
         };
     }
-    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH);
     let declared = match (lengths.next(), lengths.next()) {
         (None, _) => return Bytes::copy_from_slice(after),
         (Some(one), None) => one.to_str().ok().and_then(|text| text.parse::<usize>().ok()),
@@ -188,7 +188,7 @@ mod tests {
             assert_eq!(saved.method, http::Method::POST);
             assert_eq!((saved.path.as_str(), saved.query.as_deref()), ("/x", Some("a=1")));
             assert_eq!(saved.authority.as_deref(), Some("h.example"));
-            let values: Vec<_> = saved.headers.get_all("x-sig").iter().map(|value| value.to_str().unwrap()).collect();
+            let values: Vec<_> = saved.headers.get_all("x-sig").map(|value| value.to_str().unwrap()).collect();
             assert_eq!(values, ["abc", "d"]);
             assert_eq!(saved.body.unwrap(), "{\"a\":1}\r\n\n");
             assert!(saved.notes.is_empty());

@@ -5,8 +5,9 @@
 //! (text) or `body_base64`. The same names serve whoever saves requests as JSON by other means.
 
 use super::{Format, MOST_HEADERS, SavedRequest, Target, Unreadable, add_header, base64, choose, host_of};
+use crate::fields::Fields;
 use bytes::Bytes;
-use http::{HeaderMap, Method};
+use http::Method;
 use serde_json::Value;
 
 const TRY_HAR: &str = "export the HAR anew, with contents";
@@ -105,7 +106,7 @@ fn line(value: &Value) -> Result<SavedRequest, Unreadable> {
     let headers = match value.get("headers") {
         None => {
             notes.push("the line has no headers, as the gateway writes none: no proof can be found in it".to_owned());
-            HeaderMap::new()
+            Fields::new()
         }
         given => headers(given, TRY_LINE)?,
     };
@@ -139,8 +140,8 @@ fn line(value: &Value) -> Result<SavedRequest, Unreadable> {
 }
 
 /// `{"Name": "value" | ["value", …]}`, `[["Name", "value"], …]` or HAR's `[{"name": …, "value": …}, …]`.
-fn headers(value: Option<&Value>, try_this: &str) -> Result<HeaderMap, Unreadable> {
-    let mut map = HeaderMap::new();
+fn headers(value: Option<&Value>, try_this: &str) -> Result<Fields, Unreadable> {
+    let mut map = Fields::new();
     let mut add = |name: Option<&str>, value: Option<&Value>| {
         let name = name.ok_or_else(|| Unreadable::new("a header has no name", try_this))?;
         let value = match value {

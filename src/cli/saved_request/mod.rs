@@ -8,10 +8,11 @@ mod http1;
 mod json;
 
 use crate::delivery::Delivery;
+use crate::fields::Fields;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method};
 use thiserror::Error;
 
 /// A HAR export of a busy page has several megabytes; a webhook's body seldom has one.
@@ -30,7 +31,7 @@ pub(crate) struct SavedRequest {
     pub(crate) authority: Option<String>,
     pub(crate) path: String,
     pub(crate) query: Option<String>,
-    pub(crate) headers: HeaderMap,
+    pub(crate) headers: Fields,
     /// `None`: the format does not show bodies, or this file lacks it.
     pub(crate) body: Option<Bytes>,
     /// The source that an audit line names.
@@ -177,18 +178,19 @@ fn request_line(line: &str) -> Option<(Method, Target)> {
 }
 
 /// Appends a header; the error says what is wrong with it.
-fn add_header(headers: &mut HeaderMap, name: &[u8], value: &[u8]) -> Result<(), &'static str> {
+fn add_header(headers: &mut Fields, name: &[u8], value: &[u8]) -> Result<(), &'static str> {
     let name = HeaderName::from_bytes(name).map_err(|_| "this is no name of a header")?;
     let value = HeaderValue::from_bytes(value.trim_ascii()).map_err(|_| "the value holds a control character")?;
     if headers.len() >= MOST_HEADERS {
         return Err("more than 1000 headers");
     }
-    headers.try_append(name, value).map(drop).map_err(|_| "too many headers")
+    headers.append(name, value);
+    Ok(())
 }
 
 /// The only `Host`, where the target named none.
-fn host_of(headers: &HeaderMap) -> Option<String> {
-    let mut values = headers.get_all(http::header::HOST).iter();
+fn host_of(headers: &Fields) -> Option<String> {
+    let mut values = headers.get_all(http::header::HOST);
     match (values.next(), values.next()) {
         (Some(host), None) => host.to_str().ok().filter(|host| !host.is_empty()).map(str::to_owned),
         _ => None,

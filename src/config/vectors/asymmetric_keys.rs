@@ -34,13 +34,14 @@ fn tolerance_of(config: &Value) -> String {
 }
 
 mod tests {
+    use crate::fields::Fields;
     use aws_lc_rs::encoding::AsDer;
     use aws_lc_rs::rsa::KeySize;
     use aws_lc_rs::signature::{self as aws, EcdsaKeyPair, KeyPair, RsaKeyPair};
     use base64::Engine;
     use base64::engine::general_purpose::STANDARD;
     use bytes::Bytes;
-    use http::{HeaderMap, Method};
+    use http::Method;
 
     use super::super::source;
     use super::*;
@@ -88,7 +89,7 @@ mod tests {
             authority: "hooks.example.com".into(),
             path: "/in/it".into(),
             query: None,
-            headers: HeaderMap::new(),
+            headers: Fields::new(),
             body: Bytes::copy_from_slice(body.as_bytes()),
         }
     }

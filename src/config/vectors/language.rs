@@ -1,8 +1,9 @@
 //! What the language promises beyond the vectors: tricks that a valid signature must not cover, each with its twin.
 
+use crate::fields::Fields;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method};
 
 use crate::clock::UnixMillis;
 use crate::delivery::Delivery;
@@ -27,7 +28,7 @@ fn preset(name: &str, more: &str) -> Settings {
 }
 
 fn draft(content_type: &'static str, body: impl Into<Bytes>) -> Delivery {
-    let mut headers = HeaderMap::new();
+    let mut headers = Fields::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     Delivery {
         method: Method::POST,

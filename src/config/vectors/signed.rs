@@ -4,10 +4,11 @@
 use std::path::Path;
 use std::process::Command;
 
+use crate::fields::Fields;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method};
 use serde_json::{Value, json};
 
 use super::{Folder, loaded, quoted};
@@ -58,7 +59,7 @@ fn source(name: &str, preset: &toml::Table) -> Settings {
 }
 
 fn signed(source: &Settings) -> Delivery {
-    let mut headers = HeaderMap::new();
+    let mut headers = Fields::new();
     headers.insert("content-type", HeaderValue::from_static("application/json"));
     headers.insert("x-event-type", HeaderValue::from_static("made"));
     let draft = Delivery {
@@ -88,10 +89,7 @@ fn what_is_signed_for_a_preset_is_accepted_and_of_what_is_covered_no_byte_can_be
         assert_eq!(refusal(&source, delivery.clone()), None, "{name}");
         written.push(as_vector(name, &secret(preset), &delivery));
         assert_ne!(
-            refusal(
-                &source,
-                Delivery { headers: HeaderMap::new(), body: Bytes::new(), query: None, ..delivery.clone() }
-            ),
+            refusal(&source, Delivery { headers: Fields::new(), body: Bytes::new(), query: None, ..delivery.clone() }),
             None,
             "{name}"
         );

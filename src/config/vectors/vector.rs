@@ -1,9 +1,10 @@
 //! One vector, in either of the two formats: what the receiver was configured with, what arrived and when, and what
 //! must become of it.
 
+use crate::fields::Fields;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use http::{HeaderName, HeaderValue, Method, Uri};
 use serde_json::Value;
 
 use crate::clock::UnixMillis;
@@ -78,7 +79,7 @@ impl Vector {
     pub(super) fn delivery(&self) -> Result<Delivery, String> {
         let request = &self.0["request"];
         let uri: Uri = text(&request["url"])?.parse().map_err(|error| format!("the url: {error}"))?;
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::new();
         for header in request["headers"].as_array().into_iter().flatten() {
             let (name, value) = (text(&header[0])?, text(&header[1])?);
             let name = HeaderName::from_bytes(name.as_bytes()).map_err(|error| format!("{name}: {error}"))?;

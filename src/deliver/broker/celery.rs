@@ -123,14 +123,15 @@ pub(super) fn envelope(message: &Message, queue: &str, priority: u8) -> String {
 mod tests {
     use super::*;
     use crate::deliver::{Payload, Template};
+    use crate::fields::Fields;
     use crate::parcel::{Parcel, Tag};
     use bytes::Bytes;
-    use http::{HeaderMap, HeaderName, HeaderValue, Method};
+    use http::{HeaderName, HeaderValue, Method};
 
     const NOW: UnixMillis = UnixMillis(1_719_750_896_123);
 
     fn parcel(body: &[u8]) -> Parcel {
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::new();
         for (name, value) in [
             ("content-type", &b"application/json"[..]),
             ("x-twice", b"one"),

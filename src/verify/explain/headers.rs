@@ -1,6 +1,7 @@
 //! Headers that something doubled, renamed, quoted or took away.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use crate::fields::Fields;
+use http::{HeaderName, HeaderValue};
 
 use super::Change;
 use super::hints::Search;
@@ -56,7 +57,7 @@ pub(super) fn try_all(search: &mut Search<'_>) {
 
 /// The same header twice is refused; one of the two, or of the halves of `a, a`, may be the sender's.
 fn try_doubled(search: &mut Search<'_>, name: &HeaderName) {
-    let values: Vec<_> = search.case.delivery.headers.get_all(name).iter().take(3).cloned().collect();
+    let values: Vec<_> = search.case.delivery.headers.get_all(name).take(3).cloned().collect();
     let candidates: Vec<HeaderValue> = match values.as_slice() {
         [one] => {
             let halves = one.to_str().ok().and_then(|text| {
@@ -143,7 +144,7 @@ pub(super) fn suppose_missing(search: &mut Search<'_>) {
     }
     let names: Vec<_> = missing.iter().map(|name| name.as_str()).collect();
     let says = format!("the proof needs the header {}, and the request lacks it", names.join(", "));
-    let underscored = |name: &HeaderName| search.case.delivery.headers.contains_key(name.as_str().replace('-', "_"));
+    let underscored = |name: &HeaderName| search.case.delivery.headers.contains_key(&*name.as_str().replace('-', "_"));
     let try_this = match missing.iter().any(underscored) {
         true => "a proxy wrote `_` for `-` in its name".to_owned(),
         false => "let every proxy in front pass it on; was the request saved with all its headers?".to_owned(),
@@ -152,7 +153,7 @@ pub(super) fn suppose_missing(search: &mut Search<'_>) {
 }
 
 fn with_header(delivery: &Delivery, name: &HeaderName, value: HeaderValue) -> Delivery {
-    let mut headers: HeaderMap = delivery.headers.clone();
+    let mut headers: Fields = delivery.headers.clone();
     headers.insert(name, value);
     Delivery { headers, ..delivery.clone() }
 }

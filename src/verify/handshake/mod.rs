@@ -11,7 +11,8 @@ mod answer;
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, HeaderName, Method, StatusCode};
+use crate::fields::Fields;
+use http::{HeaderName, Method, StatusCode};
 use serde_json::Value;
 use sha1::{Digest, Sha1};
 use subtle::ConstantTimeEq;
@@ -94,7 +95,7 @@ pub(crate) struct Declined {
 /// What a question is read from.
 pub(super) struct Asking<'a> {
     pub(super) method: &'a Method,
-    pub(super) headers: &'a HeaderMap,
+    pub(super) headers: &'a Fields,
     pub(super) query: Option<&'a str>,
     pub(super) body: &'a [u8],
     pub(super) json: &'a Json,
@@ -154,8 +155,8 @@ impl<'a> Asking<'a> {
     }
 }
 
-fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Found<'a> {
-    let mut values = headers.get_all(name).iter();
+fn header<'a>(headers: &'a Fields, name: &HeaderName) -> Found<'a> {
+    let mut values = headers.get_all(name);
     match (values.next(), values.next()) {
         (None, _) => Found::Absent,
         (Some(_), Some(_)) => Found::Ambiguous,
@@ -294,7 +295,7 @@ impl Handshake {
     }
 
     /// As far as method, headers and query tell.
-    pub(super) fn may_be(&self, method: &Method, headers: &HeaderMap, query: Option<&str>) -> bool {
+    pub(super) fn may_be(&self, method: &Method, headers: &Fields, query: Option<&str>) -> bool {
         let asking = Asking { method, headers, query, body: b"", json: &Json::default() };
         self.takes(method) && self.when.iter().all(|condition| condition.holds_for_head(&asking))
     }
@@ -359,7 +360,7 @@ impl Unsigned {
     }
 
     /// Is a request let in that has this head and a method that the source does not take?
-    pub(super) fn admits(&self, method: &Method, headers: &HeaderMap, query: Option<&str>) -> bool {
+    pub(super) fn admits(&self, method: &Method, headers: &Fields, query: Option<&str>) -> bool {
         let never = matches!(*method, Method::CONNECT | Method::TRACE);
         !never && self.handshakes.iter().any(|shake| shake.brings(method) && shake.may_be(method, headers, query))
     }

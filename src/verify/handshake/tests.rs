@@ -37,7 +37,7 @@ fn request(method: Method, query: &str, body: &str) -> Delivery {
         authority: "hooks.example.com".into(),
         path: "/in".into(),
         query: (!query.is_empty()).then(|| query.to_owned()),
-        headers: HeaderMap::new(),
+        headers: Fields::new(),
         body: Bytes::copy_from_slice(body.as_bytes()),
     }
 }
@@ -71,9 +71,8 @@ fn a_method_is_let_in_for_its_match_alone_and_connect_and_trace_never() {
     let marked = Handshake { when: vec![Condition::Present(query("hub.mode"))], ..dropbox() };
     let mut traced = dropbox();
     traced.methods.extend([Method::TRACE, Method::CONNECT]);
-    let admits = |shake: &Handshake, method, query| {
-        unsigned(vec![shake.clone()]).admits(&method, &HeaderMap::new(), Some(query))
-    };
+    let admits =
+        |shake: &Handshake, method, query| unsigned(vec![shake.clone()]).admits(&method, &Fields::new(), Some(query));
     assert!(admits(&marked, Method::GET, "hub.mode=subscribe"));
     assert!(!admits(&marked, Method::GET, "hub.topic=x"));
     assert!(!admits(&marked, Method::HEAD, "hub.mode=subscribe"));

@@ -140,8 +140,9 @@ impl QueryHash {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fields::Fields;
     use bytes::Bytes;
-    use http::{HeaderMap, Method};
+    use http::Method;
     use serde_json::json;
 
     fn object(value: Value) -> Object {
@@ -199,7 +200,7 @@ mod tests {
             authority: "h".into(),
             path: path.into(),
             query: query.map(str::to_owned),
-            headers: HeaderMap::new(),
+            headers: Fields::new(),
             body: Bytes::new(),
         }
     }

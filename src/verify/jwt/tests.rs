@@ -3,12 +3,13 @@
 use std::borrow::Cow;
 use std::sync::Mutex;
 
+use crate::fields::Fields;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderValue, Method};
 use serde_json::json;
 
 use super::super::hmac::{Hash, Keyed};
@@ -118,7 +119,7 @@ fn header() -> Value {
 }
 
 fn delivery(headers: &[(&'static str, &str)], query: Option<&str>, body: &[u8]) -> Delivery {
-    let mut map = HeaderMap::new();
+    let mut map = Fields::new();
     for (name, value) in headers {
         map.append(*name, HeaderValue::from_str(value).unwrap());
     }

@@ -222,7 +222,7 @@ pub(super) fn field<'a>(delivery: &'a Delivery, target: &Target<'a>, name: &Head
         }
         return Ok(Cow::Borrowed(&delivery.authority));
     }
-    let mut lines = delivery.headers.get_all(name).iter().map(|value| value.to_str().map(str::trim));
+    let mut lines = delivery.headers.get_all(name).map(|value| value.to_str().map(str::trim));
     let first = lines.next().ok_or(Flaw::Missing("a header that the signature covers is missing"))?;
     const UNREADABLE: Flaw = Flaw::Malformed("a header that the signature covers is not visible ASCII");
     let mut text = Cow::Borrowed(first.map_err(|_| UNREADABLE)?);
@@ -253,11 +253,12 @@ fn write_bytes(delivery: &Delivery, name: &HeaderName, out: &mut String) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fields::Fields;
     use bytes::Bytes;
-    use http::{HeaderMap, HeaderValue, Method};
+    use http::{HeaderValue, Method};
 
     fn delivery(headers: &[(&'static str, &[u8])]) -> Delivery {
-        let mut map = HeaderMap::new();
+        let mut map = Fields::new();
         for (name, value) in headers {
             map.append(*name, HeaderValue::from_bytes(value).unwrap());
         }

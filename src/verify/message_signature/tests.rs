@@ -6,13 +6,14 @@ use super::structured::{Dictionary, Member};
 use super::*;
 use crate::delivery::Delivery;
 use crate::fetched::NoLibrary;
+use crate::fields::Fields;
 use crate::secret::Secret;
 use crate::verify::fields::Json;
 use crate::verify::hmac::{Hash, Keyed};
 use crate::verify::key::{Key, KeyEncoding, KeyFormat};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderValue, Method};
 use proptest::prelude::*;
 
 const NOW: UnixMillis = UnixMillis::from_secs(1_700_000_000);
@@ -60,7 +61,7 @@ fn strict_cavage() -> HttpSignature {
 }
 
 fn delivery(headers: &[(&str, &str)]) -> Delivery {
-    let mut map = HeaderMap::new();
+    let mut map = Fields::new();
     for (name, value) in headers {
         map.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
     }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::fields::Fields;
 use async_nats::HeaderMap;
 use bytes::Bytes;
+use http::Method;
 use http::header::{HeaderName, HeaderValue};
-use http::{HeaderMap as HttpHeaders, Method};
 use nkeys::KeyPair;
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -34,7 +35,7 @@ fn tag(delivery_id: &str) -> Tag {
 }
 
 fn parcel(sent: &[(&str, &[u8])]) -> Parcel {
-    let mut map = HttpHeaders::new();
+    let mut map = Fields::new();
     for (name, value) in sent {
         map.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_bytes(value).unwrap());
     }
@@ -154,7 +155,7 @@ proptest! {
         id in ".{0,200}",
         event in ".{0,200}",
     ) {
-        let mut map = HttpHeaders::new();
+        let mut map = Fields::new();
         for (name, value) in &sent {
             // What no request can hold does not get here.
             if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(value)) {
