@@ -17,7 +17,7 @@
 //! | `state` | what was accepted, and how much of every budget is spent |
 //! | `server` | listeners, TLS, connections; knows no webhook |
 //! | `redis_link` | a lasting connection to Redis, for `state` and `deliver` |
-//! | `delivery`, `refusal`, `fetched`, `secret`, `client`, `database`, `tls_client`, `dial`, `threads`, `framing`, `fields`, `clock` | the ground floor: words that everybody uses |
+//! | `delivery`, `refusal`, `fetched`, `secret`, `client`, `database`, `tls_client`, `dial`, `threads`, `framing`, `fields`, `timer`, `clock` | the ground floor: words that everybody uses |
 
 mod admin;
 mod cli;
@@ -43,6 +43,7 @@ mod server;
 mod state;
 mod telemetry;
 mod threads;
+mod timer;
 mod tls_client;
 #[cfg_attr(not(test), warn(clippy::indexing_slicing, reason = "it judges what strangers wrote"))]
 mod verify;

@@ -15,12 +15,13 @@ use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
 use super::failure::{Fault, SendError, cause};
 use super::http::Exchange;
 use super::meters::Ending;
 use super::pool::Lease;
+use crate::timer::{self, Late};
 
 /// An answer that says it is no longer than this is read before it is relayed, so that its place is free at once. Most
 /// answers to webhooks are a few bytes; a longer one is relayed as it comes and never held whole.
@@ -138,16 +139,22 @@ impl Live {
     async fn read_whole(mut self, deadline: Instant, authority: &str) -> (Bytes, Option<SendError>) {
         let mut first = Bytes::new();
         let mut joined = BytesMut::new();
+        let mut ended = None;
         let cut = loop {
             // The last byte is known to be the last without asking again: the length was declared.
             if self.is_end() {
                 break None;
             }
-            let next = match timeout_at(deadline, poll_fn(|cx| self.poll_data(cx))).await {
-                // Frames that never stop coming never leave the timer a turn.
-                Ok(next) if Instant::now() < deadline => next,
-                Ok(_) | Err(_) => break Some(late(authority)),
+            let next = match timer::within(deadline, poll_fn(|cx| self.poll_data(cx))).await {
+                Ok(next) => next,
+                Err(Late) => break Some(late(authority)),
             };
+            // Frames that never stop coming never leave the timer a turn.
+            let now = Instant::now();
+            ended = Some(now);
+            if now >= deadline {
+                break Some(late(authority));
+            }
             match next {
                 Some(Ok(data)) if first.is_empty() => first = data,
                 Some(Ok(data)) => {
@@ -161,21 +168,22 @@ impl Live {
             }
         };
         match &cut {
-            Some(error) => self.end(Ending::by(error.fault)),
-            None => self.end_well(),
+            Some(error) => self.end(Ending::by(error.fault), ended),
+            None => self.end_well(ended),
         }
         (if joined.is_empty() { first } else { joined.freeze() }, cut)
     }
 
-    fn end(self, ending: Ending) {
+    /// `ended`: when, for whoever knows; else now.
+    fn end(self, ending: Ending, ended: Option<Instant>) {
         // What was not read goes before its connection does.
         drop(self.incoming);
-        self.exchange.end(ending);
+        self.exchange.end(ending, ended.unwrap_or_else(Instant::now));
     }
 
-    fn end_well(self) {
+    fn end_well(self, ended: Option<Instant>) {
         let ending = Ending::of(self.exchange.status());
-        self.end(ending);
+        self.end(ending, ended);
     }
 
     fn leave(self) {
@@ -195,7 +203,7 @@ impl Relay {
         drop(stage);
         match reader {
             Some(reader) => {
-                live.end(Ending::TimedOut);
+                live.end(Ending::TimedOut, None);
                 reader.wake();
             }
             // The upstream had more to give and nobody took it: that must not speak against the upstream.
@@ -215,7 +223,7 @@ impl Relay {
         };
         // A body that never stops coming may keep the deadline's task from its turn.
         if Instant::now() >= self.deadline {
-            take(stage, |live| live.end(Ending::TimedOut));
+            take(stage, |live| live.end(Ending::TimedOut, None));
             return Poll::Ready(Some(Err(late(&self.authority))));
         }
         *reader = None;
@@ -223,16 +231,16 @@ impl Relay {
             Poll::Ready(Some(Ok(data))) => {
                 // Servers do not ask again after the last declared byte: this is the end.
                 if live.is_end() {
-                    take(stage, Live::end_well);
+                    take(stage, |live| live.end_well(None));
                 }
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }
             Poll::Ready(Some(Err(error))) => {
-                take(stage, |live| live.end(Ending::Broken));
+                take(stage, |live| live.end(Ending::Broken, None));
                 Poll::Ready(Some(Err(broken(&self.authority, &error))))
             }
             Poll::Ready(None) => {
-                take(stage, Live::end_well);
+                take(stage, |live| live.end_well(None));
                 Poll::Ready(None)
             }
             Poll::Pending => {

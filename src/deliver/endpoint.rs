@@ -4,6 +4,7 @@
 //! Invariant: every address of a url is asked for the url's own name, in `Host` and in TLS, and never for its address.
 //! What a sender declared of the framing never reaches the upstream: the body is these bytes.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ use super::pool::{Lease, NoConnection, Pool};
 use super::settings::{BuildError, HealthCheck, Settings};
 use super::wire::{self, Head};
 use crate::parcel::Parcel;
+use crate::timer;
 
 /// What all addresses of one url share.
 pub(super) struct Site {
@@ -152,10 +154,17 @@ pub(super) struct Answered {
 }
 
 impl Endpoint {
-    pub(super) async fn exchange(&self, parcel: &Parcel, rested: bool, deadline: Instant) -> Result<Answered, Failed> {
+    /// `begun`: not long ago.
+    pub(super) async fn exchange(
+        &self,
+        parcel: &Parcel,
+        rested: bool,
+        begun: Instant,
+        deadline: Instant,
+    ) -> Result<Answered, Failed> {
         let late = || Failed::Final(SendError::new(Fault::TimedOut, &self.name, "no answer at the deadline"));
         let broken = |what: &str| Failed::Final(SendError::new(Fault::Broken, &self.name, what));
-        let mut lease = match self.pool.check_out(rested, deadline).await {
+        let mut lease = match self.pool.check_out(rested.then_some(begun), deadline).await {
             Ok(lease) => lease,
             Err(NoConnection::Failed(what)) => return Err(Failed::Unreached(what)),
             Err(NoConnection::TooLate) => return Err(late()),
@@ -163,7 +172,7 @@ impl Endpoint {
         let path = PathAndQuery::try_from(parcel.path_and_query.as_str());
         let path = path.map_err(|_| broken("the parcel's path is not one that HTTP can carry"))?;
         let outgoing = Outgoing { method: &parcel.method, path, headers: &parcel.headers, body: &parcel.body };
-        let Ok(answered) = timeout_at(deadline, self.ask(&mut lease, outgoing)).await else {
+        let Ok(answered) = timer::within(deadline, pin!(self.ask(&mut lease, outgoing))).await else {
             lease.abandon();
             return Err(late());
         };

@@ -77,7 +77,8 @@ pub(super) struct Slot<E> {
     pub(super) id: Id,
     pub(super) url: usize,
     pub(super) endpoint: Arc<E>,
-    since: Instant,
+    pub(super) since: Instant,
+    ended: Option<Instant>,
     is_trial: bool,
     sign: Sign,
     /// A slot that could not be handed over is undone by the one who holds the lock.
@@ -184,9 +185,8 @@ impl<E> Gate<E> {
         self.used.load(Ordering::Relaxed)
     }
 
-    pub(super) async fn admit(self: &Arc<Self>) -> Result<Slot<E>, NoPlace> {
+    pub(super) async fn admit(self: &Arc<Self>, now: Instant) -> Result<Slot<E>, NoPlace> {
         let wait = {
-            let now = Instant::now();
             let mut state = self.lock();
             if state.used == 0 {
                 return Err(NoPlace::Nowhere);
@@ -283,6 +283,7 @@ impl<E> Gate<E> {
             url: member.url,
             endpoint: Arc::clone(&member.endpoint),
             since: now,
+            ended: None,
             is_trial,
             sign: Sign::Nothing,
             is_void: false,
@@ -371,8 +372,13 @@ impl<E> State<E> {
 }
 
 impl<E> Slot<E> {
-    pub(super) fn settle(mut self, sign: Sign) {
-        self.sign = sign;
+    pub(super) fn settle(self, sign: Sign) {
+        self.settle_at(sign, Instant::now());
+    }
+
+    /// For whoever knows what time it is.
+    pub(super) fn settle_at(mut self, sign: Sign, ended: Instant) {
+        (self.sign, self.ended) = (sign, Some(ended));
     }
 }
 
@@ -382,7 +388,7 @@ impl<E> Drop for Slot<E> {
             return;
         }
         let gate = Arc::clone(&self.gate);
-        let now = Instant::now();
+        let now = self.ended.unwrap_or_else(Instant::now);
         let mut state = gate.lock();
         let is_awaited = !state.queue.is_empty();
         if is_awaited {
@@ -430,13 +436,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_place_goes_to_the_one_who_waited_longest() {
         let gate = gate(1, 1, Duration::from_secs(1));
-        let held = gate.admit().await.unwrap();
+        let held = gate.admit(Instant::now()).await.unwrap();
         let order = Arc::new(Mutex::new(Vec::new()));
         let mut waiters = tokio::task::JoinSet::new();
         for number in 0..3 {
             let (gate, order) = (Arc::clone(&gate), Arc::clone(&order));
             waiters.spawn(async move {
-                let _slot = gate.admit().await.unwrap();
+                let _slot = gate.admit(Instant::now()).await.unwrap();
                 order.lock().unwrap().push(number);
             });
             tokio::task::yield_now().await;
@@ -452,7 +458,7 @@ mod tests {
         let gate = gate(1, 2, Duration::from_secs(1));
         let (first, second) = (gate.admit_now().unwrap(), gate.admit_now().unwrap());
         assert!(gate.admit_now().is_err());
-        let mut waiting = std::pin::pin!(gate.admit());
+        let mut waiting = std::pin::pin!(gate.admit(Instant::now()));
         tokio::select! {
             biased;
             _ = &mut waiting => panic!("there is no place"),
@@ -468,24 +474,24 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_waits_too_long_is_told_and_leaves_no_place_taken() {
         let gate = gate(2, 1, Duration::from_millis(250));
-        let (first, _second) = (gate.admit().await.unwrap(), gate.admit().await.unwrap());
+        let (first, _second) = (gate.admit(Instant::now()).await.unwrap(), gate.admit(Instant::now()).await.unwrap());
         let before = Instant::now();
-        assert!(gate.admit().await.is_err());
+        assert!(gate.admit(Instant::now()).await.is_err());
         assert_eq!(before.elapsed(), Duration::from_millis(250));
         assert_eq!(gate.in_flight.get(), 2);
         let freed = *first.endpoint;
         drop(first);
-        assert_eq!(*gate.admit().await.unwrap().endpoint, freed);
+        assert_eq!(*gate.admit(Instant::now()).await.unwrap().endpoint, freed);
     }
 
     #[tokio::test(start_paused = true)]
     async fn saturation_is_a_long_queue_that_does_not_move() {
         let gate = gate(1, 1, Duration::from_millis(200));
-        let held = gate.admit().await.unwrap();
+        let held = gate.admit(Instant::now()).await.unwrap();
         assert!(!gate.is_saturated());
         let waiting = tokio::spawn({
             let gate = Arc::clone(&gate);
-            async move { gate.admit().await.is_ok() }
+            async move { gate.admit(Instant::now()).await.is_ok() }
         });
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(!gate.is_saturated(), "it may yet move");
@@ -522,7 +528,7 @@ mod tests {
                     let gate = Arc::clone(gate);
                     came.spawn(async move {
                         let start = Instant::now();
-                        let slot = gate.admit().await;
+                        let slot = gate.admit(Instant::now()).await;
                         if slot.is_ok() {
                             tokio::time::sleep(SERVICE).await;
                         }
@@ -573,22 +579,26 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_ejected_endpoint_is_left_alone_then_tried_by_one_request_and_returns() {
         let gate = gate(2, 8, Duration::from_millis(10));
-        let first = gate.admit().await.unwrap();
+        let first = gate.admit(Instant::now()).await.unwrap();
         let bad = *first.endpoint;
         first.settle(Sign::Unreachable);
         assert_eq!(shown(&gate), (2, 1, 1), "one address is enough for the url");
         for _ in 0..4 {
-            assert_ne!(*gate.admit().await.unwrap().endpoint, bad);
+            assert_ne!(*gate.admit(Instant::now()).await.unwrap().endpoint, bad);
         }
         tokio::time::advance(Duration::from_millis(1201)).await;
-        let held: Vec<_> =
-            [gate.admit().await.unwrap(), gate.admit().await.unwrap(), gate.admit().await.unwrap()].into();
+        let held: Vec<_> = [
+            gate.admit(Instant::now()).await.unwrap(),
+            gate.admit(Instant::now()).await.unwrap(),
+            gate.admit(Instant::now()).await.unwrap(),
+        ]
+        .into();
         assert_eq!(held.iter().filter(|slot| *slot.endpoint == bad).count(), 1);
         for slot in held {
             slot.settle(Sign::Life);
         }
         assert_eq!(shown(&gate), (2, 2, 1));
-        let held = [gate.admit().await.unwrap(), gate.admit().await.unwrap()];
+        let held = [gate.admit(Instant::now()).await.unwrap(), gate.admit(Instant::now()).await.unwrap()];
         assert_ne!(held[0].endpoint, held[1].endpoint);
     }
 
@@ -596,11 +606,11 @@ mod tests {
     async fn with_all_endpoints_bad_they_are_tried_all_the_same() {
         let gate = gate(2, 8, Duration::from_millis(10));
         for _ in 0..2 {
-            gate.admit().await.unwrap().settle(Sign::Unreachable);
+            gate.admit(Instant::now()).await.unwrap().settle(Sign::Unreachable);
         }
         assert!(!gate.can_forward());
         assert_eq!(shown(&gate), (2, 0, 0));
-        let slot = gate.admit().await.unwrap();
+        let slot = gate.admit(Instant::now()).await.unwrap();
         let other = gate.another(&[slot.id]).unwrap();
         assert!(gate.another(&[slot.id, other.id]).is_none());
     }
@@ -610,9 +620,9 @@ mod tests {
         for (bad, expected) in [(true, MOST_TRIES_OF_BAD), (false, 40)] {
             let gate = gate(40, 8, Duration::from_millis(10));
             for _ in 0..40 * usize::from(bad) {
-                gate.admit().await.unwrap().settle(Sign::Unreachable);
+                gate.admit(Instant::now()).await.unwrap().settle(Sign::Unreachable);
             }
-            let mut slot = gate.admit().await.unwrap();
+            let mut slot = gate.admit(Instant::now()).await.unwrap();
             let mut tried = vec![slot.id];
             while let Some(another) = gate.another(&tried) {
                 slot = another;
@@ -626,15 +636,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_address_that_vanishes_gets_nothing_new_and_one_that_comes_is_used_at_once() {
         let gate = gate(2, 1, Duration::from_millis(10));
-        let held = [gate.admit().await.unwrap(), gate.admit().await.unwrap()];
-        assert_eq!(gate.admit().await.err(), Some(NoPlace::Busy));
+        let held = [gate.admit(Instant::now()).await.unwrap(), gate.admit(Instant::now()).await.unwrap()];
+        assert_eq!(gate.admit(Instant::now()).await.err(), Some(NoPlace::Busy));
         assert_eq!(arrange(&gate, &[1, 2]), (1, vec![0]));
         assert_eq!(shown(&gate), (2, 2, 1));
-        let new = gate.admit().await.unwrap();
+        let new = gate.admit(Instant::now()).await.unwrap();
         assert_eq!(*new.endpoint, 2);
         assert_eq!(gate.in_flight.get(), 3, "those under way go on");
         drop(held);
-        assert_eq!(*gate.admit().await.unwrap().endpoint, 1);
+        assert_eq!(*gate.admit(Instant::now()).await.unwrap().endpoint, 1);
         assert_eq!(gate.lock().members.len(), 2, "what has left is forgotten with its last request");
         assert_eq!(gate.in_flight.get(), 1);
     }
@@ -642,15 +652,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_address_that_comes_back_while_requests_are_at_it_lets_in_no_more_than_it_may_have() {
         let gate = gate(1, 2, Duration::from_millis(10));
-        let (first, second) = (gate.admit().await.unwrap(), gate.admit().await.unwrap());
+        let (first, second) = (gate.admit(Instant::now()).await.unwrap(), gate.admit(Instant::now()).await.unwrap());
         assert_eq!(arrange(&gate, &[7]), (1, vec![0]));
         assert_eq!(arrange(&gate, &[0]), (1, vec![7]));
-        assert_eq!(gate.admit().await.err(), Some(NoPlace::Busy));
+        assert_eq!(gate.admit(Instant::now()).await.err(), Some(NoPlace::Busy));
         // What the former one did is not held against the one that is there now.
         first.settle(Sign::Unreachable);
         assert_eq!(shown(&gate), (1, 1, 1));
-        let third = gate.admit().await.unwrap();
-        assert_eq!(gate.admit().await.err(), Some(NoPlace::Busy));
+        let third = gate.admit(Instant::now()).await.unwrap();
+        assert_eq!(gate.admit(Instant::now()).await.err(), Some(NoPlace::Busy));
         drop((second, third));
         assert_eq!(gate.in_flight.get(), 0);
     }
@@ -658,10 +668,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_waits_gets_a_place_at_an_address_that_comes() {
         let gate = gate(1, 1, Duration::from_secs(1));
-        let _held = gate.admit().await.unwrap();
+        let _held = gate.admit(Instant::now()).await.unwrap();
         let waiting = tokio::spawn({
             let gate = Arc::clone(&gate);
-            async move { *gate.admit().await.unwrap().endpoint }
+            async move { *gate.admit(Instant::now()).await.unwrap().endpoint }
         });
         tokio::task::yield_now().await;
         arrange(&gate, &[0, 1]);
@@ -671,7 +681,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn without_an_address_there_is_nothing_to_wait_for() {
         let gate = gate(0, 1, Duration::from_secs(1));
-        assert_eq!(gate.admit().await.err(), Some(NoPlace::Nowhere));
+        assert_eq!(gate.admit(Instant::now()).await.err(), Some(NoPlace::Nowhere));
         assert_eq!(gate.admit_now().err(), Some(NoPlace::Nowhere));
         assert!(!gate.can_forward() && !gate.is_saturated());
         arrange(&gate, &[3]);
@@ -681,8 +691,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_same_addresses_again_change_nothing() {
         let gate = gate(3, 8, Duration::from_millis(10));
-        gate.admit().await.unwrap().settle(Sign::Unreachable);
-        let held = gate.admit().await.unwrap();
+        gate.admit(Instant::now()).await.unwrap().settle(Sign::Unreachable);
+        let held = gate.admit(Instant::now()).await.unwrap();
         assert_eq!(arrange(&gate, &[2, 0, 1]), (0, vec![]));
         assert_eq!(shown(&gate), (3, 2, 1), "ejections stay");
         drop(held);

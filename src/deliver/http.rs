@@ -110,9 +110,13 @@ impl Upstream {
 
     pub(crate) async fn send(&self, parcel: &Parcel) -> Result<Answer, SendError> {
         let started = Instant::now();
-        let slot = match self.gate.admit().await {
+        let slot = match self.gate.admit(started).await {
             Err(NoPlace::Nowhere) => match Box::pin(self.first_address()).await {
-                Ok(()) => self.gate.admit().await.map_err(|_| self.busy("all addresses have max_in_flight requests")),
+                Ok(()) => self
+                    .gate
+                    .admit(Instant::now())
+                    .await
+                    .map_err(|_| self.busy("all addresses have max_in_flight requests")),
                 Err(error) => Err(error),
             },
             admitted => admitted.map_err(|_| self.busy("all addresses have max_in_flight requests")),
@@ -196,13 +200,13 @@ impl Upstream {
     }
 
     async fn attempt(&self, parcel: &Parcel, mut slot: Slot, started: Instant) -> Result<Answer, SendError> {
-        let deadline = Instant::now() + self.timeout;
+        let deadline = slot.since + self.timeout;
         let mut tried = Vec::new();
         let mut has_doubled = false;
         let mut rested = true;
         loop {
             let endpoint = Arc::clone(&slot.endpoint);
-            let failed = match endpoint.exchange(parcel, rested, deadline).await {
+            let failed = match endpoint.exchange(parcel, rested, slot.since, deadline).await {
                 Ok(Answered { head, incoming, lease }) => {
                     let meters = Arc::clone(&self.meters);
                     let exchange = Exchange { slot, lease, meters, started, status: head.status };
@@ -258,24 +262,25 @@ impl Exchange {
         self.status
     }
 
-    pub(super) fn end(self, ending: Ending) {
+    pub(super) fn end(self, ending: Ending, ended: Instant) {
         // The connection first, the place last: whoever is let in next shall find the connection at rest.
         match ending {
             Ending::TimedOut => self.lease.abandon(),
             Ending::Broken | Ending::Busy | Ending::Unavailable | Ending::TooLarge => drop(self.lease),
             Ending::Success | Ending::Redirect | Ending::ClientError | Ending::ServerError => {
-                self.lease.finish(&self.slot.endpoint.pool);
+                self.lease.finish(&self.slot.endpoint.pool, ended);
             }
         }
-        self.meters.record(ending, self.started);
-        self.slot.settle(ending.sign());
+        self.meters.record_at(ending, self.started, ended);
+        self.slot.settle_at(ending.sign(), ended);
     }
 
     /// Whoever read the answer stopped reading: the upstream did its part, the connection is in mid-answer.
     pub(super) fn leave(self) {
         drop(self.lease);
         let ending = Ending::of(self.status);
-        self.meters.record(ending, self.started);
-        self.slot.settle(ending.sign());
+        let ended = Instant::now();
+        self.meters.record_at(ending, self.started, ended);
+        self.slot.settle_at(ending.sign(), ended);
     }
 }

@@ -141,10 +141,14 @@ impl Pool {
         })
     }
 
-    /// `rested` says whether an HTTP/1 connection that has served before will do. A shared one always will: those
-    /// known to have failed are no longer in the list.
-    pub(super) async fn check_out(self: &Arc<Self>, rested: bool, deadline: Instant) -> Result<Lease, NoConnection> {
-        if rested && let Some(single) = self.wake_single() {
+    /// `rested` says whether an HTTP/1 connection that has served before will do, and what time it is. A shared one
+    /// always will: those known to have failed are no longer in the list.
+    pub(super) async fn check_out(
+        self: &Arc<Self>,
+        rested: Option<Instant>,
+        deadline: Instant,
+    ) -> Result<Lease, NoConnection> {
+        if let Some(single) = rested.and_then(|now| self.wake_single(now)) {
             return Ok(Lease::Single(single));
         }
         if let Some(stream) = self.join_shared() {
@@ -167,7 +171,7 @@ impl Pool {
         })
     }
 
-    pub(super) fn give_back(self: &Arc<Self>, mut single: Box<Connection>) {
+    pub(super) fn give_back(self: &Arc<Self>, mut single: Box<Connection>, now: Instant) {
         if self.max_idle == 0 || !single.comes_to_rest() {
             return;
         }
@@ -175,7 +179,6 @@ impl Pool {
         if !single.is_quiet(&mut Context::from_waker(shelf.waker())) {
             return;
         }
-        let now = Instant::now();
         let mut rest = shelf.rest();
         if self.is_closed.load(Ordering::Relaxed) {
             return;
@@ -190,13 +193,13 @@ impl Pool {
         }
     }
 
-    fn wake_single(&self) -> Option<Box<Connection>> {
+    fn wake_single(&self, now: Instant) -> Option<Box<Connection>> {
         let shelf = self.shelf();
         loop {
             let mut single = {
                 let mut rest = shelf.rest();
                 let resting = rest.singles.pop_back()?;
-                if resting.since.elapsed() >= self.idle_timeout {
+                if now.saturating_duration_since(resting.since) >= self.idle_timeout {
                     // All others have rested longer.
                     rest.singles.clear();
                     return None;
@@ -360,9 +363,9 @@ impl Lease {
     }
 
     /// The answer was read to its clean end.
-    pub(super) fn finish(self, pool: &Arc<Pool>) {
+    pub(super) fn finish(self, pool: &Arc<Pool>, now: Instant) {
         if let Self::Single(single) = self {
-            pool.give_back(single);
+            pool.give_back(single, now);
         }
     }
 }

@@ -19,14 +19,15 @@ use crate::parcel::{Parcel, Tag};
 use crate::refusal::Refusal;
 use crate::state::{Ask, Claimed, Committed, HandedOver, Record, Reservation, StateError};
 use crate::telemetry::Outcome;
+use crate::timer;
 use crate::verify::Verified;
 use http::HeaderValue;
 use http::header::HeaderName;
 use sha2::{Digest, Sha256};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use tokio::time::{sleep, timeout};
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
 
 /// A claim outlives its signed time's tolerance by this much: clocks and slow bodies.
 const CLAIM_MARGIN: Duration = Duration::from_secs(60);
@@ -223,7 +224,7 @@ impl Journey {
         let tag = Tag { source: self.source.settings.name.clone(), delivery_id, generation: 0, received: visit.at };
         let begun = Instant::now();
         visit.upstreams = target.upstream.clone();
-        let sent = self.send(&parcel, &tag, outlet, reservation.as_ref(), lease).await;
+        let sent = self.send(&parcel, &tag, outlet, reservation.as_ref(), lease, begun).await;
         visit.forwarding = begun.elapsed();
         let refusal = match sent {
             Ok(Sent::Confirmed) => {
@@ -381,15 +382,17 @@ impl Journey {
         outlet: &Outlet,
         reservation: Option<&Reservation>,
         lease: Duration,
+        begun: Instant,
     ) -> Result<Sent, SendError> {
         let mut sending = pin!(outlet.destination.send(parcel, tag));
+        let Some(reservation) = reservation else { return sending.await };
+        let mut renewed = begun;
         loop {
-            if let Ok(sent) = timeout(lease / 4, &mut sending).await {
+            if let Ok(sent) = timer::within(renewed + lease / 4, sending.as_mut()).await {
                 return sent;
             }
-            if let Some(reservation) = reservation {
-                Box::pin(reservation.renew(self.door.clock.now(), lease)).await;
-            }
+            Box::pin(reservation.renew(self.door.clock.now(), lease)).await;
+            renewed = Instant::now();
         }
     }
 
@@ -398,7 +401,7 @@ impl Journey {
     async fn commit(&self, mut reservation: Reservation, lease: Duration) {
         let source: &str = &self.source.settings.name;
         let now = self.door.clock.now();
-        match timeout(COMMIT_WAIT, reservation.commit(now)).await {
+        match timer::for_at_most(COMMIT_WAIT, pin!(reservation.commit(now))).await {
             Ok(Ok(committed)) => return self.door.note_commit(source, committed),
             Ok(Err(_)) | Err(_) if self.source.budgets.tells_of_state.take().is_err() => {}
             Ok(Err(error)) => tracing::error!(source, %error, "the claim could not be committed; trying on"),

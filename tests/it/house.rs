@@ -95,11 +95,24 @@ const FLOORS: &[(&str, &[&str])] = &[
             "clock",
             "secret",
             "fields",
+            "timer",
         ],
     ),
     (
         "deliver",
-        &["parcel", "redis_link", "tls_client", "dial", "threads", "framing", "secret", "clock", "client", "fields"],
+        &[
+            "parcel",
+            "redis_link",
+            "tls_client",
+            "dial",
+            "threads",
+            "framing",
+            "timer",
+            "secret",
+            "clock",
+            "client",
+            "fields",
+        ],
     ),
     ("inbox", &["parcel", "secret", "database", "clock"]),
     ("parcel", &["verify", "delivery", "clock", "fields"]),
@@ -120,6 +133,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("threads", &[]),
     ("framing", &[]),
     ("fields", &[]),
+    ("timer", &[]),
     ("clock", &[]),
 ];
 
