@@ -12,11 +12,12 @@ use crate::gateway::Door;
 use crate::gateway::explain::{Question, explain};
 use crate::gateway::refused::Kept;
 use crate::secret::Secret;
+use crate::server::Request;
 use crate::verify::Workshop;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Response, StatusCode};
 use http_body_util::Full;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,8 +61,8 @@ impl AdminPort {
         self.token.store(token.map(Arc::new));
     }
 
-    pub(crate) async fn answer<B>(self: Arc<Self>, request: Request<B>) -> Reply {
-        let path = request.uri().path();
+    pub(crate) async fn answer(self: Arc<Self>, request: Request) -> Reply {
+        let path = request.head.uri.path();
         // Without the token, not even what is here and what is not.
         if !matches!(path, "/metrics" | "/healthz" | "/readyz") && !self.is_operator(&request) {
             let mut reply = text(StatusCode::UNAUTHORIZED, "the admin token, as a bearer token; see [admin] token\n");
@@ -69,12 +70,12 @@ impl AdminPort {
             return reply;
         }
         if path == "/inbox/reverify" {
-            return self.reverify(request.method(), request.uri().query().unwrap_or_default()).await;
+            return self.reverify(&request.head.method, request.head.uri.query().unwrap_or_default()).await;
         }
         if let Some(rest) = path.strip_prefix("/inbox/") {
-            return self.inbox(request.method(), rest, request.uri().query().unwrap_or_default()).await;
+            return self.inbox(&request.head.method, rest, request.head.uri.query().unwrap_or_default()).await;
         }
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        if !matches!(request.head.method, Method::GET | Method::HEAD) {
             let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD\n");
             reply.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
             return reply;
@@ -135,8 +136,8 @@ impl AdminPort {
         reply
     }
 
-    fn is_operator<B>(&self, request: &Request<B>) -> bool {
-        let mut values = request.headers().get_all(header::AUTHORIZATION).iter();
+    fn is_operator(&self, request: &Request) -> bool {
+        let mut values = request.head.headers.get_all(header::AUTHORIZATION);
         let (Some(token), Some(value), None) = (&*self.token.load(), values.next(), values.next()) else {
             return false;
         };

@@ -7,8 +7,7 @@ use crate::client::ClientKey;
 use crate::clock::UnixMillis;
 use crate::fields::Fields;
 use crate::refusal::Refusal;
-use crate::server::ClientCertificate;
-use http::request::Parts;
+use crate::server::{ClientCertificate, Head};
 use http::{Version, header};
 use std::borrow::Cow;
 
@@ -16,25 +15,25 @@ use std::borrow::Cow;
 ///
 /// RFC 9112 §3.2: a request with no `Host`, or more than one, or an invalid one, is answered with 400; an authority in
 /// the target wins over `Host`. In HTTP/2 it is `:authority` (RFC 9113 §8.3.1).
-pub(super) fn authority(parts: &Parts, headers: &Fields) -> Result<String, Refusal> {
-    let mut hosts = headers.get_all(header::HOST);
+pub(super) fn authority(head: &Head) -> Result<String, Refusal> {
+    let mut hosts = head.headers.get_all(header::HOST);
     let host = match (hosts.next(), hosts.next()) {
         (_, Some(_)) => return Err(Refusal::Malformed),
         (Some(value), None) => Some(value.to_str().map_err(|_| Refusal::Malformed)?),
         (None, None) => None,
     };
-    if host.is_none() && parts.version == Version::HTTP_11 {
+    if host.is_none() && head.version == Version::HTTP_11 {
         return Err(Refusal::Malformed);
     }
     // An invalid `Host` is refused even where it does not count.
     if !host.is_none_or(is_authority) {
         return Err(Refusal::Malformed);
     }
-    let Some(target) = parts.uri.authority().map(http::uri::Authority::as_str) else {
+    let Some(target) = head.uri.authority().map(http::uri::Authority::as_str) else {
         return host.map(str::to_owned).ok_or(Refusal::Malformed);
     };
     // RFC 9113 §8.3.1: in HTTP/2 a `Host` that names another is malformed; in HTTP/1.1 the target simply wins.
-    let contradicts = |host: &str| parts.version == Version::HTTP_2 && host_of(host) != host_of(target);
+    let contradicts = |host: &str| head.version == Version::HTTP_2 && host_of(host) != host_of(target);
     if !is_authority(target) || host.is_some_and(contradicts) {
         return Err(Refusal::Malformed);
     }
@@ -81,24 +80,26 @@ pub(super) fn host_of(authority: &str) -> Cow<'_, str> {
     }
 }
 
-/// The framing that hyper accepts and we do not: a chunked body whose coding is not spelled exactly so, which another
+/// The framing that a connection can go on with and we do not want: a chunked body whose coding is not spelled exactly so, which another
 /// parser in the chain may read in another way.
-pub(super) fn framing(version: Version, headers: &Fields) -> Result<(), Refusal> {
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING);
+pub(super) fn framing(head: &Head) -> Result<(), Refusal> {
+    let mut codings = head.headers.get_all(header::TRANSFER_ENCODING);
     match (codings.next(), codings.next()) {
         (None, _) => Ok(()),
-        (Some(one), None) if version == Version::HTTP_11 && one.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        (Some(one), None) if head.version == Version::HTTP_11 && one.as_bytes().eq_ignore_ascii_case(b"chunked") => {
+            Ok(())
+        }
         _ => Err(Refusal::TransferCoding),
     }
 }
 
 /// True: the source takes this method. False: it is let in for what it may be, a handshake, and nothing else.
-pub(super) fn method(source: &Source, (parts, headers): (&Parts, &Fields)) -> Result<bool, Refusal> {
+pub(super) fn method(source: &Source, head: &Head) -> Result<bool, Refusal> {
     let Settings { methods, verifier, .. } = &source.settings;
-    if methods.contains(&parts.method) {
+    if methods.contains(&head.method) {
         return Ok(true);
     }
-    let asks = verifier.admits(&parts.method, headers, parts.uri.query());
+    let asks = verifier.admits(&head.method, &head.headers, head.uri.query());
     if asks { Ok(false) } else { Err(Refusal::MethodNotAllowed) }
 }
 
@@ -172,7 +173,7 @@ pub(super) fn not_guessing(source: &Source, client: ClientKey) -> Result<(), Ref
 mod tests {
     use super::*;
     use crate::server::DistinguishedName;
-    use http::Request;
+    use http::{HeaderValue, Method};
     use proptest::prelude::*;
 
     fn presented(dns: &[&str], uris: &[&str], subject: &str) -> ClientCertificate {
@@ -212,23 +213,17 @@ mod tests {
         assert!(!takes(&subject, &[], &[], "CN=billing,O=Acme,C=DE"));
     }
 
-    fn parts(version: Version, uri: &str, headers: &[(&'static str, &'static str)]) -> (Parts, Fields) {
-        let mut request = Request::builder().version(version).uri(uri);
+    fn head(version: Version, uri: &str, headers: &[(&'static str, &'static str)]) -> Head {
+        let mut fields = Fields::new();
         for (name, value) in headers {
-            request = request.header(*name, *value);
+            fields.append(*name, HeaderValue::from_static(value));
         }
-        let mut parts = request.body(()).expect("a request").into_parts().0;
-        let headers = Fields::from(std::mem::take(&mut parts.headers));
-        (parts, headers)
-    }
-
-    fn authority((parts, headers): &(Parts, Fields)) -> Result<String, Refusal> {
-        super::authority(parts, headers)
+        Head { method: Method::GET, uri: uri.parse().expect("a target"), version, headers: fields }
     }
 
     #[test]
     fn a_request_names_exactly_one_valid_host() {
-        let h11 = |headers: &[(&'static str, &'static str)]| authority(&parts(Version::HTTP_11, "/x", headers));
+        let h11 = |headers: &[(&'static str, &'static str)]| authority(&head(Version::HTTP_11, "/x", headers));
         assert_eq!(h11(&[("host", "Hooks.example.com:8443")]), Ok("Hooks.example.com:8443".to_owned()));
         for wrong in [
             &[][..],
@@ -247,12 +242,12 @@ mod tests {
         ] {
             assert_eq!(h11(wrong), Err(Refusal::Malformed), "{wrong:?}");
         }
-        let absolute = parts(Version::HTTP_11, "http://right.test/x", &[("host", "wrong.test")]);
+        let absolute = head(Version::HTTP_11, "http://right.test/x", &[("host", "wrong.test")]);
         assert_eq!(authority(&absolute), Ok("right.test".to_owned()));
-        let invalid_beside = parts(Version::HTTP_11, "http://right.test/x", &[("host", "u@wrong.test")]);
+        let invalid_beside = head(Version::HTTP_11, "http://right.test/x", &[("host", "u@wrong.test")]);
         assert_eq!(authority(&invalid_beside), Err(Refusal::Malformed));
         let h2 = |headers: &[(&'static str, &'static str)]| {
-            authority(&parts(Version::HTTP_2, "https://right.test/x", headers))
+            authority(&head(Version::HTTP_2, "https://right.test/x", headers))
         };
         for agreeing in [&[][..], &[("host", "RIGHT.test")]] {
             assert_eq!(h2(agreeing), Ok("right.test".to_owned()));
@@ -273,7 +268,7 @@ mod tests {
     fn only_exactly_chunked_is_a_transfer_coding() {
         let te = |values: &[&'static str]| {
             let headers: Vec<_> = values.iter().map(|value| ("transfer-encoding", *value)).collect();
-            framing(Version::HTTP_11, &parts(Version::HTTP_11, "/x", &headers).1)
+            framing(&head(Version::HTTP_11, "/x", &headers))
         };
         assert_eq!(te(&[]), Ok(()));
         assert_eq!(te(&["chunked"]), Ok(()));
@@ -296,8 +291,8 @@ mod tests {
             sent in r"\PC{0,24}|[a-cA-C.:\[\]@%0-9/_-]{0,24}|[a-zA-Z0-9-]{1,8}(\.[a-zA-Z]{1,3}){0,2}\.?(:[0-9]{0,5})?",
         ) {
             let Ok(value) = http::HeaderValue::from_bytes(sent.as_bytes()) else { return Ok(()) };
-            let mut request = parts(Version::HTTP_11, "/x", &[]);
-            request.1.insert(header::HOST, value);
+            let mut request = head(Version::HTTP_11, "/x", &[]);
+            request.headers.insert(header::HOST, value);
             if let Ok(named) = authority(&request) {
                 let host = host_of(&named);
                 prop_assert!(!host.bytes().any(|b| b.is_ascii_uppercase()) && !host.ends_with('.'), "{host}");

@@ -4,10 +4,9 @@ use super::{Gateway, Plan, admit};
 use crate::client::ClientKey;
 use crate::clock::UnixMillis;
 use crate::deliver::BuildError;
-use crate::fields::Fields;
+use crate::server::Head;
 use crate::state::{Ledgers, State};
 use crate::telemetry::Metrics;
-use http::request::Parts;
 use std::net::IpAddr;
 
 pub(crate) use super::forwarded::{Arrival, client, headers};
@@ -29,16 +28,16 @@ impl Heads {
     }
 
     /// What `receive` asks of a head before it reads a body.
-    pub(crate) fn admit(&self, (parts, headers): (&Parts, &Fields), peer: IpAddr) -> bool {
+    pub(crate) fn admit(&self, head: &Head, peer: IpAddr) -> bool {
         let admitted = || {
-            let found = client(peer, headers, &[]);
-            admit::framing(parts.version, headers)?;
-            let authority = admit::authority(parts, headers)?;
+            let found = client(peer, &head.headers, &[]);
+            admit::framing(head)?;
+            let authority = admit::authority(head)?;
             let host = admit::host_of(&authority);
-            let source = self.gateway.sources.find(&host, parts.uri.path(), "a");
+            let source = self.gateway.sources.find(&host, head.uri.path(), "a");
             let source = source.ok_or(crate::refusal::Refusal::NoSource)?;
-            if admit::method(source, (parts, headers))? {
-                admit::content_type(source, headers)?;
+            if admit::method(source, head)? {
+                admit::content_type(source, &head.headers)?;
             }
             admit::address(source, found)?;
             admit::certificate(source, None, UnixMillis::default)?;

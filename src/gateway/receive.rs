@@ -19,12 +19,11 @@ use crate::delivery::Delivery;
 use crate::fetched::Wanted;
 use crate::fields::Fields;
 use crate::refusal::Refusal;
-use crate::server::{Body, Peer};
+use crate::server::{Body, Head, Peer, Request};
 use crate::telemetry::Outcome;
 use crate::verify::{Refused, Verified};
 use http::header::{self, HeaderName};
-use http::request::Parts;
-use http::{HeaderValue, Request, Version};
+use http::{HeaderValue, Version};
 use rand::Rng as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -56,18 +55,17 @@ impl From<Refusal> for Turned {
 }
 
 impl Door {
-    pub(crate) async fn receive(self: Arc<Self>, request: Request<Body>, peer: Arc<Peer>) -> Reply {
+    pub(crate) async fn receive(self: Arc<Self>, request: Request, peer: Arc<Peer>) -> Reply {
         let gateway = self.snapshot();
-        let (mut parts, mut incoming) = request.into_parts();
-        let headers = Fields::from(std::mem::take(&mut parts.headers));
-        let client = forwarded::client(peer.address.ip(), &headers, gateway.trusted(&peer.listener));
-        let path = parts.uri.path().to_owned();
-        let mut visit = Visit::begin(self.clone(), peer.listener.clone(), parts.method.clone(), path, client);
+        let Request { head, body: mut incoming } = request;
+        let client = forwarded::client(peer.address.ip(), &head.headers, gateway.trusted(&peer.listener));
+        let path = head.uri.path().to_owned();
+        let mut visit = Visit::begin(self.clone(), peer.listener.clone(), head.method.clone(), path, client);
         visit.certificate = peer.tls.as_ref().and_then(|tls| tls.certificate.clone());
         // Bytes behind a chunked body could be another parser's idea of where it ended: that connection ends with it.
-        let close = parts.version == Version::HTTP_11 && headers.contains_key(header::TRANSFER_ENCODING);
-        let is_http2 = parts.version == Version::HTTP_2;
-        let mut reply = self.pass(&gateway, (parts, headers), &mut incoming, &peer, visit).await;
+        let close = head.version == Version::HTTP_11 && head.headers.contains_key(header::TRANSFER_ENCODING);
+        let is_http2 = head.version == Version::HTTP_2;
+        let mut reply = self.pass(&gateway, head, &mut incoming, &peer, visit).await;
         if is_http2 {
             body::let_end(incoming);
             // HTTP/2 has no such header (RFC 9113 §8.2.2).
@@ -84,19 +82,19 @@ impl Door {
     async fn pass(
         self: &Arc<Self>,
         gateway: &Arc<Gateway>,
-        (parts, headers): (Parts, Fields),
+        head: Head,
         incoming: &mut Body,
         peer: &Peer,
         mut visit: Visit,
     ) -> Reply {
         let key = ClientKey::of(visit.client.address);
 
-        let authority = match find(gateway, (&parts, &headers), peer, &mut visit) {
+        let authority = match find(gateway, &head, peer, &mut visit) {
             Ok(authority) => authority,
             Err(refusal) => return visit.refuse(refusal),
         };
         let Some(source) = visit.source.clone() else { return visit.refuse(Refusal::NoSource) };
-        let (place, with_certificate) = match self.admit(&source, (&parts, &headers), incoming, key, &visit) {
+        let (place, with_certificate) = match self.admit(&source, &head, incoming, key, &visit) {
             Ok(admitted) => admitted,
             Err(refusal) => return visit.refuse(refusal),
         };
@@ -108,12 +106,12 @@ impl Door {
         };
         visit.body_bytes = body.len();
         let delivery = Delivery {
-            method: parts.method,
+            method: head.method,
             scheme: if peer.tls.is_some() { "https" } else { "http" },
-            query: parts.uri.query().map(str::to_owned),
+            query: head.uri.query().map(str::to_owned),
             path: visit.path.clone(),
             authority,
-            headers,
+            headers: head.headers,
             body,
         };
 
@@ -176,14 +174,14 @@ impl Door {
     fn admit(
         &self,
         source: &Source,
-        (parts, headers): (&Parts, &Fields),
+        head: &Head,
         incoming: &Body,
         key: ClientKey,
         visit: &Visit,
     ) -> Result<(Place, bool), Refusal> {
-        let is_a_method_of_deliveries = admit::method(source, (parts, headers))?;
+        let is_a_method_of_deliveries = admit::method(source, head)?;
         if is_a_method_of_deliveries {
-            admit::content_type(source, headers)?;
+            admit::content_type(source, &head.headers)?;
         }
         if body::declared_too_large(incoming, source.settings.max_body) {
             return Err(Refusal::TooLarge);
@@ -314,14 +312,9 @@ impl Door {
 }
 
 /// Steps 2 and 3: which source is meant, on this listener and under this name.
-fn find(
-    gateway: &Gateway,
-    (parts, headers): (&Parts, &Fields),
-    peer: &Peer,
-    visit: &mut Visit,
-) -> Result<String, Refusal> {
-    admit::framing(parts.version, headers)?;
-    let authority = admit::authority(parts, headers)?;
+fn find(gateway: &Gateway, head: &Head, peer: &Peer, visit: &mut Visit) -> Result<String, Refusal> {
+    admit::framing(head)?;
+    let authority = admit::authority(head)?;
     let host = admit::host_of(&authority);
     if let Some(tls) = &peer.tls
         && let Some(asked) = &tls.server_name
@@ -330,7 +323,7 @@ fn find(
     {
         return Err(Refusal::Misdirected);
     }
-    let source = gateway.sources.find(&host, parts.uri.path(), &peer.listener).ok_or(Refusal::NoSource)?;
+    let source = gateway.sources.find(&host, head.uri.path(), &peer.listener).ok_or(Refusal::NoSource)?;
     visit.source = Some(source.clone());
     Ok(authority)
 }

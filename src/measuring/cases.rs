@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::fields::Fields;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, Method, Version};
 
 use super::sources::{loaded, verifier, without_sources};
 use super::{NOW, TIME, body, delivery, signed};
@@ -23,6 +23,7 @@ use crate::gateway::measured::{Arrival, Heads, client, headers};
 use crate::inbox::{Packing, SealingKey};
 use crate::parcel::{Parcel, Statement};
 use crate::secret::Secret;
+use crate::server::Head;
 use crate::state::{Ask, Claimed, KeyedRate, Ledger, Ledgers, Limits, Per, Quota, Rate, RateLimit, State};
 use crate::telemetry::{Format, Metrics, Outcome, Record};
 use crate::verify::{
@@ -364,16 +365,13 @@ fn admitted(sources: usize) -> Run {
     }
     let heads = Heads::new(loaded(&text).plan).expect("a snapshot");
     let head = |number| {
-        let head = http::Request::post(format!("/in/{number}")).header("host", "hooks.example.com");
-        (head.body(()).expect("a whole head").into_parts().0, delivery().headers)
+        let uri = format!("/in/{number}").parse().expect("a target");
+        Head { method: Method::POST, uri, version: Version::HTTP_11, headers: delivery().headers }
     };
     let all: Vec<_> = (0..sources).map(head).collect();
     let mut numbers = (0..sources).cycle();
     Box::new(move || {
-        numbers
-            .next()
-            .and_then(|number| all.get(number))
-            .is_some_and(|(parts, headers)| heads.admit((parts, headers), address(1)))
+        numbers.next().and_then(|number| all.get(number)).is_some_and(|head| heads.admit(head, address(1)))
     })
 }
 

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
-use http::{Request, Response};
+use http::Response;
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
@@ -35,11 +35,11 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::activity::{Activity, Answer, Verdict};
-use super::body::Body;
 use super::http1;
 use super::parting::{Parting, Signals};
 use super::permits::{ClientPermit, Permit, Permits};
 use super::proxy_protocol::{self, Header};
+use super::request::Request;
 use super::transport::{LINGER, Protocol, Socket, Transport, Watched};
 use super::{Limits, Meters, Peer, Settings, Stop};
 use crate::client::ClientKey;
@@ -105,7 +105,7 @@ impl Arriving {
 
 pub(super) async fn run<H, F, B>(accepted: Accepted, meters: Arc<Meters>, handler: H, stop: watch::Receiver<Stop>)
 where
-    H: Fn(Request<Body>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
     B::Error: Into<BoxError>,
@@ -253,16 +253,16 @@ pub(super) struct Requests<H> {
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// HTTP/2's. HTTP/1 asks the handler itself.
-impl<H, F, B> Service<Request<Incoming>> for Requests<H>
+impl<H, F, B> Service<http::Request<Incoming>> for Requests<H>
 where
-    H: Fn(Request<Body>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
 {
     type Response = Response<Answer<B>>;
     type Error = h2::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, h2::Error>> + Send>>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, request: http::Request<Incoming>) -> Self::Future {
         let has_body = !request.body().is_end_stream();
         if self.activity.is_outdated_for(LAST_STREAMS_GRACE) {
             // Nothing was done, so it may be sent again on another connection (RFC 9113 §8.7).
@@ -271,9 +271,7 @@ where
         let handling = self.activity.request_begins(false, has_body);
         let (handler, peer) = (self.handler.clone(), Arc::clone(&self.peer));
         // The handler is asked in there, so that what it makes is made where it stays.
-        Box::pin(
-            async move { Ok(handler(request.map(Body::http2), peer).await.map(|body| handling.answered_with(body))) },
-        )
+        Box::pin(async move { Ok(handler(request.into(), peer).await.map(|body| handling.answered_with(body))) })
     }
 }
 
@@ -281,7 +279,7 @@ type Http2<H> = http2::Connection<TokioIo<Watched>, Requests<H>, TokioExecutor>;
 
 enum Http<H, F, B>
 where
-    H: Fn(Request<Body>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
     B::Error: Into<BoxError>,
@@ -302,7 +300,7 @@ enum End {
 
 impl<H, F, B> Http<H, F, B>
 where
-    H: Fn(Request<Body>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
     B::Error: Into<BoxError>,
@@ -380,7 +378,7 @@ where
 /// Drives a connection until it ends or its time is over.
 async fn watch<H, F, B>(http: &mut Http<H, F, B>, activity: &Activity, limits: &Limits, mut signals: Signals) -> End
 where
-    H: Fn(Request<Body>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
+    H: Fn(Request, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
     B::Error: Into<BoxError>,

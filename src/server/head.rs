@@ -11,6 +11,8 @@ use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderName, HeaderValue, TR
 use http::{HeaderMap, Method, StatusCode, Uri, Version};
 use httparse::Status;
 
+use super::request::Head;
+use crate::fields::Fields;
 use crate::framing::{self, Chunk, Left};
 
 /// More than any provider sends, by a factor of three.
@@ -18,13 +20,9 @@ const MAX_HEADERS: usize = 100;
 /// `http::Uri` holds no longer ones.
 const LONGEST_TARGET: usize = u16::MAX as usize - 1;
 
-/// A request's head, and what it says of the connection.
-#[derive(Debug)]
-pub(super) struct Head {
-    pub(super) method: Method,
-    pub(super) uri: Uri,
-    pub(super) version: Version,
-    pub(super) headers: HeaderMap,
+/// A request has begun.
+pub(super) struct Begun {
+    pub(super) head: Head,
     pub(super) left: Left,
     /// Another request may follow.
     pub(super) keeps: bool,
@@ -41,7 +39,7 @@ const TOO_LARGE: BadHead = BadHead(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
 
 /// Takes a request's head off the buffer. None: it is not whole yet. `seen`: so much of the buffer is known to hold no end
 /// of a head, so that one that drips in is not read over from its beginning with each drop.
-pub(super) fn take_head(buffer: &mut BytesMut, seen: &mut usize, longest: usize) -> Result<Option<Head>, BadHead> {
+pub(super) fn take_head(buffer: &mut BytesMut, seen: &mut usize, longest: usize) -> Result<Option<Begun>, BadHead> {
     // RFC 9112 §2.2: old clients end a body with an empty line that is not of it.
     while let Some(blank) = [&b"\r\n"[..], b"\n"].into_iter().find(|blank| buffer.starts_with(blank)) {
         buffer.advance(blank.len());
@@ -85,7 +83,7 @@ pub(super) fn take_head(buffer: &mut BytesMut, seen: &mut usize, longest: usize)
     let bytes = buffer.split_to(length).freeze();
     let uri = Uri::from_maybe_shared(bytes.slice(target)).map_err(|_| MALFORMED)?;
 
-    let mut headers = HeaderMap::with_capacity(count);
+    let mut headers = Fields::with_capacity(count + Fields::ADDED);
     let mut declared: Option<u64> = None;
     let mut is_chunked = None;
     let (mut keeps, mut closes, mut expects) = (is_http_1_1, false, false);
@@ -129,16 +127,16 @@ pub(super) fn take_head(buffer: &mut BytesMut, seen: &mut usize, longest: usize)
     };
     if is_chunked.is_some() && declared.is_some() {
         // RFC 9112 §6.3: both is what smuggling looks like; the chunks stand, and nothing follows them.
-        headers.remove(CONTENT_LENGTH);
+        headers.retain(|name| name != CONTENT_LENGTH);
         closes = true;
     }
     let version = if is_http_1_1 { Version::HTTP_11 } else { Version::HTTP_10 };
     let expects = expects && !left.is_over();
-    Ok(Some(Head { method, uri, version, headers, left, keeps: keeps && !closes, expects }))
+    Ok(Some(Begun { head: Head { method, uri, version, headers }, left, keeps: keeps && !closes, expects }))
 }
 
 /// More has to come, if it may.
-fn wait(buffer: &[u8], seen: &mut usize, longest: usize) -> Result<Option<Head>, BadHead> {
+fn wait(buffer: &[u8], seen: &mut usize, longest: usize) -> Result<Option<Begun>, BadHead> {
     *seen = buffer.len();
     if buffer.len() > longest { Err(TOO_LARGE) } else { Ok(None) }
 }
@@ -266,7 +264,7 @@ mod tests {
     const LONGEST: usize = 4096;
 
     /// Reads one head that comes in these pieces. None: it is not whole.
-    fn read(pieces: &[&[u8]]) -> Result<Option<(Head, Vec<u8>)>, BadHead> {
+    fn read(pieces: &[&[u8]]) -> Result<Option<(Begun, Vec<u8>)>, BadHead> {
         let (mut buffer, mut seen) = (BytesMut::new(), 0);
         for (position, piece) in pieces.iter().enumerate() {
             buffer.extend_from_slice(piece);
@@ -278,26 +276,29 @@ mod tests {
         Ok(None)
     }
 
-    fn whole(head: &str) -> Result<Head, BadHead> {
+    fn whole(head: &str) -> Result<Begun, BadHead> {
         read(&[head.as_bytes()]).map(|read| read.expect("a whole head").0)
     }
 
-    fn with(fields: &str) -> Result<Head, BadHead> {
+    fn with(fields: &str) -> Result<Begun, BadHead> {
         whole(&format!("POST /x?y HTTP/1.1\r\nHost: a\r\n{fields}\r\n"))
     }
 
     #[test]
     fn a_head_says_where_its_body_ends() {
         let head = with("X-A: 1\r\nx-a: 2\r\nContent-Length: 07\r\n").unwrap();
-        assert_eq!((head.method, head.uri.to_string(), head.version), (Method::POST, "/x?y".into(), Version::HTTP_11));
-        assert_eq!((head.left, head.keeps, head.headers.get_all("x-a").iter().count()), (Left::Length(7), true, 2));
+        assert_eq!(
+            (head.head.method, head.head.uri.to_string(), head.head.version),
+            (Method::POST, "/x?y".into(), Version::HTTP_11)
+        );
+        assert_eq!((head.left, head.keeps, head.head.headers.get_all("x-a").count()), (Left::Length(7), true, 2));
         assert_eq!(with("").unwrap().left, Left::Length(0));
         assert_eq!(with("Transfer-Encoding: Chunked\r\n").unwrap().left, Left::Chunked(Chunk::Size));
         let twice = with("Content-Length: 2\r\nContent-Length: 2\r\n").unwrap();
-        assert_eq!((twice.left, twice.headers.get_all("content-length").iter().count()), (Left::Length(2), 1));
+        assert_eq!((twice.left, twice.head.headers.get_all("content-length").count()), (Left::Length(2), 1));
         let both = with("Content-Length: 2\r\nTransfer-Encoding: chunked\r\n").unwrap();
         assert_eq!((both.left, both.keeps), (Left::Chunked(Chunk::Size), false));
-        assert!(!both.headers.contains_key("content-length"));
+        assert!(!both.head.headers.contains_key("content-length"));
         for wrong in [
             "Content-Length: 1\r\nContent-Length: 2\r\n",
             "Content-Length: 1, 1\r\n",
@@ -310,10 +311,10 @@ mod tests {
             "X: 1\r\n folded\r\n",
             "X : 1\r\n",
         ] {
-            assert_eq!(with(wrong).unwrap_err(), MALFORMED, "{wrong:?}");
+            assert_eq!(with(wrong).err().unwrap(), MALFORMED, "{wrong:?}");
         }
         let old = whole("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n");
-        assert_eq!(old.unwrap_err(), MALFORMED);
+        assert_eq!(old.err().unwrap(), MALFORMED);
     }
 
     #[test]
@@ -338,14 +339,14 @@ mod tests {
 
     #[test]
     fn a_head_is_bounded_in_bytes_fields_and_target() {
-        let status = |head: String| whole(&head).unwrap_err().0.as_u16();
-        assert_eq!(with(&"x: y\r\n".repeat(MAX_HEADERS - 1)).unwrap().headers.len(), MAX_HEADERS);
+        let status = |head: String| whole(&head).err().unwrap().0.as_u16();
+        assert_eq!(with(&"x: y\r\n".repeat(MAX_HEADERS - 1)).unwrap().head.headers.len(), MAX_HEADERS);
         assert_eq!(status(format!("GET / HTTP/1.1\r\n{}\r\n", "x: y\r\n".repeat(MAX_HEADERS + 1))), 431);
         assert_eq!(status(format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(LONGEST))), 431);
         assert_eq!(status(format!("GET /{}", "y".repeat(LONGEST))), 431, "whole or not");
         let target = format!("GET /{} HTTP/1.1\r\n\r\n", "y".repeat(LONGEST_TARGET));
         let read = take_head(&mut BytesMut::from(target.as_bytes()), &mut 0, 2 * LONGEST_TARGET);
-        assert_eq!(read.unwrap_err().0.as_u16(), 414);
+        assert_eq!(read.err().unwrap().0.as_u16(), 414);
     }
 
     #[test]
@@ -369,7 +370,7 @@ mod tests {
         }
         buffer.extend_from_slice(b"\nGET / HTTP/1.1\r\n\r\n");
         assert!(take_head(&mut buffer, &mut seen, LONGEST).unwrap().is_some());
-        assert_eq!(whole("\rGET / HTTP/1.1\r\n\r\n").unwrap_err(), MALFORMED);
+        assert_eq!(whole("\rGET / HTTP/1.1\r\n\r\n").err().unwrap(), MALFORMED);
     }
 
     fn written(status: u16, headers: &[(&'static str, &'static str)], coding: Coding, length: Option<u64>) -> String {
@@ -424,7 +425,7 @@ mod tests {
             let pieces: Vec<&[u8]> = cuts.windows(2).map(|pair| &head[pair[0]..pair[1]]).collect();
             match (read(&[&head]), read(&pieces)) {
                 (Ok(Some((one, behind))), Ok(Some((other, behind_too)))) => {
-                    prop_assert_eq!((one.headers, one.left, behind), (other.headers, other.left, behind_too));
+                    prop_assert_eq!((one.head.headers, one.left, behind), (other.head.headers, other.left, behind_too));
                 }
                 (Ok(None), Ok(None)) => {}
                 // What is wrong may be seen only when the head is whole, and a part that has its end may come first.

@@ -14,14 +14,14 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::header::CONNECTION;
-use http::{HeaderMap, Method, Request, Response, Version};
+use http::{HeaderMap, Method, Response, Version};
 use http_body::Body as _;
 use tokio::io::AsyncWrite as _;
 
 use super::activity::{Answer, Handling};
-use super::body::{Body, lock};
 use super::connection::{BoxError, Requests};
-use super::head::{self, BadHead, Coding, Head};
+use super::head::{self, BadHead, Begun, Coding};
+use super::request::{Body, Request, lock};
 use super::transport::Watched;
 use super::wire::Wire;
 use super::{Limits, Peer};
@@ -71,7 +71,7 @@ struct Asked {
 
 impl<H, F, B> Connection<H, F, B>
 where
-    H: Fn(Request<Body>, Arc<Peer>) -> F,
+    H: Fn(Request, Arc<Peer>) -> F,
     F: Future<Output = Response<B>>,
     B: http_body::Body<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
@@ -140,17 +140,15 @@ where
                 return Poll::Ready(if is_between { Ok(()) } else { Err(ended().into()) });
             }
         };
-        let Head { method, uri, version, headers, left, keeps, expects } = head;
+        let Begun { head, left, keeps, expects } = head;
         let has_body = !left.is_over();
         let number = wire.begin(left, expects);
         drop(wire);
         let body = if has_body { Body::http1(Arc::clone(&self.wire), number) } else { Body::empty() };
-        let asked = Asked { is_head: method == Method::HEAD, is_http_1_1: version == Version::HTTP_11, keeps };
-        let mut request = Request::new(body);
-        (*request.method_mut(), *request.uri_mut(), *request.version_mut()) = (method, uri, version);
-        *request.headers_mut() = headers;
+        let (is_head, is_http_1_1) = (head.method == Method::HEAD, head.version == Version::HTTP_11);
+        let asked = Asked { is_head, is_http_1_1, keeps };
         let handling = self.requests.activity.request_begins(true, has_body);
-        let answer = Box::pin((self.requests.handler)(request, Arc::clone(&self.requests.peer)));
+        let answer = Box::pin((self.requests.handler)(Request { head, body }, Arc::clone(&self.requests.peer)));
         self.stage = Stage::Handling { asked, handling, answer };
         Poll::Ready(Ok(()))
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{Request, Response};
+use http::Response;
 use http_body::Body;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -119,7 +119,7 @@ impl Listener {
     /// of `stop` is gone, which is the same). A listener is served once: a second call returns immediately.
     pub(crate) async fn serve<H, F, B>(self: Arc<Self>, handler: H, stop: watch::Receiver<Stop>)
     where
-        H: Fn(Request<super::Body>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
+        H: Fn(super::Request, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<B>> + Send + 'static,
         B: Body<Data = Bytes> + Unpin + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,

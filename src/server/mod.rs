@@ -5,7 +5,6 @@
 //! the one limit that is meant to: the number of connections in all.
 
 mod activity;
-mod body;
 mod certificate;
 mod connection;
 mod descriptors;
@@ -18,6 +17,7 @@ mod listen;
 mod parting;
 mod permits;
 mod proxy_protocol;
+mod request;
 mod roots;
 pub(crate) mod tls;
 mod transport;
@@ -26,12 +26,12 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use body::{Body, BodyError};
 pub(crate) use certificate::ClientCertificate;
 pub(crate) use descriptors::{inherited_sockets, raise_open_files};
 pub(crate) use distinguished_name::DistinguishedName;
 pub(crate) use listen::Listener;
 pub(crate) use permits::Permits;
+pub(crate) use request::{Body, BodyError, Head, Request};
 pub(crate) use roots::{count_certificates, roots_verifier};
 pub(crate) use tls::TlsPeer;
 

@@ -92,7 +92,7 @@ fn bind(settings: Settings, permits: Arc<Permits>) -> (Arc<Listener>, Meters) {
 
 fn start<H, F>(bound: (Arc<Listener>, Meters), handler: H) -> Served
 where
-    H: Fn(Request<Body>, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
+    H: Fn(super::Request, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
     let (listener, meters) = bound;
@@ -106,9 +106,9 @@ fn serve(settings: Settings) -> Served {
 }
 
 /// Answers with what the handler was told.
-async fn describe(request: Request<Body>, peer: Arc<Peer>) -> Answer {
-    let version = request.version();
-    let body = request.into_body().collect().await.map(|body| body.to_bytes().len()).unwrap_or_default();
+async fn describe(request: super::Request, peer: Arc<Peer>) -> Answer {
+    let version = request.head.version;
+    let body = request.body.collect().await.map(|body| body.to_bytes().len()).unwrap_or_default();
     let tls = match &peer.tls {
         None => "none".to_owned(),
         Some(tls) => {
@@ -416,11 +416,11 @@ async fn an_early_answer_reaches_a_client_that_is_still_sending() {
 // ---- One request after the other ----
 
 /// Echoes a body that it has read, and leaves another alone.
-async fn echo(request: Request<Body>, _: Arc<Peer>) -> Answer {
-    let path = request.uri().path().to_owned();
+async fn echo(request: super::Request, _: Arc<Peer>) -> Answer {
+    let path = request.head.uri.path().to_owned();
     match path.as_str() {
         "/unread" => text(path),
-        _ => match request.into_body().collect().await {
+        _ => match request.body.collect().await {
             Ok(body) => text([path.as_bytes(), b" ", &body.to_bytes()].concat()),
             Err(error) => text(format!("{path} {error}")),
         },
@@ -537,10 +537,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 #[tokio::test]
 async fn the_body_of_a_request_that_was_answered_reads_nothing_of_the_next() {
     let (keep, mut kept) = mpsc::channel(2);
-    let served = start(bind(settings(), Permits::new(10)), move |request: Request<Body>, _| {
-        let path = request.uri().path().to_owned();
+    let served = start(bind(settings(), Permits::new(10)), move |request: super::Request, _| {
+        let path = request.head.uri.path().to_owned();
         // The first one is read later than it should be.
-        keep.try_send(request.into_body()).unwrap();
+        keep.try_send(request.body).unwrap();
         async { text(path) }
     });
     let mut stream = served.connect().await;
@@ -562,7 +562,7 @@ async fn a_sender_that_leaves_ends_its_handler() {
     }
     let running = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&running);
-    let served = start(bind(settings(), Permits::new(10)), move |_: Request<Body>, _| {
+    let served = start(bind(settings(), Permits::new(10)), move |_: super::Request, _| {
         counted.fetch_add(1, Ordering::SeqCst);
         let running = Running(Arc::clone(&counted));
         async move {
@@ -627,8 +627,8 @@ fn frames_of(
 #[tokio::test]
 async fn a_panic_in_a_handler_costs_one_connection() {
     let permits = Permits::new(1);
-    let served = start(bind(settings(), permits), |request: Request<Body>, peer| async move {
-        assert!(request.uri().path() != "/panic", "as asked");
+    let served = start(bind(settings(), permits), |request: super::Request, peer| async move {
+        assert!(request.head.uri.path() != "/panic", "as asked");
         describe(request, peer).await
     });
     for _ in 0..3 {
@@ -706,7 +706,7 @@ async fn no_more_streams_than_allowed_are_handled_at_once() {
     let limits = Limits { max_concurrent_streams: 3, ..LIMITS };
     let handler = {
         let most = Arc::clone(&most);
-        move |_: Request<Body>, _| {
+        move |_: super::Request, _| {
             let (running, most) = (Arc::clone(&running), Arc::clone(&most));
             async move {
                 most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
@@ -1383,10 +1383,10 @@ async fn beyond_the_limit_in_all_a_connection_waits_its_turn_on_every_listener()
 async fn stopping_serves_the_backlog_and_what_is_in_flight_and_closes_what_is_idle() {
     let (entered, mut entries) = mpsc::channel(10);
     let (release, released) = watch::channel(false);
-    let handler = move |request: Request<Body>, _: Arc<Peer>| {
+    let handler = move |request: super::Request, _: Arc<Peer>| {
         let (entered, mut released) = (entered.clone(), released.clone());
         async move {
-            if request.uri().path() == "/slow" {
+            if request.head.uri.path() == "/slow" {
                 entered.send(()).await.unwrap();
                 released.wait_for(|released| *released).await.unwrap();
             }

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _};
 
-use super::body::BodyError;
+use super::request::BodyError;
 use super::transport::Watched;
 use crate::framing::{Left, Piece};
 

@@ -16,6 +16,7 @@ const FLOORS: &[(&str, &[&str])] = &[
             "telemetry",
             "verify",
             "state",
+            "server",
             "delivery",
             "fetched",
             "secret",
@@ -53,7 +54,7 @@ const FLOORS: &[(&str, &[&str])] = &[
             "fields",
         ],
     ),
-    ("admin", &["gateway", "inbox", "telemetry", "verify", "secret", "clock"]),
+    ("admin", &["gateway", "inbox", "telemetry", "verify", "server", "secret", "clock"]),
     // Its vectors make deliveries and name refusals.
     (
         "config",
@@ -120,7 +121,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("verify", &["delivery", "refusal", "fetched", "secret", "clock", "fields"]),
     ("fetch", &["fetched", "clock"]),
     ("state", &["redis_link", "secret", "client", "database", "clock"]),
-    ("server", &["secret", "client", "clock", "threads", "framing"]),
+    ("server", &["secret", "client", "clock", "threads", "framing", "fields"]),
     ("redis_link", &["tls_client", "dial", "secret"]),
     ("tls_client", &["secret"]),
     ("fetched", &["clock"]),

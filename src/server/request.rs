@@ -1,4 +1,4 @@
-//! The body of a request, whatever it came over.
+//! A request as the handler gets it, whatever it came over: its head whole, its body still to be read.
 //!
 //! Invariant: no more is read of it than somebody asks for; one that does not end as it should ends in an error.
 
@@ -8,10 +8,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::{Method, Uri, Version};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::wire::Wire;
+use crate::fields::Fields;
+
+pub(crate) struct Request {
+    pub(crate) head: Head,
+    pub(crate) body: Body,
+}
+
+pub(crate) struct Head {
+    pub(crate) method: Method,
+    /// As sent: in HTTP/1 mostly the path alone.
+    pub(crate) uri: Uri,
+    pub(crate) version: Version,
+    pub(crate) headers: Fields,
+}
 
 pub(crate) struct Body(Kind);
 
@@ -41,9 +56,14 @@ impl Body {
     pub(super) fn http1(wire: Arc<Mutex<Wire>>, number: u64) -> Self {
         Self(Kind::Http1(wire, number))
     }
+}
 
-    pub(super) fn http2(incoming: Incoming) -> Self {
-        Self(Kind::Http2(incoming))
+impl From<http::Request<Incoming>> for Request {
+    fn from(request: http::Request<Incoming>) -> Self {
+        let (parts, incoming) = request.into_parts();
+        let head =
+            Head { method: parts.method, uri: parts.uri, version: parts.version, headers: Fields::from(parts.headers) };
+        Self { head, body: Body(Kind::Http2(incoming)) }
     }
 }
 
