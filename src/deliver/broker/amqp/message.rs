@@ -123,12 +123,12 @@ fn add_sent(headers: &mut FieldTable, event: &Event<'_>, mut room: usize) {
     let mut sent: Vec<(String, String)> = Vec::new();
     for (name, header) in event.headers() {
         let text = printable(header.as_bytes());
-        match sent.last_mut() {
-            Some((last, values)) if last.strip_prefix("http-") == Some(name) => {
+        match sent.iter_mut().find(|(before, _)| before.strip_prefix("http-") == Some(name)) {
+            Some((_, values)) => {
                 values.push_str(", ");
                 values.push_str(&text);
             }
-            _ => sent.push((format!("http-{name}"), text)),
+            None => sent.push((format!("http-{name}"), text)),
         }
     }
     let mut omitted: u32 = 0;
@@ -240,6 +240,28 @@ pub(super) fn value(value: &Value) -> AMQPValue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::UnixMillis;
+    use crate::fields::Fields;
+    use crate::parcel::{Parcel, Tag};
+    use http::{HeaderValue, Method};
+
+    #[test]
+    fn a_header_that_came_several_times_is_one_with_commas_whatever_came_between() {
+        let mut headers = Fields::new();
+        for (name, value) in [("x-a", "1"), ("x-b", "2"), ("x-a", "3"), ("x-ab", "4"), ("x-a", "5")] {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        let (method, path_and_query, body) = (Method::POST, "/".to_owned(), Bytes::new());
+        let parcel = Parcel { method, path_and_query, headers, body, credentials: Vec::new() };
+        let tag = Tag { source: "shop".into(), delivery_id: "1".into(), generation: 0, received: UnixMillis(0) };
+        let mut table = FieldTable::default();
+        add_sent(&mut table, &Event::of(&parcel, &tag), 1024);
+        let mut wanted = FieldTable::default();
+        for (name, text) in [("http-x-a", "1, 3, 5"), ("http-x-b", "2"), ("http-x-ab", "4")] {
+            wanted.insert(name.into(), text_value(text));
+        }
+        assert_eq!(table, wanted);
+    }
 
     #[test]
     fn a_key_that_is_too_long_for_amqp_is_named_by_its_digest() {
