@@ -66,13 +66,9 @@ pub(crate) struct Statement<'a> {
 
 impl Parcel {
     pub(crate) fn pack(verified: Verified, path_and_query: String, checks: &str, statement: Statement<'_>) -> Self {
-        let event_id = value(verified.event_id().unwrap_or_default());
-        let event_type = value(verified.event_type().unwrap_or_default());
-        let mut parcel = Self::wrap(verified.into_delivery(), path_and_query, statement);
-        parcel.say(VERIFIED, value(checks));
-        parcel.say(EVENT_ID, event_id);
-        parcel.say(EVENT_TYPE, event_type);
-        parcel
+        let (id, kind) = (verified.event_id().unwrap_or_default(), verified.event_type().unwrap_or_default());
+        let said = Said::of(&statement, [checks, id, kind, ""]);
+        Self::wrap(verified.into_delivery(), path_and_query, statement, said)
     }
 
     /// Observe mode: not proven, or one that would have been refused. Says so, and claims nothing else of it.
@@ -82,28 +78,43 @@ impl Parcel {
         would_refuse: &str,
         statement: Statement<'_>,
     ) -> Self {
-        let mut parcel = Self::wrap(delivery, path_and_query, statement);
-        parcel.say(WOULD_REFUSE, value(would_refuse));
-        parcel
+        let said = Said::of(&statement, ["", "", "", would_refuse]);
+        Self::wrap(delivery, path_and_query, statement, said)
     }
 
-    fn wrap(delivery: Delivery, path_and_query: String, statement: Statement<'_>) -> Self {
+    fn wrap(delivery: Delivery, path_and_query: String, statement: Statement<'_>, said: Said) -> Self {
         let mut headers = delivery.headers;
         strip(&mut headers);
         // Once, and not each time that it is full.
         headers.reserve(statement.forwarding.len() + statement.added.len() + MOST_SAID);
+        // None of these names is left: they are ours.
         for (name, value) in statement.forwarding {
-            headers.insert(name, value.clone());
+            headers.append(name, value.clone());
         }
-        headers.insert(TRACEPARENT, statement.traceparent);
+        headers.append(TRACEPARENT, statement.traceparent);
         let credentials = statement.credentials;
         let mut parcel = Self { method: delivery.method, path_and_query, headers, body: delivery.body, credentials };
+        let is_alone = statement.added.is_empty();
         for (name, value) in statement.added {
             parcel.replace(name, value);
         }
-        parcel.headers.insert(SOURCE, statement.source);
-        parcel.say(REQUEST_ID, value(statement.request_id));
-        parcel.say(CLIENT_CERTIFICATE, value(statement.client_certificate.unwrap_or_default()));
+        let mut say = |name: &HeaderName, value: HeaderValue| match is_alone {
+            true => parcel.headers.append(name, value),
+            // Over whatever was to be added under the same name.
+            false => parcel.headers.insert(name, value),
+        };
+        say(&SOURCE, statement.source);
+        let mut begins = 0;
+        for (name, length) in SAID.iter().zip(said.lengths) {
+            let part = begins..begins + length;
+            begins = part.end;
+            // Left out is what would be empty or what no header can hold.
+            if length > 0
+                && let Ok(value) = HeaderValue::from_maybe_shared(said.text.slice(part))
+            {
+                say(name, value);
+            }
+        }
         parcel
     }
 
@@ -170,27 +181,35 @@ impl Parcel {
         }
         Ok(Self { method, path_and_query, headers, body: Bytes::copy_from_slice(text), credentials })
     }
+}
 
-    /// A header of the gateway's own.
-    fn say(&mut self, name: HeaderName, value: Option<HeaderValue>) {
-        if let Some(value) = value {
-            self.headers.insert(name, value);
-        }
+/// What the gateway says in headers of its own: one text, of which every value is a part.
+struct Said {
+    text: Bytes,
+    /// Of the parts, in the order of `SAID`; none: it is not said.
+    lengths: [usize; SAID.len()],
+}
+
+impl Said {
+    fn of(statement: &Statement<'_>, [checks, id, kind, would_refuse]: [&str; 4]) -> Self {
+        let certificate = statement.client_certificate.unwrap_or_default();
+        let all = [statement.request_id, certificate, checks, id, kind, would_refuse];
+        let lengths = all.map(str::len);
+        let mut text = Vec::with_capacity(lengths.iter().sum());
+        all.iter().for_each(|part| text.extend_from_slice(part.as_bytes()));
+        Self { text: text.into(), lengths }
     }
 }
 
-/// None: it would be empty, or no header can hold it.
-fn value(text: &str) -> Option<HeaderValue> {
-    if text.is_empty() { None } else { HeaderValue::from_str(text).ok() }
-}
-
-const SOURCE: HeaderName = HeaderName::from_static("x-hookward-source");
-const VERIFIED: HeaderName = HeaderName::from_static("x-hookward-verified");
-const EVENT_ID: HeaderName = HeaderName::from_static("x-hookward-event-id");
-const EVENT_TYPE: HeaderName = HeaderName::from_static("x-hookward-event-type");
-const CLIENT_CERTIFICATE: HeaderName = HeaderName::from_static("x-hookward-client-cert");
-const WOULD_REFUSE: HeaderName = HeaderName::from_static("x-hookward-would-refuse");
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+static SAID: [HeaderName; 6] = [
+    HeaderName::from_static("x-request-id"),
+    HeaderName::from_static("x-hookward-client-cert"),
+    HeaderName::from_static("x-hookward-verified"),
+    HeaderName::from_static("x-hookward-event-id"),
+    HeaderName::from_static("x-hookward-event-type"),
+    HeaderName::from_static("x-hookward-would-refuse"),
+];
+static SOURCE: HeaderName = HeaderName::from_static("x-hookward-source");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// As many of them as one parcel can have.
@@ -232,32 +251,34 @@ fn take<'a>(text: &mut &'a [u8]) -> Result<&'a [u8], Undecodable> {
 
 /// Hop-by-hop fields (RFC 9110 §7.6.1), framing and what names the host we were reached by.
 fn is_forwarded(name: &str) -> bool {
-    !matches!(
-        name,
-        "connection"
-            | "content-length"
-            | "expect"
-            | "host"
-            | "http2-settings"
-            | "keep-alive"
-            | "proxy-authenticate"
-            | "proxy-authorization"
-            | "proxy-connection"
-            | "te"
-            | "trailer"
-            | "transfer-encoding"
-            | "upgrade"
-    )
+    // The first letter tells it of nearly all.
+    let may_end_here = matches!(name.as_bytes().first(), Some(b'c' | b'e' | b'h' | b'k' | b'p' | b't' | b'u'));
+    !may_end_here
+        || !matches!(
+            name,
+            "connection"
+                | "content-length"
+                | "expect"
+                | "host"
+                | "http2-settings"
+                | "keep-alive"
+                | "proxy-authenticate"
+                | "proxy-authorization"
+                | "proxy-connection"
+                | "te"
+                | "trailer"
+                | "transfer-encoding"
+                | "upgrade"
+        )
 }
 
 fn strip(headers: &mut Fields) {
     // What `Connection` names goes with the rest; what we add ourselves comes after all of this, so that
     // `Connection: X-Hookward-Verified` can take nothing of ours away.
-    let connection = headers.get_all(header::CONNECTION).filter_map(|value| value.to_str().ok());
-    let named = connection.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok());
-    let named: Vec<HeaderName> = named.collect();
-    if !named.is_empty() {
-        headers.remove_every(named);
+    if headers.contains_key(header::CONNECTION) {
+        let connection = headers.get_all(header::CONNECTION).filter_map(|value| value.to_str().ok());
+        let named = connection.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok());
+        headers.remove_every(named.collect());
     }
     headers.retain(|name| is_forwarded(name.as_str()) && !is_ours(name.as_str()));
 }
@@ -274,13 +295,11 @@ fn is_folded_into(name: &str, other: &str) -> bool {
 /// Names that only the gateway may write, in any spelling that a CGI-like receiver would fold into ours.
 fn is_ours(name: &str) -> bool {
     let begins = |with: &str| name.get(..with.len()).is_some_and(|start| is_folded_into(start, with));
-    match name.as_bytes().first() {
-        Some(b'x') => {
-            begins("x-hookward-")
-                || begins("x-forwarded-")
-                || is_folded_into(name, "x-request-id")
-                || is_folded_into(name, "x-real-ip")
-        }
+    match name.as_bytes() {
+        [b'x', _, b'h', ..] => begins("x-hookward-"),
+        [b'x', _, b'f', ..] => begins("x-forwarded-"),
+        [b'x', _, b'r', ..] => is_folded_into(name, "x-request-id") || is_folded_into(name, "x-real-ip"),
+        [b'x', ..] => false,
         _ => matches!(name, "forwarded" | "traceparent" | "tracestate"),
     }
 }

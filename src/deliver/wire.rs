@@ -19,8 +19,12 @@ const MAX_ANSWER_HEADERS: usize = 100;
 
 /// RFC 9110 §7.6.1, and what of old is taken for the like.
 pub(super) fn is_hop_by_hop(name: &HeaderName) -> bool {
+    is_of_the_connection(name.as_str())
+}
+
+fn is_of_the_connection(name: &str) -> bool {
     matches!(
-        name.as_str(),
+        name,
         "connection"
             | "keep-alive"
             | "proxy-connection"
@@ -39,17 +43,24 @@ pub(super) fn named_by_connection<'v>(values: impl Iterator<Item = &'v HeaderVal
     values.flat_map(|value| named(value.as_bytes())).collect()
 }
 
+/// The field `keep-alive`, which most name, goes in any case.
 fn named(value: &[u8]) -> impl Iterator<Item = HeaderName> {
     value
         .split(|byte| *byte == b',')
-        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        .map(<[u8]>::trim_ascii)
+        .filter(|name| !name.eq_ignore_ascii_case(b"keep-alive"))
+        .filter_map(|name| HeaderName::from_bytes(name).ok())
         .filter(|name| name != CONTENT_LENGTH)
 }
 
 /// Whether a header of a parcel is written as it is: the framing is ours alone, and so is the host.
 pub(super) fn is_passed_on(name: &HeaderName, named: &[HeaderName]) -> bool {
-    let is_ours = matches!(name.as_str(), "content-length" | "expect" | "host");
-    !is_ours && !is_hop_by_hop(name) && !named.contains(name)
+    let text = name.as_str();
+    // The first letter tells it of nearly all.
+    let may_end_here = matches!(text.as_bytes().first(), Some(b'c' | b'e' | b'h' | b'k' | b'p' | b't' | b'u'));
+    let ends_here =
+        may_end_here && (matches!(text, "content-length" | "expect" | "host") || is_of_the_connection(text));
+    !ends_here && !named.contains(name)
 }
 
 /// A request's head, its body being `length` bytes.
@@ -60,23 +71,71 @@ pub(super) fn write_head(
     headers: &Fields,
     length: Option<usize>,
 ) {
+    const LINE_END: [u8; 2] = *b"\r\n";
+    const PARTS: usize = " ".len() + " HTTP/1.1\r\nhost: ".len() + 2 * LINE_END.len();
+    // No length is longer.
+    const LENGTH: usize = "content-length: 18446744073709551615\r\n".len();
+    // Room for all of it at once, and for what is then not passed on.
+    let fields: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     head.clear();
-    for part in [method.as_str().as_bytes(), b" ", path.as_bytes(), b" HTTP/1.1\r\nhost: ", host.as_bytes(), b"\r\n"] {
-        head.extend_from_slice(part);
-    }
+    head.resize(method.as_str().len() + path.len() + host.len() + fields + PARTS + LENGTH, 0);
+    let mut room = Room(head);
+    room.put(method.as_str().as_bytes());
+    room.put_few(*b" ");
+    room.put(path.as_bytes());
+    room.put_few(*b" HTTP/1.1\r\nhost: ");
+    room.put(host.as_bytes());
+    room.put_few(LINE_END);
     let named =
         if headers.contains_key(CONNECTION) { named_by_connection(headers.get_all(CONNECTION)) } else { Vec::new() };
     for (name, value) in headers.iter().filter(|(name, _)| is_passed_on(name, &named)) {
-        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-            head.extend_from_slice(part);
-        }
+        room.put(name.as_str().as_bytes());
+        room.put_few(*b": ");
+        room.put(value.as_bytes());
+        room.put_few(LINE_END);
     }
     if let Some(length) = length {
-        head.extend_from_slice(b"content-length: ");
-        head.extend_from_slice(HeaderValue::from(length).as_bytes());
-        head.extend_from_slice(b"\r\n");
+        room.put_few(*b"content-length: ");
+        room.put_number(length);
+        room.put_few(LINE_END);
     }
-    head.extend_from_slice(b"\r\n");
+    room.put_few(LINE_END);
+    let left = room.0.len();
+    head.truncate(head.len() - left);
+}
+
+/// What is still to be written of a head.
+struct Room<'h>(&'h mut [u8]);
+
+impl Room<'_> {
+    /// There is room: it was measured.
+    #[inline(always)]
+    fn put(&mut self, part: &[u8]) {
+        let (here, rest) = std::mem::take(&mut self.0).split_at_mut(part.len());
+        here.copy_from_slice(part);
+        self.0 = rest;
+    }
+
+    /// As many as the compiler knows of: no loop and no call.
+    #[inline(always)]
+    fn put_few<const N: usize>(&mut self, part: [u8; N]) {
+        if let Some((here, rest)) = std::mem::take(&mut self.0).split_first_chunk_mut() {
+            *here = part;
+            self.0 = rest;
+        }
+    }
+
+    fn put_number(&mut self, number: usize) {
+        let mut digits = [b'0'; 20];
+        let (mut first, mut left) = (digits.len() - 1, number);
+        digits[first] += (left % 10) as u8;
+        while left >= 10 {
+            left /= 10;
+            first -= 1;
+            digits[first] += (left % 10) as u8;
+        }
+        self.put(&digits[first..]);
+    }
 }
 
 /// An answer's head, without what concerned this connection alone. A `Content-Length` is there only if it is that of the
@@ -142,6 +201,7 @@ fn begin(read: &Read, bytes: &Bytes, method: &Method) -> Result<Begun, String> {
     let ambiguous = |what: &str| Err(format!("the answer's framing is ambiguous: {what}"));
     let mut headers = HeaderMap::with_capacity(read.fields.len());
     let mut declared: Option<u64> = None;
+    let mut told_length = None;
     let mut is_chunked = false;
     let (mut keeps, mut closes) = (read.is_http_1_1, false);
     let mut dropped: SmallVec<[HeaderName; 2]> = SmallVec::new();
@@ -161,6 +221,7 @@ fn begin(read: &Read, bytes: &Bytes, method: &Method) -> Result<Begun, String> {
                     (Some(length), Some(before)) if length != before => return ambiguous("two Content-Lengths"),
                     (Some(length), _) => declared = Some(length),
                 }
+                told_length = Some(value);
             }
             "transfer-encoding" => {
                 if is_chunked || !value.as_bytes().eq_ignore_ascii_case(b"chunked") || !read.is_http_1_1 {
@@ -192,8 +253,10 @@ fn begin(read: &Read, bytes: &Bytes, method: &Method) -> Result<Begun, String> {
         (false, false, None) => Left::UntilClose,
     };
     let is_true = !is_chunked && (!has_none || method == Method::HEAD);
-    if let Some(length) = declared.filter(|_| is_true) {
-        headers.insert(CONTENT_LENGTH, length.into());
+    if let (Some(length), Some(told)) = (declared.filter(|_| is_true), told_length) {
+        // As it came, but for zeros before it.
+        let is_plain = told.as_bytes().first().is_some_and(|digit| *digit != b'0');
+        headers.append(CONTENT_LENGTH, if is_plain { told } else { length.into() });
     }
     // RFC 9112 §6.3: both is what smuggling looks like; the chunks stand, and nothing follows them.
     keeps &= !closes && left != Left::UntilClose && !(is_chunked && declared.is_some());
@@ -343,6 +406,70 @@ mod tests {
         write_head(&mut head, (&Method::POST, "/x?y"), &host, &headers, Some(3));
         let written = String::from_utf8(head).unwrap();
         assert_eq!(written, "POST /x?y HTTP/1.1\r\nhost: app:80\r\nx-kept: 1\r\ncontent-length: 3\r\n\r\n");
+    }
+
+    #[test]
+    fn a_length_is_told_as_it_came_but_without_zeros_before_it() {
+        for (sent, told) in [("5", "5"), ("0005", "5"), ("0", "0"), ("00", "0")] {
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {sent}\r\nContent-Length: {sent}\r\n\r\nhello");
+            assert_eq!(post(&answer).unwrap().headers, [("content-length".to_owned(), told.to_owned())], "{sent}");
+        }
+        let answer = "HTTP/1.1 200 OK\r\nConnection: Keep-Alive, x-hop\r\nKeep-Alive: timeout=5\r\nX-Hop: 1\r\nX-Kept: 1\r\n\r\n";
+        assert_eq!(post(answer).unwrap().headers, [("x-kept".to_owned(), "1".to_owned())]);
+    }
+
+    const NAMES: [&str; 22] = [
+        "connection",
+        "keep-alive",
+        "proxy-connection",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "http2-settings",
+        "content-length",
+        "expect",
+        "host",
+        // From here on they go along.
+        "content-type",
+        "user-agent",
+        "traceparent",
+        "tea",
+        "x-a",
+        "x-b",
+        "accept",
+        "hosts",
+        "priority",
+    ];
+
+    proptest! {
+        #[test]
+        fn a_head_holds_every_field_that_goes_along_once_and_in_order(
+            fields in proptest::collection::vec((1..NAMES.len(), "[ -~]{0,40}"), 0..30),
+            named in proptest::option::of("x-a|x-b, content-length|keep-alive,accept"),
+            (path, length) in ("/[a-z?=]{0,80}", proptest::option::of(0..usize::MAX)),
+        ) {
+            let mut headers = Fields::new();
+            let mut wanted = format!("POST {path} HTTP/1.1\r\nhost: a\r\n");
+            for (name, value) in &fields {
+                let (name, value) = (NAMES[*name], value.trim());
+                headers.append(name, HeaderValue::try_from(value).unwrap());
+                if NAMES[13..].contains(&name) && !named.as_ref().is_some_and(|named| named.contains(name)) {
+                    wanted += &format!("{name}: {value}\r\n");
+                }
+            }
+            if let Some(named) = &named {
+                headers.append("connection", HeaderValue::try_from(named).unwrap());
+            }
+            if let Some(length) = length {
+                wanted += &format!("content-length: {length}\r\n");
+            }
+            let mut head = Vec::new();
+            write_head(&mut head, (&Method::POST, &path), &HeaderValue::from_static("a"), &headers, length);
+            prop_assert_eq!(String::from_utf8(head).unwrap(), wanted + "\r\n");
+        }
     }
 
     fn answers() -> impl Strategy<Value = Vec<u8>> {

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use http::HeaderValue;
 use http::header::{self, HeaderName};
 use ipnet::IpNet;
-use std::fmt::Write as _;
+use std::cell::RefCell;
+use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
@@ -113,15 +114,50 @@ const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port")
 /// The forwarding headers for the upstream: a trusted proxy's are extended, anybody else's begin anew.
 pub(crate) fn headers(arrival: &Arrival<'_>, sent: &Fields, trusted: &[IpNet]) -> Vec<(HeaderName, HeaderValue)> {
     let peer = arrival.peer.to_canonical();
-    let own = Own::of(arrival, peer);
-    let all = if is_trusted(peer, trusted) { own.behind(sent) } else { own.alone() };
-    let all = [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, X_FORWARDED_PORT, header::FORWARDED]
-        .into_iter()
-        .zip(all)
-        .filter_map(|(name, value)| Some((name, value?)));
+    let own = own(arrival, peer);
+    let all = if is_trusted(peer, trusted) { behind(own, sent) } else { own };
+    let [by, proto, host, port, element] = all;
     let mut headers = Vec::with_capacity(5);
-    headers.extend(all);
+    let mut say = |name: HeaderName, value: Option<HeaderValue>| headers.extend(value.map(|value| (name, value)));
+    say(X_FORWARDED_FOR, by);
+    say(X_FORWARDED_PROTO, proto);
+    say(X_FORWARDED_HOST, host);
+    say(X_FORWARDED_PORT, port);
+    say(header::FORWARDED, element);
     headers
+}
+
+type Values = [Option<HeaderValue>; 5];
+
+/// A longer name of a host is not kept.
+const LONGEST_KEPT: usize = 256;
+
+/// What `Own` makes of an arrival, kept for the next request of the same peer: most come on one connection, or through one
+/// proxy.
+struct Made {
+    peer: IpAddr,
+    port: u16,
+    scheme: &'static str,
+    authority: Box<str>,
+    values: Values,
+}
+
+fn own(arrival: &Arrival<'_>, peer: IpAddr) -> Values {
+    thread_local! {
+        static LAST: RefCell<Option<Made>> = const { RefCell::new(None) };
+    }
+    let Arrival { peer: _, scheme, authority, port } = *arrival;
+    let is_same =
+        |made: &&Made| made.peer == peer && made.port == port && made.scheme == scheme && *made.authority == *authority;
+    let kept = LAST.with_borrow(|last| last.as_ref().filter(is_same).map(|made| made.values.clone()));
+    kept.unwrap_or_else(|| {
+        let values = Own::of(arrival, peer).alone();
+        if authority.len() <= LONGEST_KEPT {
+            let made = Made { peer, port, scheme, authority: authority.into(), values: values.clone() };
+            LAST.set(Some(made));
+        }
+        values
+    })
 }
 
 /// What we say ourselves of how a request reached us: one text, of which every header is a part.
@@ -137,15 +173,17 @@ struct Own {
 impl Own {
     fn of(arrival: &Arrival<'_>, peer: IpAddr) -> Self {
         // Longer than an IPv6 address and all that stands around it.
-        let mut text = String::with_capacity(arrival.authority.len() + 96);
+        let mut text = Vec::with_capacity(arrival.authority.len() + 96);
         let (before, behind) = if peer.is_ipv4() { ("for=", "") } else { ("for=\"[", "]\"") };
-        text.push_str(before);
+        text.extend_from_slice(before.as_bytes());
         let address = text.len();
-        // Writing to a String cannot fail.
+        // Writing to a list of bytes cannot fail.
         let _ = match peer {
             IpAddr::V4(v4) => {
                 for (position, octet) in v4.octets().into_iter().enumerate() {
-                    text.push_str(if position > 0 { "." } else { "" });
+                    if position > 0 {
+                        text.push(b'.');
+                    }
                     put_number(&mut text, octet.into());
                 }
                 Ok(())
@@ -153,13 +191,13 @@ impl Own {
             IpAddr::V6(v6) => write!(text, "{v6}"),
         };
         let address = address..text.len();
-        text.push_str(behind);
-        text.push_str(";host=\"");
+        text.extend_from_slice(behind.as_bytes());
+        text.extend_from_slice(b";host=\"");
         let host = text.len()..text.len() + arrival.authority.len();
         // It was checked to be one, so it holds no quote.
-        text.push_str(arrival.authority);
-        text.push_str("\";proto=");
-        text.push_str(arrival.scheme);
+        text.extend_from_slice(arrival.authority.as_bytes());
+        text.extend_from_slice(b"\";proto=");
+        text.extend_from_slice(arrival.scheme.as_bytes());
         let element = text.len();
         put_number(&mut text, arrival.port);
         Self { text: Bytes::from(text), element, address, host, scheme: arrival.scheme }
@@ -169,7 +207,7 @@ impl Own {
         HeaderValue::from_maybe_shared(self.text.slice(of)).ok()
     }
 
-    fn alone(&self) -> [Option<HeaderValue>; 5] {
+    fn alone(&self) -> Values {
         [
             self.part(self.address.clone()),
             Some(HeaderValue::from_static(self.scheme)),
@@ -178,39 +216,41 @@ impl Own {
             self.part(0..self.element),
         ]
     }
+}
 
-    /// A proxy of ours was reached first: its address and its element come behind what it says, and what it says of how
-    /// it was reached stands.
-    fn behind(&self, sent: &Fields) -> [Option<HeaderValue>; 5] {
-        let [own_for, own_proto, own_host, own_port, own_element] = self.alone();
-        let or = |name: HeaderName, own: Option<HeaderValue>| {
-            let kept = said(sent, &name);
-            if kept.is_empty() { own } else { HeaderValue::try_from(kept).ok() }
-        };
-        let appended = |name: HeaderName, own: Option<HeaderValue>| {
-            let mut chain = said(sent, &name);
-            if chain.is_empty() {
-                return own;
-            }
-            chain.push_str(", ");
-            chain.push_str(own.as_ref()?.to_str().ok()?);
-            HeaderValue::try_from(chain).ok()
-        };
-        [
-            appended(X_FORWARDED_FOR, own_for),
-            or(X_FORWARDED_PROTO, own_proto),
-            or(X_FORWARDED_HOST, own_host),
-            or(X_FORWARDED_PORT, own_port),
-            appended(header::FORWARDED, own_element),
-        ]
-    }
+/// A proxy of ours was reached first: its address and its element come behind what it says, and what it says of how
+/// it was reached stands.
+fn behind([own_for, own_proto, own_host, own_port, own_element]: Values, sent: &Fields) -> Values {
+    let or = |name: HeaderName, own: Option<HeaderValue>| {
+        let kept = said(sent, &name);
+        if kept.is_empty() { own } else { HeaderValue::try_from(kept).ok() }
+    };
+    let appended = |name: HeaderName, own: Option<HeaderValue>| {
+        let mut chain = said(sent, &name);
+        if chain.is_empty() {
+            return own;
+        }
+        chain.push_str(", ");
+        chain.push_str(own.as_ref()?.to_str().ok()?);
+        HeaderValue::try_from(chain).ok()
+    };
+    [
+        appended(X_FORWARDED_FOR, own_for),
+        or(X_FORWARDED_PROTO, own_proto),
+        or(X_FORWARDED_HOST, own_host),
+        or(X_FORWARDED_PORT, own_port),
+        appended(header::FORWARDED, own_element),
+    ]
 }
 
 /// In decimal; for this the machinery of `fmt` would cost more than all the rest.
-fn put_number(text: &mut String, number: u16) {
-    let digits = [number / 10_000, number / 1000 % 10, number / 100 % 10, number / 10 % 10, number % 10];
-    let first = digits.iter().position(|digit| *digit > 0).unwrap_or(digits.len() - 1);
-    text.extend(digits.iter().skip(first).map(|digit| char::from(b'0' + *digit as u8)));
+fn put_number(text: &mut Vec<u8>, number: u16) {
+    for power in [10_000, 1000, 100, 10] {
+        if number >= power {
+            text.push(b'0' + (number / power % 10) as u8);
+        }
+    }
+    text.push(b'0' + (number % 10) as u8);
 }
 
 /// All that a header says, in one line.
@@ -235,6 +275,34 @@ mod tests {
         }
         let found = client(peer.parse().expect("an address"), &headers, &trusted());
         format!("{}{}", found.address, if found.is_certain { "" } else { "?" })
+    }
+
+    #[test]
+    fn what_was_said_of_one_request_is_not_said_of_another() {
+        let text = |peer: &str, scheme, authority: &str, port| {
+            let arrival = Arrival { peer: peer.parse().expect("an address"), scheme, authority, port };
+            let all = headers(&arrival, &Fields::new(), &[]);
+            all.iter().map(|(_, value)| value.to_str().expect("text").to_owned()).collect::<Vec<_>>()
+        };
+        let long = "a".repeat(LONGEST_KEPT + 1);
+        for _ in 0..2 {
+            for (peer, said) in
+                [("192.0.2.1", "192.0.2.1"), ("::ffff:192.0.2.1", "192.0.2.1"), ("192.0.2.11", "192.0.2.11")]
+            {
+                for (scheme, authority, port) in [
+                    ("https", "a.test", 443),
+                    ("https", "a.test", 8443),
+                    ("http", "a.test", 443),
+                    ("https", "A.test", 443),
+                    ("https", &*long, 443),
+                ] {
+                    let element = format!("for={said};host=\"{authority}\";proto={scheme}");
+                    let wanted = [said, scheme, authority, &port.to_string(), &element].map(str::to_owned);
+                    assert_eq!(text(peer, scheme, authority, port), wanted);
+                    assert_eq!(text(peer, scheme, authority, port), wanted);
+                }
+            }
+        }
     }
 
     #[test]

@@ -252,7 +252,12 @@ impl Encoding {
             return None;
         }
         let bytes = match self {
-            Self::Hex => HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok(),
+            Self::Hex => {
+                let length = HEXLOWER_PERMISSIVE.decode_len(text.len()).ok()?;
+                let mut bytes = Vec::with_capacity(length);
+                bytes.resize(length, 0);
+                HEXLOWER_PERMISSIVE.decode_mut(text.as_bytes(), &mut bytes).ok().map(|_| bytes)
+            }
             Self::Base64 => BASE64.decode(text).ok(),
             Self::Base64Url => BASE64URL.decode(text).ok(),
         };
