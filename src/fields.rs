@@ -6,6 +6,7 @@
 //! before they are looked for: a message of many fields costs what its length does.
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use std::cell::RefCell;
 use std::fmt;
 
 /// Two lists and not one of pairs: each then stays within what an allocator hands out at once (glibc keeps blocks of up to
@@ -184,6 +185,41 @@ impl Fields {
     }
 }
 
+/// A name as it came, in whatever case. None: it is none.
+///
+/// Senders and upstreams write the same names again and again, and to make one costs a copy and an allocation: those that
+/// a worker saw last are kept. Whoever writes others puts them out of their places, and gains nothing by it.
+pub(crate) fn name(sent: &[u8]) -> Option<HeaderName> {
+    struct Known {
+        sent: Box<[u8]>,
+        name: HeaderName,
+    }
+    const LONGEST: usize = 64;
+    const PLACES: usize = 64;
+    thread_local! {
+        static KNOWN: RefCell<[Option<Known>; PLACES]> = const { RefCell::new([const { None }; PLACES]) };
+    }
+    let place = match sent {
+        [first, .., last] if sent.len() <= LONGEST => {
+            let middle = sent.get(sent.len() / 2).copied().unwrap_or_default();
+            (sent.len() + 5 * usize::from(*first) + 11 * usize::from(middle) + 3 * usize::from(*last)) % PLACES
+        }
+        _ => return HeaderName::from_bytes(sent).ok(),
+    };
+    KNOWN.with_borrow_mut(|known| {
+        let there = known.get_mut(place)?;
+        if let Some(known) = there
+            && *known.sent == *sent
+        {
+            return Some(known.name.clone());
+        }
+        let name = HeaderName::from_bytes(sent).ok()?;
+        *there = Some(Known { sent: sent.into(), name: name.clone() });
+        Some(name)
+    })
+}
+
+/// In the order in which they came.
 pub(crate) type Iter<'a> = std::iter::Zip<std::slice::Iter<'a, HeaderName>, std::slice::Iter<'a, HeaderValue>>;
 
 impl<'a> IntoIterator for &'a Fields {
@@ -326,6 +362,20 @@ mod tests {
         assert!(begun.elapsed() < std::time::Duration::from_secs(2));
     }
 
+    #[test]
+    fn a_name_is_the_same_however_often_and_in_whatever_case_it_comes() {
+        for _ in 0..3 {
+            for text in ["Host", "host", "HOST", "X-GitHub-Event", "x-github-event", "x", "te", "X_a.b~!"] {
+                assert_eq!(super::name(text.as_bytes()).expect("a name").as_str(), text.to_ascii_lowercase());
+            }
+            for text in [&b""[..], b" host", b"host ", b"ho st", b"x:", b"x\n", b"caf\xe9", &[b'a'; 70_000]] {
+                assert_eq!(super::name(text), None);
+            }
+            let long = [b'A'; 200];
+            assert_eq!(super::name(&long).expect("a name").as_str(), "a".repeat(200));
+        }
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Append(u8, u16),
@@ -344,6 +394,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn whatever_names_come_each_is_its_own(names in proptest::collection::vec("[a-cA-C-]{1,5}|[ -~]{0,9}", 0..200)) {
+            for text in &names {
+                prop_assert_eq!(super::name(text.as_bytes()), HeaderName::from_bytes(text.as_bytes()).ok(), "{}", text);
+            }
+        }
+
         #[test]
         fn whatever_is_done_each_name_has_the_values_that_a_map_would_have(
             steps in proptest::collection::vec(step(), 0..40),

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::fields::Fields;
+use crate::fields::{self, Fields};
 use ::http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue};
 use ::http::{HeaderMap, Method, StatusCode};
 use bytes::{Bytes, BytesMut};
@@ -206,11 +206,9 @@ fn begin(read: &Read, bytes: &Bytes, method: &Method) -> Result<Begun, String> {
     let (mut keeps, mut closes) = (read.is_http_1_1, false);
     let mut dropped: SmallVec<[HeaderName; 2]> = SmallVec::new();
     for (name, value) in &read.fields {
-        let unreadable = |_| "what came is no answer: a header is none".to_owned();
-        let name = HeaderName::from_bytes(bytes.get(name.clone()).unwrap_or_default())
-            .map_err(|error| unreadable(error.to_string()))?;
-        let value = HeaderValue::from_maybe_shared(bytes.slice(value.clone()))
-            .map_err(|error| unreadable(error.to_string()))?;
+        let unreadable = || "what came is no answer: a header is none".to_owned();
+        let name = fields::name(bytes.get(name.clone()).unwrap_or_default()).ok_or_else(unreadable)?;
+        let value = HeaderValue::from_maybe_shared(bytes.slice(value.clone())).map_err(|_| unreadable())?;
         match name.as_str() {
             "content-length" => {
                 let digits = value.as_bytes();

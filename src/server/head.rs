@@ -7,12 +7,12 @@ use std::cell::Cell;
 use std::time::SystemTime;
 
 use bytes::{Buf as _, BytesMut};
-use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderValue, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, StatusCode, Uri, Version};
 use httparse::Status;
 
 use super::request::Head;
-use crate::fields::Fields;
+use crate::fields::{self, Fields};
 use crate::framing::{self, Chunk, Left};
 
 /// More than any provider sends, by a factor of three.
@@ -89,7 +89,7 @@ pub(super) fn take_head(buffer: &mut BytesMut, seen: &mut usize, longest: usize)
     let (mut keeps, mut closes, mut expects) = (is_http_1_1, false, false);
     for place in places.iter().take(count) {
         let [name, name_end, value, value_end] = place.map(|at| at as usize);
-        let name = bytes.get(name..name_end).and_then(|name| HeaderName::from_bytes(name).ok()).ok_or(MALFORMED)?;
+        let name = bytes.get(name..name_end).and_then(fields::name).ok_or(MALFORMED)?;
         let value = HeaderValue::from_maybe_shared(bytes.slice(value..value_end)).map_err(|_| MALFORMED)?;
         match name.as_str() {
             "content-length" => {
