@@ -69,26 +69,32 @@ enum Stage {
     Over,
 }
 
-struct Live {
+pub(super) struct Live {
     /// HTTP/2. HTTP/1 has it on the connection that the exchange holds.
-    incoming: Option<Incoming>,
-    exchange: Exchange,
+    pub(super) incoming: Option<Incoming>,
+    pub(super) exchange: Exchange,
+}
+
+/// What came of a body that was read.
+pub(super) struct Read {
+    data: Bytes,
+    cut: Option<SendError>,
+    /// When the last of it came, if that was waited for.
+    ended: Option<Instant>,
 }
 
 impl AnswerBody {
-    /// Reads a short answer, and watches over a long one. Dropped half-way it lets go of the place and the connection.
-    pub(super) async fn begin(
-        incoming: Option<Incoming>,
-        exchange: Exchange,
-        deadline: Instant,
-        authority: Arc<str>,
-    ) -> Self {
-        let live = Live { incoming, exchange };
-        let length = live.size_hint().exact();
-        if live.is_end() || length.is_some_and(|length| length <= READ_AT_ONCE) {
-            let (data, cut) = live.read_whole(deadline, &authority).await;
-            return Self(Kind::Read { data, cut });
+    /// Of a short answer: its place and its connection are free now.
+    pub(super) fn read(live: Live, Read { data, cut, ended }: Read) -> Self {
+        match &cut {
+            Some(error) => live.end(Ending::by(error.fault), ended),
+            None => live.end_well(ended),
         }
+        Self(Kind::Read { data, cut })
+    }
+
+    /// Watches over a long one. Dropped half-way it lets go of the place and the connection.
+    pub(super) fn coming(live: Live, deadline: Instant, authority: Arc<str>) -> Self {
         let stage = Mutex::new(Stage::Live { live, reader: None });
         let relay = Arc::new(Relay { stage, deadline, authority });
         let watched = Arc::clone(&relay);
@@ -135,8 +141,13 @@ impl Live {
         }
     }
 
-    /// The connection enforces the declared length, so what is held here is at most `READ_AT_ONCE`.
-    async fn read_whole(mut self, deadline: Instant, authority: &str) -> (Bytes, Option<SendError>) {
+    pub(super) fn is_short(&self) -> bool {
+        self.is_end() || self.size_hint().exact().is_some_and(|length| length <= READ_AT_ONCE)
+    }
+
+    /// Reads a short body to its end. The connection enforces the declared length, so what is held here is at most
+    /// `READ_AT_ONCE`.
+    pub(super) async fn read(&mut self, deadline: Instant, authority: &str) -> Read {
         let mut first = Bytes::new();
         let mut joined = BytesMut::new();
         let mut ended = None;
@@ -167,11 +178,7 @@ impl Live {
                 None => break None,
             }
         };
-        match &cut {
-            Some(error) => self.end(Ending::by(error.fault), ended),
-            None => self.end_well(ended),
-        }
-        (if joined.is_empty() { first } else { joined.freeze() }, cut)
+        Read { data: if joined.is_empty() { first } else { joined.freeze() }, cut, ended }
     }
 
     /// `ended`: when, for whoever knows; else now.

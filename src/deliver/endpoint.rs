@@ -19,10 +19,8 @@ use hyper::body::Incoming;
 use prometheus::IntGauge;
 use tokio::time::{Instant, timeout_at};
 
-use super::answer::{Answer, AnswerBody};
 use super::connect::{Connector, Request};
 use super::failure::{Fault, SendError};
-use super::http::Exchange;
 use super::http1::{Connection, NoAnswer};
 use super::names::{Address, Host};
 use super::pool::{Lease, NoConnection, Pool};
@@ -189,6 +187,7 @@ impl Endpoint {
             Lease::Single(single) => self.ask_single(single, outgoing).await.map(|head| (head, None)),
             Lease::Shared(stream) => {
                 // Boxed: few upstreams speak HTTP/2, and what it takes is far more.
+                let method = outgoing.method;
                 let response = Box::pin(stream.send(self.request(outgoing))).await?;
                 let (parts, incoming) = response.into_parts();
                 let (status, mut headers) = (parts.status, parts.headers);
@@ -201,6 +200,9 @@ impl Endpoint {
                     .for_each(|name| drop(headers.remove(name)));
                 let ours: Vec<_> = headers.keys().filter(|name| wire::is_hop_by_hop(name)).cloned().collect();
                 ours.into_iter().for_each(|name| drop(headers.remove(name)));
+                if method != Method::HEAD && !declares(&headers, &incoming) {
+                    headers.remove(CONTENT_LENGTH);
+                }
                 Ok((Head { status, headers }, Some(incoming)))
             }
         }
@@ -231,25 +233,6 @@ impl Endpoint {
             request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
         }
         request
-    }
-
-    pub(super) async fn answer(
-        &self,
-        head: Head,
-        body: Option<Incoming>,
-        exchange: Exchange,
-        deadline: Instant,
-        method: &Method,
-    ) -> Answer {
-        let Head { status, mut headers } = head;
-        if let Some(incoming) = &body
-            && method != Method::HEAD
-            && !declares(&headers, incoming)
-        {
-            headers.remove(CONTENT_LENGTH);
-        }
-        let body = AnswerBody::begin(body, exchange, deadline, Arc::clone(&self.name)).await;
-        Answer { status, headers, body }
     }
 
     /// Whether the url answers the health path with 2xx or 3xx, on a connection of its own.

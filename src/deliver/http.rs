@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-use super::answer::Answer;
+use super::answer::{Answer, AnswerBody, Live};
 use super::connect;
 use super::discover::{Discovery, Keeper};
 use super::endpoint::{Answered, Endpoint, Failed, Probe, Site};
@@ -210,7 +210,15 @@ impl Upstream {
                 Ok(Answered { head, incoming, lease }) => {
                     let meters = Arc::clone(&self.meters);
                     let exchange = Exchange { slot, lease, meters, started, status: head.status };
-                    return Ok(endpoint.answer(head, incoming, exchange, deadline, &parcel.method).await);
+                    let mut live = Live { incoming, exchange };
+                    let body = match live.is_short() {
+                        true => {
+                            let read = live.read(deadline, &endpoint.name).await;
+                            AnswerBody::read(live, read)
+                        }
+                        false => AnswerBody::coming(live, deadline, Arc::clone(&endpoint.name)),
+                    };
+                    return Ok(Answer { status: head.status, headers: head.headers, body });
                 }
                 Err(failed) => failed,
             };

@@ -27,6 +27,7 @@ use sha2::{Digest, Sha256};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, timeout};
 
 /// A claim outlives its signed time's tolerance by this much: clocks and slow bodies.
@@ -46,7 +47,7 @@ const COMMIT_RETRY: Duration = Duration::from_millis(250);
 
 /// Judged: proven, or (in observe mode alone) known to be one that enforcing would refuse.
 pub(super) enum Judged {
-    Proven(Box<Verified>),
+    Proven(Verified),
     Unproven(Box<Delivery>, Refusal),
 }
 
@@ -75,8 +76,15 @@ enum Step {
 }
 
 impl Journey {
-    /// Steps 8 to 10. The permits are held until the upstream has answered, or nothing waits for the inbox any more.
-    pub(super) async fn conclude(self, judged: Judged, mut visit: Visit, permits: (Share, Place)) -> Reply {
+    /// Steps 8 to 10. The permits are held until the upstream has answered, or nothing waits for the inbox any more; `_work`
+    /// is this piece of work's until its end.
+    pub(super) async fn conclude(
+        self,
+        judged: Judged,
+        mut visit: Visit,
+        permits: (Share, Place),
+        _work: OwnedSemaphorePermit,
+    ) -> Reply {
         let observes = self.source.settings.observe;
         let (judged, bound) = match self.bind(judged).await {
             Ok(bound) => bound,
@@ -294,7 +302,7 @@ impl Journey {
     /// sender was told to come again.
     pub(super) async fn store(
         &self,
-        verified: Box<Verified>,
+        verified: Verified,
         bound: Bound,
         delivery_id: String,
         reservation: Option<Reservation>,

@@ -40,7 +40,7 @@ impl Journey {
             credentials: self.source.settings.verifier.credential_headers(),
         };
         match (judged, visit.would_refuse) {
-            (Judged::Proven(verified), None) => Parcel::pack(*verified, path_and_query, &visit.checks, statement),
+            (Judged::Proven(verified), None) => Parcel::pack(verified, path_and_query, &visit.checks, statement),
             (Judged::Proven(verified), Some(would)) => {
                 Parcel::pack_unproven(verified.into_delivery(), path_and_query, would.label(), statement)
             }

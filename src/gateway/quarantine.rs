@@ -321,7 +321,7 @@ impl Door {
             traceparent,
             suspect: Some(suspect),
         };
-        let (verified, bound) = match journey.bind(Judged::Proven(Box::new(verified))).await {
+        let (verified, bound) = match journey.bind(Judged::Proven(verified)).await {
             Ok((Judged::Proven(verified), bound)) => (verified, bound),
             Ok((Judged::Unproven(_, refusal), _)) | Err(refusal) => {
                 return End::Stop(refusal.sentence().to_owned());

@@ -121,7 +121,7 @@ impl Door {
         if !source.settings.methods.contains(&delivery.method) {
             return visit.refuse(Refusal::MethodNotAllowed);
         }
-        let judging = self.judge(&source, delivery, key, with_certificate, (share, place), &mut visit);
+        let judging = self.judge(&source, Box::new(delivery), key, with_certificate, (share, place), &mut visit);
         let (judged, permits) = match judging.await {
             Ok(judged) => judged,
             Err(Turned { refusal, aside }) => {
@@ -162,11 +162,7 @@ impl Door {
         let Ok(work) = self.detached.clone().try_acquire_owned() else { return visit.refuse(Refusal::ClientBusy) };
         let (forwarding, traceparent) = told(gateway, peer, judged.delivery());
         let journey = Journey { door: self.clone(), source, key, forwarding, traceparent, suspect: None };
-        let concluding = Detached::new(async move {
-            let reply = journey.conclude(judged, visit, permits).await;
-            drop(work);
-            reply
-        });
+        let concluding = Detached::new(journey.conclude(judged, visit, permits, work));
         // A panic in there was recorded by the visit's Drop; this request is lost, the process goes on.
         concluding.await.unwrap_or_else(|_| respond::refuse(Refusal::Internal, "", &Details::default()))
     }
@@ -203,7 +199,7 @@ impl Door {
     async fn judge(
         &self,
         source: &Arc<Source>,
-        delivery: Delivery,
+        delivery: Box<Delivery>,
         key: ClientKey,
         with_certificate: bool,
         permits: (Share, Place),
@@ -233,7 +229,7 @@ impl Door {
                     let until = *until.get_or_insert_with(|| tokio::time::Instant::now() + LONGEST_KEY_WAIT);
                     rounds =
                         if Box::pin(self.has_fetched(source, &wanted, until)).await { rounds + 1 } else { MOST_KEYS };
-                    (delivery, permits) = (*unproven, kept);
+                    (delivery, permits) = (unproven, kept);
                 }
                 judged => break (judged, kept),
             }
@@ -245,7 +241,7 @@ impl Door {
                 for gauge in verified.secrets_used().filter_map(|index| source.meters.secrets_last_used.get(index)) {
                     gauge.set(now.as_secs() as f64);
                 }
-                Ok((Judged::Proven(Box::new(verified)), permits))
+                Ok((Judged::Proven(verified), permits))
             }
             Err(Refused { delivery, refusal, note, .. }) if source.settings.observe => {
                 visit.note = note;
@@ -273,7 +269,7 @@ impl Door {
     async fn judge_once(
         &self,
         source: &Arc<Source>,
-        delivery: Delivery,
+        delivery: Box<Delivery>,
         permits: (Share, Place),
         now: UnixMillis,
     ) -> Result<(Result<Verified, Refused>, (Share, Place)), Refusal> {

@@ -14,10 +14,14 @@ use crate::telemetry::{Outcome, Record};
 use crate::verify::Verified;
 use http::StatusCode;
 use std::net::IpAddr;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub(super) struct Visit {
+/// One word wide: it goes through many hands.
+pub(super) struct Visit(Box<Known>);
+
+pub(super) struct Known {
     door: Arc<Door>,
     pub(super) at: UnixMillis,
     pub(super) started: Instant,
@@ -65,12 +69,13 @@ impl Visit {
         client: Client,
     ) -> Self {
         let at = door.clock.now();
-        Self {
+        // Version 7: told by time, so that an index of them grows at its end.
+        let id = uuid::Builder::from_unix_timestamp_millis(at.0, &rand::random()).into_uuid();
+        Self(Box::new(Known {
             door,
             at,
             started: Instant::now(),
-            // Version 7: told by time, so that an index of them grows at its end.
-            request_id: uuid::Builder::from_unix_timestamp_millis(at.0, &rand::random()).into_uuid().to_string(),
+            request_id: id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()).to_owned(),
             listener,
             method,
             path,
@@ -88,7 +93,7 @@ impl Visit {
             forwarding: Duration::ZERO,
             upstreams: Arc::default(),
             recorded: false,
-        }
+        }))
     }
 
     /// Of a request that was refused when it came, and is proven now. It has the time and the id that it had.
@@ -205,6 +210,20 @@ impl Visit {
             verify: self.verifying,
             forward: self.forwarding,
         });
+    }
+}
+
+impl Deref for Visit {
+    type Target = Known;
+
+    fn deref(&self) -> &Known {
+        &self.0
+    }
+}
+
+impl DerefMut for Visit {
+    fn deref_mut(&mut self) -> &mut Known {
+        &mut self.0
     }
 }
 

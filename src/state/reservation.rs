@@ -34,7 +34,7 @@ pub(crate) struct Reservation {
     token: Token,
     lease: Duration,
     /// In the store that all gateways share. None: there is no such store, or it did not answer.
-    hold: Option<Hold>,
+    hold: Option<Box<Hold>>,
     settled: Option<Committed>,
     /// The writer's answer to come. Kept here, not in the future of `commit`: a caller that gave up on that future may
     /// ask again and must hear about the same commit.
@@ -57,7 +57,7 @@ impl Reservation {
 
     /// In the store that all gateways share, too.
     pub(super) fn with(mut self, hold: Hold) -> Self {
-        self.hold = Some(hold);
+        self.hold = Some(Box::new(hold));
         self
     }
 
@@ -103,7 +103,7 @@ impl Reservation {
                     }
                     (None, _) => {
                         if let Some(hold) = self.hold.take() {
-                            Box::pin(remote.release(hold, now, self.lease)).await;
+                            Box::pin(remote.release(*hold, now, self.lease)).await;
                         }
                         Committed::Lost
                     }
@@ -143,7 +143,7 @@ impl Reservation {
             Some(hold) if kept || remote.judges_leases() => {
                 lock(&self.table).restore(&hold.record);
                 self.settled = Some(Committed::Yes);
-                remote.commit_later(hold);
+                remote.commit_later(*hold);
                 true
             }
             Some(hold) => {
@@ -181,7 +181,7 @@ impl Reservation {
         };
         drop(self);
         if let Some((remote, hold, lease)) = there {
-            Box::pin(remote.release(hold, UnixMillis(0), lease)).await;
+            Box::pin(remote.release(*hold, UnixMillis(0), lease)).await;
         }
     }
 
@@ -239,7 +239,7 @@ pub(crate) struct HandedOver {
     token: Token,
     record: Record,
     /// In a store that other gateways ask, where there is one.
-    there: Option<(Arc<Remote>, Option<Hold>, Duration)>,
+    there: Option<(Arc<Remote>, Option<Box<Hold>>, Duration)>,
     decided: bool,
 }
 
@@ -253,7 +253,7 @@ impl HandedOver {
         self.decided = true;
         lock(&self.table).finish_commit(self.token);
         match self.there.take() {
-            Some((remote, Some(hold), _)) => remote.commit_later(hold),
+            Some((remote, Some(hold), _)) => remote.commit_later(*hold),
             Some((remote, None, _)) => remote.put_back_later(),
             None => {}
         }
@@ -267,7 +267,7 @@ impl HandedOver {
         table.release(self.token);
         drop(table);
         if let Some((remote, Some(hold), lease)) = self.there.take() {
-            remote.release_later(hold, lease);
+            remote.release_later(*hold, lease);
         }
     }
 }
@@ -285,7 +285,7 @@ impl Drop for Reservation {
         if self.settled.is_none() && self.pending.is_none() {
             lock(&self.table).release(self.token);
             if let (Store::Redis(remote), Some(hold)) = (&self.store, self.hold.take()) {
-                remote.release_later(hold, self.lease);
+                remote.release_later(*hold, self.lease);
             }
         }
     }

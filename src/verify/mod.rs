@@ -232,9 +232,9 @@ pub(crate) struct Fault {
 /// Proven genuine and fresh. The only way to one is `Verifier::judge`.
 #[derive(Debug)]
 pub(crate) struct Verified {
-    delivery: Delivery,
+    delivery: Box<Delivery>,
     checks: Arc<str>,
-    outcome: Outcome,
+    outcome: Box<Outcome>,
 }
 
 /// What one proof found.
@@ -358,14 +358,15 @@ impl Verifier {
 
     pub(crate) fn judge(
         &self,
-        delivery: Delivery,
+        delivery: impl Into<Box<Delivery>>,
         now: UnixMillis,
         library: &dyn Library,
     ) -> Result<Verified, Refused> {
+        let delivery = delivery.into();
         match self.examine(&delivery, now, library) {
-            Ok(outcome) => Ok(Verified { delivery, checks: self.checks.clone(), outcome }),
+            Ok(outcome) => Ok(Verified { delivery, checks: self.checks.clone(), outcome: Box::new(outcome) }),
             Err(Failure { fault: Fault { refusal, note }, wanted, only_signature }) => {
-                Err(Refused { delivery: Box::new(delivery), refusal, note, wanted, only_signature })
+                Err(Refused { delivery, refusal, note, wanted, only_signature })
             }
         }
     }
@@ -613,7 +614,7 @@ impl Verified {
     }
 
     pub(crate) fn into_delivery(self) -> Delivery {
-        self.delivery
+        *self.delivery
     }
 
     /// The names of the proofs that passed: all that are configured, with commas between them.
