@@ -3,11 +3,22 @@
 //! An IPv6 sender owns at least a /64, so counting single addresses would give it 2^64 budgets; an IPv4 address that
 //! arrives mapped into IPv6 is that IPv4 address.
 
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv6Addr};
 
 /// An IPv4 address, or the /64 of an IPv6 address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ClientKey(IpAddr);
+
+/// One word: of an IPv6 address the network, and of an IPv4 address what in IPv6 is a network that nobody has.
+impl Hash for ClientKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self.0 {
+            IpAddr::V4(v4) => state.write_u64(u64::from(v4.to_bits())),
+            IpAddr::V6(v6) => state.write_u64((v6.to_bits() >> 64) as u64),
+        }
+    }
+}
 
 impl ClientKey {
     pub(crate) fn of(address: IpAddr) -> Self {

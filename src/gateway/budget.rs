@@ -6,10 +6,15 @@
 //! that a cut body is about to leave is given away once; nobody is cut unless that makes room enough.
 
 use crate::client::ClientKey;
+use crate::state::Keyed;
 use prometheus::IntGauge;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::future::poll_fn;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -37,8 +42,8 @@ pub(crate) struct Buffer {
 #[derive(Default)]
 struct Held {
     total: Tally,
-    by_client: HashMap<ClientKey, Tally>,
-    by_source: HashMap<Arc<str>, Tally>,
+    by_client: HashMap<ClientKey, Tally, Keyed>,
+    by_source: HashMap<Arc<str>, Tally, BuildHasherDefault<OfName>>,
     /// Those that came in parts, by number: whoever holds nothing, or is whole, is nobody's victim.
     unfinished: HashMap<u64, Arc<Body>>,
     next: u64,
@@ -53,10 +58,37 @@ struct Tally {
     searched: Option<(Instant, u64)>,
 }
 
-struct Body {
+/// FNV-1a: names are the operator's, and nobody else chooses which of them meet in a table.
+struct OfName(u64);
+
+impl Default for OfName {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hasher for OfName {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = bytes.iter().fold(self.0, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    }
+
+    fn finish(&self) -> u64 {
+        // The table looks at the highest bits too, which the last bytes have hardly reached.
+        self.0 ^ self.0.rotate_left(32)
+    }
+}
+
+/// Whose a body is, and since when.
+#[derive(Clone)]
+struct Owner {
     client: ClientKey,
     source: Arc<str>,
     started: Instant,
+}
+
+/// One that is unfinished, or was.
+struct Body {
+    owner: Owner,
     bytes: AtomicUsize,
     cut: AtomicBool,
     wake: Notify,
@@ -77,7 +109,11 @@ fn rooms(most: u64) -> [(Scope, u64); 3] {
 /// One body's share, given back when dropped.
 pub(crate) struct Share {
     buffer: Arc<Buffer>,
-    body: Arc<Body>,
+    owner: Owner,
+    /// Bytes of a body that was never unfinished.
+    whole: AtomicUsize,
+    /// One that is, or was.
+    body: OnceLock<Arc<Body>>,
     /// Among the unfinished; 0: it is not, or was never.
     number: AtomicU64,
 }
@@ -100,15 +136,13 @@ impl Buffer {
     }
 
     pub(crate) fn share(self: &Arc<Self>, client: ClientKey, source: Arc<str>, started: Instant) -> Share {
-        let body = Arc::new(Body {
-            client,
-            source,
-            started,
-            bytes: AtomicUsize::new(0),
-            cut: AtomicBool::new(false),
-            wake: Notify::new(),
-        });
-        Share { buffer: self.clone(), body, number: AtomicU64::new(0) }
+        Share {
+            buffer: self.clone(),
+            owner: Owner { client, source, started },
+            whole: AtomicUsize::new(0),
+            body: OnceLock::new(),
+            number: AtomicU64::new(0),
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Held> {
@@ -135,16 +169,25 @@ impl Share {
         let most = self.buffer.most.load(Ordering::Relaxed) as u64;
         let more = bytes as u64;
         let mut held = self.buffer.lock();
-        if self.body.is_cut() {
+        if self.is_cut() {
             return Err(NoRoom);
         }
-        held.make_room(more, most, &self.body)?;
+        held.make_room(more, most, &self.owner, self.held())?;
         self.count(&mut held, bytes);
         match (self.number.load(Ordering::Relaxed), is_whole) {
             (0, false) => {
                 held.next += 1;
                 let number = held.next;
-                held.unfinished.insert(number, self.body.clone());
+                let begun = || {
+                    let bytes = AtomicUsize::new(self.whole.swap(0, Ordering::Relaxed));
+                    Arc::new(Body {
+                        owner: self.owner.clone(),
+                        bytes,
+                        cut: AtomicBool::new(false),
+                        wake: Notify::new(),
+                    })
+                };
+                held.unfinished.insert(number, self.body.get_or_init(begun).clone());
                 self.number.store(number, Ordering::Relaxed);
             }
             (number @ 1.., true) => {
@@ -161,8 +204,8 @@ impl Share {
         let most = self.buffer.most.load(Ordering::Relaxed) as u64;
         let more = bytes as u64;
         let mut held = self.buffer.lock();
-        let is_free = rooms(most).into_iter().all(|room| held.missing(room, more, &self.body) == 0);
-        let grows = is_free && !self.body.is_cut();
+        let is_free = rooms(most).into_iter().all(|room| held.missing(room, more, &self.owner) == 0);
+        let grows = is_free && !self.is_cut();
         if grows {
             self.count(&mut held, bytes);
         }
@@ -170,16 +213,26 @@ impl Share {
     }
 
     fn count(&self, held: &mut Held, bytes: usize) {
-        held.update(&self.body, |tally| tally.held += bytes as u64);
-        self.body.bytes.fetch_add(bytes, Ordering::Relaxed);
+        held.update(&self.owner, |tally| tally.held += bytes as u64);
+        self.body.get().map_or(&self.whole, |body| &body.bytes).fetch_add(bytes, Ordering::Relaxed);
         self.buffer.show(held);
     }
 
     /// Waits until somebody else's body needs this one's room.
     pub(crate) async fn cut(&self) {
-        while !self.body.is_cut() {
-            self.body.wake.notified().await;
+        // Whoever reads it makes it unfinished, and looks here again before they wait.
+        let body = poll_fn(|_| self.body.get().map_or(Poll::Pending, Poll::Ready)).await;
+        while !body.is_cut() {
+            body.wake.notified().await;
         }
+    }
+
+    fn held(&self) -> u64 {
+        self.body.get().map_or(self.whole.load(Ordering::Relaxed) as u64, |body| body.held())
+    }
+
+    fn is_cut(&self) -> bool {
+        self.body.get().is_some_and(|body| body.is_cut())
     }
 
     /// The body is whole: from here on it is not slow, it is being worked on. One that was cut meanwhile has no room
@@ -196,27 +249,30 @@ impl Share {
 impl Held {
     /// Sees to it that `more` bytes fit into all three rooms, or cuts nobody. The bytes of a cut body are held until
     /// its request lets go of them, a moment later; for that moment more than `most` may be held, by as much.
-    fn make_room(&mut self, more: u64, most: u64, asking: &Body) -> Result<(), NoRoom> {
-        let mut victims = HashMap::new();
+    fn make_room(&mut self, more: u64, most: u64, asking: &Owner, has: u64) -> Result<(), NoRoom> {
+        let mut victims = BTreeMap::new();
         for room in rooms(most) {
             let scope = room.0;
-            let going: u64 =
-                victims.values().filter(|body: &&Arc<Body>| scope.has(asking, body)).map(|body| body.held()).sum();
+            let going: u64 = victims
+                .values()
+                .filter(|body: &&Arc<Body>| scope.has(asking, &body.owner))
+                .map(|body| body.held())
+                .sum();
             let missing = self.missing(room, more, asking).saturating_sub(going);
             if missing > 0 {
-                self.choose(scope, missing, asking, &mut victims)?;
+                self.choose(scope, missing, (asking, has), &mut victims)?;
             }
         }
         for (number, body) in victims {
             self.unfinished.remove(&number);
-            self.update(&body, |tally| tally.leaving += body.held());
+            self.update(&body.owner, |tally| tally.leaving += body.held());
             body.cut.store(true, Ordering::Relaxed);
             body.wake.notify_one();
         }
         Ok(())
     }
 
-    fn missing(&self, (scope, limit): (Scope, u64), more: u64, asking: &Body) -> u64 {
+    fn missing(&self, (scope, limit): (Scope, u64), more: u64, asking: &Owner) -> u64 {
         let (held, leaving) = self.tally(scope, asking).map_or((0, 0), |tally| (tally.held, tally.leaving));
         (held + more).saturating_sub(limit + leaving)
     }
@@ -227,8 +283,8 @@ impl Held {
         &mut self,
         scope: Scope,
         mut missing: u64,
-        asking: &Body,
-        victims: &mut HashMap<u64, Arc<Body>>,
+        (asking, has): (&Owner, u64),
+        victims: &mut BTreeMap<u64, Arc<Body>>,
     ) -> Result<(), NoRoom> {
         let now = Instant::now();
         if let Some((since, found)) = self.tally(scope, asking).and_then(|tally| tally.searched)
@@ -237,12 +293,12 @@ impl Held {
         {
             return Err(NoRoom);
         }
-        let own_cost = asking.cost(now);
+        let own_cost = asking.cost(has, now);
         let mut found = 0;
         let mut candidates = BinaryHeap::new();
         for (number, body) in &self.unfinished {
-            let cost = body.cost(now);
-            if cost == 0 || !scope.has(asking, body) {
+            let cost = body.owner.cost(body.held(), now);
+            if cost == 0 || !scope.has(asking, &body.owner) {
                 continue;
             }
             found += body.held();
@@ -266,7 +322,7 @@ impl Held {
         Ok(())
     }
 
-    fn tally(&self, scope: Scope, of: &Body) -> Option<&Tally> {
+    fn tally(&self, scope: Scope, of: &Owner) -> Option<&Tally> {
         match scope {
             Scope::Client => self.by_client.get(&of.client),
             Scope::Source => self.by_source.get(&of.source),
@@ -274,7 +330,7 @@ impl Held {
         }
     }
 
-    fn tally_mut(&mut self, scope: Scope, of: &Body) -> Option<&mut Tally> {
+    fn tally_mut(&mut self, scope: Scope, of: &Owner) -> Option<&mut Tally> {
         match scope {
             Scope::Client => self.by_client.get_mut(&of.client),
             Scope::Source => self.by_source.get_mut(&of.source),
@@ -284,17 +340,27 @@ impl Held {
 
     /// The same change to all three sums. Entries at zero go, so that the tables are as large as what is held, not as
     /// what was ever seen.
-    fn update(&mut self, body: &Body, change: impl Fn(&mut Tally)) {
+    fn update(&mut self, of: &Owner, change: impl Fn(&mut Tally)) {
         change(&mut self.total);
-        let by_client = self.by_client.entry(body.client).or_default();
-        change(by_client);
-        if by_client.held == 0 {
-            self.by_client.remove(&body.client);
+        update(self.by_client.entry(of.client), &change);
+        update(self.by_source.entry(of.source.clone()), &change);
+    }
+}
+
+fn update<K>(entry: Entry<'_, K, Tally>, change: impl Fn(&mut Tally)) {
+    match entry {
+        Entry::Occupied(mut tally) => {
+            change(tally.get_mut());
+            if tally.get().held == 0 {
+                tally.remove();
+            }
         }
-        let by_source = self.by_source.entry(body.source.clone()).or_default();
-        change(by_source);
-        if by_source.held == 0 {
-            self.by_source.remove(&body.source);
+        Entry::Vacant(free) => {
+            let mut tally = Tally::default();
+            change(&mut tally);
+            if tally.held > 0 {
+                free.insert(tally);
+            }
         }
     }
 }
@@ -307,18 +373,20 @@ impl Body {
     fn is_cut(&self) -> bool {
         self.cut.load(Ordering::Relaxed)
     }
+}
 
-    /// Bytes times milliseconds that others could not have: a body that came fast and stalls grows dearer by standing
-    /// there, and pace plays no part. 0: too young to judge, or nothing to give.
-    fn cost(&self, now: Instant) -> u128 {
+impl Owner {
+    /// Of a body that holds so much: bytes times milliseconds that others could not have. One that came fast and stalls
+    /// grows dearer by standing there, and pace plays no part. 0: too young to judge, or nothing to give.
+    fn cost(&self, held: u64, now: Instant) -> u128 {
         let age = now.saturating_duration_since(self.started);
-        if age < TOO_YOUNG_TO_JUDGE { 0 } else { u128::from(self.held()) * age.as_millis() }
+        if age < TOO_YOUNG_TO_JUDGE { 0 } else { u128::from(held) * age.as_millis() }
     }
 }
 
 impl Scope {
     /// Whether this body uses the asking body's room.
-    fn has(self, asking: &Body, body: &Body) -> bool {
+    fn has(self, asking: &Owner, body: &Owner) -> bool {
         match self {
             Self::Client => body.client == asking.client,
             Self::Source => body.source == asking.source,
@@ -329,17 +397,17 @@ impl Scope {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let bytes = self.body.held();
+        let bytes = self.held();
         let number = *self.number.get_mut();
         if bytes == 0 && number == 0 {
             return;
         }
         let mut held = self.buffer.lock();
-        let leaving = if self.body.is_cut() { bytes } else { 0 };
+        let leaving = if self.is_cut() { bytes } else { 0 };
         if number > 0 {
             held.unfinished.remove(&number);
         }
-        held.update(&self.body, |tally| {
+        held.update(&self.owner, |tally| {
             tally.held = tally.held.saturating_sub(bytes);
             tally.leaving = tally.leaving.saturating_sub(leaving);
         });
@@ -351,7 +419,7 @@ impl Drop for Share {
 pub(crate) struct InFlight {
     most: AtomicUsize,
     /// Guards only this map. As large as the number of requests in flight.
-    clients: Mutex<HashMap<ClientKey, usize>>,
+    clients: Mutex<HashMap<ClientKey, usize, Keyed>>,
 }
 
 pub(crate) struct Place {
@@ -382,10 +450,10 @@ impl InFlight {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut clients = self.table.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = clients.get_mut(&self.client) {
-            *count -= 1;
-            if *count == 0 {
-                clients.remove(&self.client);
+        if let Entry::Occupied(mut count) = clients.entry(self.client) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
             }
         }
     }
@@ -415,7 +483,7 @@ mod tests {
     }
 
     fn cut<'a>(shares: impl IntoIterator<Item = &'a Share>) -> Vec<usize> {
-        shares.into_iter().enumerate().filter(|(_, share)| share.body.is_cut()).map(|(at, _)| at).collect()
+        shares.into_iter().enumerate().filter(|(_, share)| share.is_cut()).map(|(at, _)| at).collect()
     }
 
     fn is_as_new(buffer: &Buffer) -> bool {
@@ -437,7 +505,7 @@ mod tests {
         let other = buffer.share(client(1), "a".into(), Instant::now());
         assert_eq!(other.hold_whole(1), Err(NoRoom));
         assert_eq!(other.grow(1), Err(NoRoom));
-        assert!(!whole.body.is_cut() && whole.finish() == Ok(()));
+        assert!(!whole.is_cut() && whole.finish() == Ok(()));
         let nothing = buffer.share(client(2), "a".into(), Instant::now());
         assert_eq!(nothing.finish(), Ok(()));
         drop((nothing, other, whole));
@@ -445,7 +513,7 @@ mod tests {
         let unfinished = stalled(&buffer, 1, 60, 100);
         let other = buffer.share(client(1), "a".into(), Instant::now());
         assert_eq!(other.hold_whole(100), Ok(()));
-        assert!(unfinished.body.is_cut() && unfinished.finish() == Err(NoRoom));
+        assert!(unfinished.is_cut() && unfinished.finish() == Err(NoRoom));
         drop((unfinished, other));
         assert!(is_as_new(&buffer));
     }

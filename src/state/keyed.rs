@@ -1,9 +1,10 @@
-//! A hash for tables whose keys are prints or tokens: sixteen bytes that are a digest already, or a number of our own.
+//! A hash for tables whose keys are prints, tokens or clients: sixteen bytes that are a digest already, a number of our
+//! own, or the word that a client is.
 //!
 //! Invariant: a key is hashed with secrets of this table alone, so that nobody outside can choose keys which crowd one
 //! place of it: any two different keys, chosen without knowing the secrets, meet with a chance of 2^-64 (multiply-shift,
-//! strongly universal: M. Dietzfelbinger, STACS 1996). A digest needs no more mixing than that, and SipHash took a fifth
-//! of a claim.
+//! strongly universal: M. Dietzfelbinger, STACS 1996). A digest needs no more mixing than that, nor does a client, of whom there
+//! are 2^64; and SipHash took a fifth of a claim.
 
 use std::hash::{BuildHasher, Hasher};
 
@@ -11,12 +12,12 @@ use std::hash::{BuildHasher, Hasher};
 const WORDS: usize = 2;
 
 #[derive(Clone)]
-pub(super) struct Keyed {
+pub(crate) struct Keyed {
     factors: [u128; WORDS],
     start: u128,
 }
 
-pub(super) struct Hashing {
+pub(crate) struct Hashing {
     factors: [u128; WORDS],
     sum: u128,
     at: usize,

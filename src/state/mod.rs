@@ -38,6 +38,7 @@ use prometheus::{Gauge, HistogramVec, IntCounter, IntCounterVec};
 use crate::clock::UnixMillis;
 use crate::secret::Secret;
 
+pub(crate) use self::keyed::Keyed;
 pub(crate) use disk::{OpenError, Settings as DiskSettings, SyncMode};
 pub(crate) use ledger::Ledger;
 pub(crate) use limits::{Limits, Per, RateLimit};
