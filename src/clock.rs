@@ -21,7 +21,8 @@ impl UnixMillis {
     }
 
     pub(crate) fn after(self, wait: Duration) -> Self {
-        Self(self.0.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)))
+        let millis = wait.as_secs().saturating_mul(1000).saturating_add(u64::from(wait.subsec_millis()));
+        Self(self.0.saturating_add(millis))
     }
 
     /// How far apart two times are, whichever comes first.
@@ -48,14 +49,17 @@ impl Clock {
     }
 
     fn at_least(&self, wall: u64) -> UnixMillis {
-        UnixMillis(self.last.fetch_max(wall, Ordering::Relaxed).max(wall))
+        let last = self.last.load(Ordering::Relaxed);
+        // Most of the time somebody read it in the same millisecond.
+        let last = if last < wall { self.last.fetch_max(wall, Ordering::Relaxed) } else { last };
+        UnixMillis(last.max(wall))
     }
 }
 
 #[expect(clippy::disallowed_methods, reason = "this is the one wall clock")]
 fn wall() -> u64 {
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
+    wall.as_secs().saturating_mul(1000).saturating_add(u64::from(wall.subsec_millis()))
 }
 
 #[cfg(test)]

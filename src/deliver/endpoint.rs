@@ -138,9 +138,53 @@ impl Site {
 /// A request as it goes out, whatever it goes over.
 struct Outgoing<'a> {
     method: &'a Method,
-    path: PathAndQuery,
+    path: Asked<'a>,
     headers: &'a Fields,
     body: &'a Bytes,
+}
+
+/// What is asked for. Most paths are plain, and HTTP/1 needs their text alone.
+enum Asked<'a> {
+    Plain(&'a str),
+    Parsed(PathAndQuery),
+}
+
+impl<'a> Asked<'a> {
+    fn new(text: &'a str) -> Option<Self> {
+        match is_plain(text) {
+            true => Some(Self::Plain(text)),
+            false => PathAndQuery::try_from(text).ok().map(Self::Parsed),
+        }
+    }
+
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Plain(text) => text,
+            Self::Parsed(path) => path.as_str(),
+        }
+    }
+
+    fn parsed(self) -> Option<PathAndQuery> {
+        match self {
+            Self::Plain(text) => PathAndQuery::try_from(text).ok(),
+            Self::Parsed(path) => Some(path),
+        }
+    }
+}
+
+/// Longer paths are judged by whoever knows how long one may be.
+const LONGEST_PLAIN: usize = 4 * 1024;
+
+/// Whether a path and its query hold nothing but what RFC 3986 has in them, so that every parser takes them as they are.
+fn is_plain(text: &str) -> bool {
+    let is_plain = |byte: u8| {
+        byte.is_ascii_alphanumeric()
+            || matches!(
+                byte,
+                b'/' | b'-' | b'.' | b'_' | b'~' | b'%' | b':' | b'@' | b'!' | b'$' | b'&'..=b',' | b';' | b'=' | b'?'
+            )
+    };
+    text.starts_with('/') && text.len() <= LONGEST_PLAIN && text.bytes().all(is_plain)
 }
 
 /// An answer whose head has come.
@@ -167,8 +211,8 @@ impl Endpoint {
             Err(NoConnection::Failed(what)) => return Err(Failed::Unreached(what)),
             Err(NoConnection::TooLate) => return Err(late()),
         };
-        let path = PathAndQuery::try_from(parcel.path_and_query.as_str());
-        let path = path.map_err(|_| broken("the parcel's path is not one that HTTP can carry"))?;
+        let path = Asked::new(&parcel.path_and_query);
+        let path = path.ok_or_else(|| broken("the parcel's path is not one that HTTP can carry"))?;
         let outgoing = Outgoing { method: &parcel.method, path, headers: &parcel.headers, body: &parcel.body };
         let Ok(answered) = timer::within(deadline, pin!(self.ask(&mut lease, outgoing))).await else {
             lease.abandon();
@@ -188,7 +232,11 @@ impl Endpoint {
             Lease::Shared(stream) => {
                 // Boxed: few upstreams speak HTTP/2, and what it takes is far more.
                 let method = outgoing.method;
-                let response = Box::pin(stream.send(self.request(outgoing))).await?;
+                let Some(request) = self.request(outgoing) else {
+                    let detail = "the parcel's path is not one that HTTP can carry".to_owned();
+                    return Err(NoAnswer { nothing_written: false, was_stale: false, detail });
+                };
+                let response = Box::pin(stream.send(request)).await?;
                 let (parts, incoming) = response.into_parts();
                 let (status, mut headers) = (parts.status, parts.headers);
                 if status.is_informational() {
@@ -215,13 +263,14 @@ impl Endpoint {
         single.ask(body.clone(), method).await
     }
 
-    fn request(&self, outgoing: Outgoing<'_>) -> Request {
+    /// None: its path is no path, which a plain one always is.
+    fn request(&self, outgoing: Outgoing<'_>) -> Option<Request> {
         let Outgoing { method, path, headers, body } = outgoing;
         let mut request = Request::new(Full::new(body.clone()));
         *request.method_mut() = method.clone();
         *request.version_mut() = Version::HTTP_2;
         let mut target = ::http::uri::Parts::default();
-        target.path_and_query = Some(path);
+        target.path_and_query = Some(path.parsed()?);
         target.scheme = Some(self.site.scheme.clone());
         target.authority = Some(self.site.authority.clone());
         // Scheme, authority and path are all given: these parts are a uri.
@@ -232,7 +281,7 @@ impl Endpoint {
         if has_length(method, body) {
             request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
         }
-        request
+        Some(request)
     }
 
     /// Whether the url answers the health path with 2xx or 3xx, on a connection of its own.
@@ -242,7 +291,7 @@ impl Endpoint {
             let mut lease = self.pool.open_apart(until).await.ok()?;
             let mut headers = Fields::new();
             headers.insert(USER_AGENT, HeaderValue::from_static("hookward-health"));
-            let (method, path, body) = (&Method::GET, probe.path.clone(), &Bytes::new());
+            let (method, path, body) = (&Method::GET, Asked::Parsed(probe.path.clone()), &Bytes::new());
             let asked = self.ask(&mut lease, Outgoing { method, path, headers: &headers, body }).await;
             Some(asked.ok()?.0.status)
         });
@@ -273,4 +322,30 @@ fn declares(headers: &HeaderMap, incoming: &Incoming) -> bool {
     };
     let declared = length.to_str().ok().and_then(|text| text.parse::<u64>().ok());
     declared.is_some() && declared == incoming.size_hint().exact()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_plain_path_is_what_every_parser_takes_as_it_is(text in "/[ -~é]{0,20}") {
+            let parsed = PathAndQuery::try_from(text.as_str()).ok();
+            if is_plain(&text) {
+                prop_assert_eq!(parsed.as_ref().map(PathAndQuery::as_str), Some(text.as_str()));
+            }
+            prop_assert_eq!(Asked::new(&text).map(|path| path.as_str().to_owned()), parsed.map(|path| path.to_string()));
+        }
+    }
+
+    #[test]
+    fn what_github_and_others_ask_for_is_plain_and_what_http_cannot_carry_is_refused() {
+        assert!(["/github", "/hooks/a-b_c.d~e/%20?x=1&y=a:b@c;d,(e)"].into_iter().all(is_plain));
+        for refused in ["/a b", "/a\r\nHost: b", "/a\0"] {
+            assert!(Asked::new(refused).is_none(), "{refused:?}");
+        }
+        assert!(!is_plain("/a#b") && !is_plain("a") && !is_plain("*") && !is_plain(""));
+    }
 }

@@ -147,7 +147,13 @@ impl Journey {
             Ok(()) => Step::Stop(refusal),
         };
         // First deliveries alone spend the source's rate: neither a forgery nor a replay gets so far.
-        match self.source.ledger.claim(ask, forwards_duplicates, &self.source.budgets.limits, self.key, now).await {
+        let (ledger, limits) = (&self.source.ledger, &self.source.budgets.limits);
+        let claimed = match ledger.claim_at_once(ask, forwards_duplicates, limits, self.key, now) {
+            Ok(claimed) => claimed,
+            // Boxed: whoever has no Redis shall not carry what waiting for it takes.
+            Err(ask) => Box::pin(ledger.claim(ask, forwards_duplicates, limits, self.key, now)).await,
+        };
+        match claimed {
             Ok(Claimed::First(reservation)) => Step::Go { reservation, is_duplicate: false },
             Ok(Claimed::InFlight) => Step::Stop(Refusal::InFlight),
             Ok(Claimed::Replay) => repeat(Refusal::Replay, settings.on_replay == OnReplay::Acknowledge),

@@ -84,7 +84,24 @@ impl Ledger {
     }
 
     /// Reserves, and spends what a first delivery spends. `ask` None: there is nothing to claim. A duplicate is reserved,
-    /// and spends, where the caller takes them.
+    /// and spends, where the caller takes them. Err: somebody elsewhere has to be asked first, by `claim`.
+    pub(crate) fn claim_at_once(
+        &self,
+        ask: Option<Ask>,
+        takes_duplicates: bool,
+        limits: &Limits,
+        client: ClientKey,
+        now: UnixMillis,
+    ) -> Result<Result<Claimed, StateError>, Option<Ask>> {
+        match self.store {
+            Store::Memory | Store::Disk { .. } => {}
+            Store::Redis(_) => return Err(ask),
+        }
+        let claimed = self.is_readable(now);
+        Ok(claimed.and_then(|()| self.claim_here(ask.map(asked), takes_duplicates, limits, client, now)))
+    }
+
+    /// The same, whoever has to be asked.
     pub(crate) async fn claim(
         &self,
         ask: Option<Ask>,
@@ -94,19 +111,16 @@ impl Ledger {
         now: UnixMillis,
     ) -> Result<Claimed, StateError> {
         self.is_readable(now)?;
-        let asked = ask.map(|ask| {
-            let lease = ask.lease;
-            (record_of(ask), lease)
-        });
+        let asked = ask.map(asked);
         let Store::Redis(remote) = &self.store else {
-            return self.claim_here(asked, takes_duplicates, limits, client, now).await;
+            return self.claim_here(asked, takes_duplicates, limits, client, now);
         };
         // Boxed: whoever has no Redis shall not carry what waiting for it takes.
         match Box::pin(self.claim_there(remote, asked, takes_duplicates, limits.of(client), now)).await {
             Ok(claimed) => Ok(claimed),
             Err(Unanswered { record, error }) if remote.allows_on_failure() && error != StateError::Full => {
                 remote.count_fallback();
-                self.claim_here(record, takes_duplicates, limits, client, now).await
+                self.claim_here(record, takes_duplicates, limits, client, now)
             }
             Err(unanswered) => Err(unanswered.error),
         }
@@ -136,7 +150,8 @@ impl Ledger {
         }
     }
 
-    async fn claim_here(
+    /// Without a word to a store elsewhere: what is reserved here alone is let go of by dropping it.
+    fn claim_here(
         &self,
         asked: Option<(Record, Duration)>,
         takes_duplicates: bool,
@@ -149,18 +164,12 @@ impl Ledger {
             Some((record, lease)) => match self.reserve_here(record, lease, now)? {
                 Claim::First(reservation) => (Some(reservation), false),
                 Claim::Duplicate(reservation) if takes_duplicates => (Some(reservation), true),
-                Claim::Duplicate(reservation) => {
-                    reservation.release().await;
-                    return Ok(Claimed::Duplicate(None));
-                }
+                Claim::Duplicate(_) => return Ok(Claimed::Duplicate(None)),
                 Claim::InFlight => return Ok(Claimed::InFlight),
                 Claim::Replay => return Ok(Claimed::Replay),
             },
         };
         if let Err(wait) = limits.spend(client) {
-            if let Some(reservation) = reservation {
-                reservation.release().await;
-            }
             return Ok(Claimed::Limited(wait));
         }
         Ok(if is_duplicate { Claimed::Duplicate(reservation) } else { Claimed::First(reservation) })
@@ -303,6 +312,12 @@ impl Ledger {
 struct Unanswered {
     record: Option<(Record, Duration)>,
     error: StateError,
+}
+
+/// What is asked for, and for how long.
+fn asked(ask: Ask) -> (Record, Duration) {
+    let lease = ask.lease;
+    (record_of(ask), lease)
 }
 
 pub(super) fn record_of(ask: Ask) -> Record {

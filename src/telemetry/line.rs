@@ -6,6 +6,7 @@
 
 use super::outcome::Outcome;
 use crate::clock::UnixMillis;
+use std::cell::Cell;
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -42,46 +43,60 @@ pub(super) fn text(line: &mut Vec<u8>, record: &Record<'_>) {
     put_time(line, record.at);
     line.extend_from_slice(b" audit client=");
     put_address(line, record.client);
-    let mut field = |name: &str, value: &str| {
-        let value = cut(value);
-        if value.is_empty() {
-            return;
-        }
-        line.push(b' ');
-        line.extend_from_slice(name.as_bytes());
-        line.push(b'=');
-        if value.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'=' | b'\\')) {
-            line.extend_from_slice(value.as_bytes());
-        } else {
-            // Writing to a Vec cannot fail.
-            let _ = write!(line, "{value:?}");
-        }
-    };
-    field("request_id", record.request_id);
-    field("listener", record.listener);
-    field("source", record.source);
-    field("outcome", record.outcome.label());
-    field("would_refuse", record.would_refuse.map_or("", Outcome::label));
-    field("method", record.method);
-    field("path", record.path);
-    field("certificate", record.certificate);
-    field("verified", record.verified);
-    field("event_id", record.event_id);
-    field("event_type", record.event_type);
-    field("upstream", record.upstream);
-    let mut number = |name: &str, value: u64| {
-        line.push(b' ');
-        line.extend_from_slice(name.as_bytes());
-        line.push(b'=');
-        put_number(line, value);
-    };
-    number("status", u64::from(record.status));
-    number("body_bytes", record.body_bytes as u64);
-    number("duration_us", micros(record.whole));
-    number("verify_us", micros(record.verify));
-    number("forward_us", micros(record.forward));
+    // Names as arrays: what has a constant length is copied without a call.
+    put_field(line, b" request_id=", record.request_id);
+    put_field(line, b" listener=", record.listener);
+    put_field(line, b" source=", record.source);
+    put_field(line, b" outcome=", record.outcome.label());
+    put_field(line, b" would_refuse=", record.would_refuse.map_or("", Outcome::label));
+    put_field(line, b" method=", record.method);
+    put_field(line, b" path=", record.path);
+    put_field(line, b" certificate=", record.certificate);
+    put_field(line, b" verified=", record.verified);
+    put_field(line, b" event_id=", record.event_id);
+    put_field(line, b" event_type=", record.event_type);
+    put_field(line, b" upstream=", record.upstream);
+    line.extend_from_slice(b" status=");
+    put_number(line, u64::from(record.status));
+    line.extend_from_slice(b" body_bytes=");
+    put_number(line, record.body_bytes as u64);
+    line.extend_from_slice(b" duration_us=");
+    put_number(line, micros(record.whole));
+    line.extend_from_slice(b" verify_us=");
+    put_number(line, micros(record.verify));
+    line.extend_from_slice(b" forward_us=");
+    put_number(line, micros(record.forward));
     line.push(b'\n');
 }
+
+#[inline]
+fn put_field<const LENGTH: usize>(line: &mut Vec<u8>, name: &[u8; LENGTH], value: &str) {
+    if !value.is_empty() {
+        line.extend_from_slice(name);
+        put_value(line, value);
+    }
+}
+
+fn put_value(line: &mut Vec<u8>, value: &str) {
+    let value = cut(value);
+    if value.bytes().all(|byte| PLAIN[usize::from(byte)]) {
+        line.extend_from_slice(value.as_bytes());
+    } else {
+        // Writing to a Vec cannot fail.
+        let _ = write!(line, "{value:?}");
+    }
+}
+
+/// What stands in a line without quotes.
+const PLAIN: [bool; 256] = {
+    let mut plain = [false; 256];
+    let mut byte = b'!';
+    while byte <= b'~' {
+        plain[byte as usize] = !matches!(byte, b'"' | b'=' | b'\\');
+        byte += 1;
+    }
+    plain
+};
 
 /// One object, its members in the order of their names.
 pub(super) fn json(line: &mut Vec<u8>, record: &Record<'_>) {
@@ -149,7 +164,7 @@ fn json_text(line: &mut Vec<u8>, name: &str, value: &str) {
 }
 
 fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+    duration.as_secs().saturating_mul(1_000_000).saturating_add(u64::from(duration.subsec_micros()))
 }
 
 fn cut(text: &str) -> &str {
@@ -178,18 +193,15 @@ fn put_address(line: &mut Vec<u8>, address: IpAddr) {
 }
 
 fn put_number(line: &mut Vec<u8>, mut number: u64) {
-    // The longest has 20 digits.
+    let count = number.checked_ilog10().map_or(1, |log| log as usize + 1);
+    // The longest has 20 digits. All of the array are copied, which is no call, and those behind the last taken back.
     let mut digits = [0; 20];
-    let mut begin = digits.len();
-    loop {
-        begin -= 1;
-        digits[begin] = b'0' + (number % 10) as u8;
+    for digit in digits.iter_mut().take(count).rev() {
+        *digit = b'0' + (number % 10) as u8;
         number /= 10;
-        if number == 0 {
-            break;
-        }
     }
-    line.extend_from_slice(&digits[begin..]);
+    line.extend_from_slice(&digits);
+    line.truncate(line.len() - (digits.len() - count));
 }
 
 /// With so many digits, zeros before it; more than fit are cut.
@@ -199,26 +211,24 @@ fn put_padded(line: &mut Vec<u8>, digits: u32, number: u64) {
     }
 }
 
+thread_local! {
+    /// The last second that was spelled here, and how.
+    static SECOND: Cell<(u64, [u8; 19])> = const { Cell::new((0, *b"1970-01-01T00:00:00")) };
+}
+
 /// RFC 3339, to the millisecond, without zeros at its end. A time beyond the year 9999 has no such form and is left out.
 fn put_time(line: &mut Vec<u8>, UnixMillis(millis): UnixMillis) {
     const BEYOND: u64 = 253_402_300_800_000;
     if millis >= BEYOND {
         return;
     }
-    let (days, millis) = (millis / 86_400_000, millis % 86_400_000);
-    let (year, month, day) = date(days);
-    put_padded(line, 4, year);
-    line.push(b'-');
-    put_padded(line, 2, month);
-    line.push(b'-');
-    put_padded(line, 2, day);
-    line.push(b'T');
-    put_padded(line, 2, millis / 3_600_000);
-    line.push(b':');
-    put_padded(line, 2, millis / 60_000 % 60);
-    line.push(b':');
-    put_padded(line, 2, millis / 1000 % 60);
-    let fraction = millis % 1000;
+    let (second, fraction) = (millis / 1000, millis % 1000);
+    let (spelled, mut text) = SECOND.get();
+    if spelled != second {
+        text = spell_second(second);
+        SECOND.set((second, text));
+    }
+    line.extend_from_slice(&text);
     if fraction > 0 {
         line.push(b'.');
         put_padded(line, 3, fraction);
@@ -227,6 +237,22 @@ fn put_time(line: &mut Vec<u8>, UnixMillis(millis): UnixMillis) {
         }
     }
     line.push(b'Z');
+}
+
+fn spell_second(second: u64) -> [u8; 19] {
+    let (days, second) = (second / 86_400, second % 86_400);
+    let (year, month, day) = date(days);
+    let mut room = Vec::with_capacity(19);
+    put_padded(&mut room, 4, year);
+    for (before, number) in
+        [(b'-', month), (b'-', day), (b'T', second / 3600), (b':', second / 60 % 60), (b':', second % 60)]
+    {
+        room.push(before);
+        put_padded(&mut room, 2, number);
+    }
+    let mut text = [0; 19];
+    text.copy_from_slice(&room);
+    text
 }
 
 /// Year, month and day of a day since 1970-01-01, in the Gregorian calendar. Counted from 1 March of the year 0, so that
