@@ -80,7 +80,8 @@ impl<N: Name> std::ops::Index<N> for Fields {
 
 impl Fields {
     /// What the gateway adds to a delivery's own before it leaves: whoever makes a delivery leaves room for as many.
-    pub(crate) const ADDED: usize = 14;
+    /// Five that tell how it came, six that tell what it is.
+    pub(crate) const ADDED: usize = 11;
 
     pub(crate) const fn new() -> Self {
         Self { names: Vec::new(), values: Vec::new() }

@@ -86,7 +86,8 @@ impl Parcel {
         let mut headers = delivery.headers;
         strip(&mut headers);
         // Once, and not each time that it is full.
-        headers.reserve(statement.forwarding.len() + statement.added.len() + MOST_SAID);
+        let said_count = said.lengths.iter().filter(|length| **length > 0).count();
+        headers.reserve(statement.forwarding.len() + statement.added.len() + said_count + 2);
         // None of these names is left: they are ours.
         for (name, value) in statement.forwarding {
             headers.append(name, value.clone());
@@ -211,9 +212,6 @@ static SAID: [HeaderName; 6] = [
 ];
 static SOURCE: HeaderName = HeaderName::from_static("x-hookward-source");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-
-/// As many of them as one parcel can have.
-const MOST_SAID: usize = 7;
 
 /// Why stored bytes are no parcel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use crate::fields::Fields;
 use bytes::Bytes;
 use http::Method;
 
@@ -47,7 +46,7 @@ pub(super) fn entry(body: &str, lane: Option<i64>) -> Entry {
     let parcel = Parcel {
         method: Method::POST,
         path_and_query: "/hooks".to_owned(),
-        headers: Fields::new(),
+        headers: Default::default(),
         body: Bytes::from(body.to_owned()),
         credentials: Vec::new(),
     };

@@ -254,6 +254,10 @@ impl Encoding {
         let bytes = match self {
             Self::Hex => {
                 let length = HEXLOWER_PERMISSIVE.decode_len(text.len()).ok()?;
+                #[expect(
+                    clippy::slow_vector_initialization,
+                    reason = "glibc has small blocks at hand, but no cleared ones"
+                )]
                 let mut bytes = Vec::with_capacity(length);
                 bytes.resize(length, 0);
                 HEXLOWER_PERMISSIVE.decode_mut(text.as_bytes(), &mut bytes).ok().map(|_| bytes)
