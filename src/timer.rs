@@ -2,13 +2,13 @@
 //!
 //! A registered timer is set to a later time by exchanging one word; to register one takes the runtime's lock, and may
 //! wake its poll. Most limits are as long as the last one was, so the timer that one leaves here serves the next.
-//! Invariant: a timer serves the runtime that it is registered with and no other. At rest it is registered still, and may
-//! wake whoever had it last, once: every wait looks anew when it is woken.
+//! Invariant: a timer serves the runtime that it is registered with and no other. At rest it is registered still, and
+//! wakes nobody.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::runtime::{Handle, Id};
@@ -100,7 +100,13 @@ impl Timer {
 
 impl Drop for Limit {
     fn drop(&mut self) {
-        let Some(timer) = self.0.take() else { return };
+        let Some(mut timer) = self.0.take() else { return };
+        // Of a runtime that has ended, or elsewhere.
+        if !Handle::try_current().is_ok_and(|runtime| runtime.id() == timer.runtime) {
+            return;
+        }
+        // It lets go of whoever it would wake: their task may be over, or waits for something else by then.
+        let _ = Pin::new(&mut unconstrained(timer.sleep.as_mut())).poll(&mut Context::from_waker(Waker::noop()));
         let mut timer = Some(timer);
         // Where it cannot rest it goes, after the borrow.
         let _ = AT_REST.try_with(|at_rest| {
@@ -116,8 +122,12 @@ impl Drop for Limit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt as _;
     use std::future::pending;
     use std::pin::pin;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
     use tokio::runtime::Builder;
     use tokio::time::sleep;
 
@@ -167,6 +177,40 @@ mod tests {
                 assert_eq!(for_at_most(Duration::from_secs(60), pin!(sleep(Duration::from_secs(1)))).await, Ok(()));
             });
             assert!((1..=2).contains(&at_rest()));
+        }
+    }
+
+    #[test]
+    fn a_wait_that_outlives_its_runtime_ends_with_it() {
+        let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime");
+        let mut wait = Box::pin(for_at_most(Duration::from_secs(60), pending::<()>()));
+        assert!(runtime.block_on(async { (&mut wait).now_or_never() }).is_none());
+        drop(runtime);
+        drop(wait);
+        assert_eq!(at_rest(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timer_at_rest_wakes_nobody() {
+        let woken = Arc::new(Woken(AtomicUsize::new(0)));
+        let (waker, limit) = (Waker::from(woken.clone()), Duration::from_secs(1));
+        let mut wait = Box::pin(for_at_most(limit, pending::<()>()));
+        assert!(wait.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        drop(wait);
+        sleep(2 * limit).await;
+        assert_eq!(woken.0.load(Ordering::Relaxed), 0);
+        // Its twin, which still waits, is woken.
+        let mut wait = Box::pin(for_at_most(limit, pending::<()>()));
+        assert!(wait.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        sleep(2 * limit).await;
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+    }
+
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
