@@ -23,6 +23,8 @@ const LONGEST_TARGET: usize = u16::MAX as usize - 1;
 /// A request has begun.
 pub(super) struct Begun {
     pub(super) head: Head,
+    /// In bytes.
+    pub(super) length: usize,
     pub(super) left: Left,
     /// Another request may follow.
     pub(super) keeps: bool,
@@ -132,7 +134,7 @@ pub(super) fn take_head(buffer: &mut BytesMut, seen: &mut usize, longest: usize)
     }
     let version = if is_http_1_1 { Version::HTTP_11 } else { Version::HTTP_10 };
     let expects = expects && !left.is_over();
-    Ok(Some(Begun { head: Head { method, uri, version, headers }, left, keeps: keeps && !closes, expects }))
+    Ok(Some(Begun { head: Head { method, uri, version, headers }, length, left, keeps: keeps && !closes, expects }))
 }
 
 /// More has to come, if it may.

@@ -140,9 +140,9 @@ where
                 return Poll::Ready(if is_between { Ok(()) } else { Err(ended().into()) });
             }
         };
-        let Begun { head, left, keeps, expects } = head;
+        let Begun { head, length, left, keeps, expects } = head;
         let has_body = !left.is_over();
-        let number = wire.begin(left, expects);
+        let number = wire.begin(length, left, expects);
         drop(wire);
         let body = if has_body { Body::http1(Arc::clone(&self.wire), number) } else { Body::empty() };
         let (is_head, is_http_1_1) = (head.method == Method::HEAD, head.version == Version::HTTP_11);

@@ -232,7 +232,7 @@ impl Tls {
     /// The caller sets the deadline. A failure has told the client why (an alert) before this returns.
     pub(super) async fn handshake(&self, socket: Socket) -> io::Result<(Box<TlsStream<Socket>>, TlsPeer, Protocol)> {
         // The certificate is chosen here and not within rustls, so that we know which one it was.
-        let hello = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), socket.read_ahead()).await?;
         let identity = self.choose(&hello.client_hello());
         let stream = Box::new(hello.into_stream(Arc::clone(&identity.config)).await?);
         let session = stream.get_ref().1;

@@ -4,13 +4,14 @@
 //! next, exactly once; an answer that was cut ends in a reset, never in an end that could be taken for whole; a
 //! connection that ends well says so (close_notify, FIN) before it goes.
 
-use std::io;
+use std::cell::RefCell;
+use std::io::{self, IoSliceMut};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_rustls::server::TlsStream;
@@ -28,8 +29,19 @@ pub(super) const LINGER: Duration = Duration::from_secs(2);
 /// A TCP stream and what was already read of it.
 pub(super) struct Socket {
     tcp: TcpStream,
-    /// To be read again, from the front. Empty, without an allocation, for all of a connection but its beginning.
+    /// To be read again, from the front. Empty, without an allocation, whenever a connection waits for more.
     replay: Vec<u8>,
+    /// Of `replay`.
+    replayed: usize,
+    reads_ahead: bool,
+}
+
+/// What is read at once at most by one who reads ahead, beside what it was asked for: a TLS record and what follows it.
+const AHEAD: usize = 28 * 1024;
+
+thread_local! {
+    /// Where it is read to: what stays in it is copied, and most of the time nothing does.
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; AHEAD]);
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +52,50 @@ pub(super) enum Protocol {
 
 impl Socket {
     pub(super) fn new(tcp: TcpStream) -> Self {
-        Self { tcp, replay: Vec::new() }
+        Self { tcp, replay: Vec::new(), replayed: 0, reads_ahead: false }
+    }
+
+    /// For a reader that asks for little at a time: rustls takes a record of 16 KiB in four reads and more.
+    pub(super) fn read_ahead(mut self) -> Self {
+        self.reads_ahead = true;
+        self
+    }
+
+    /// As tokio reads: what comes up short has emptied the socket, and is not asked once more to hear it.
+    fn poll_ahead(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let asked = buf.remaining();
+        let unfilled = buf.initialize_unfilled();
+        SCRATCH
+            .with_borrow_mut(|scratch| {
+                loop {
+                    ready!(self.tcp.poll_read_ready(cx))?;
+                    let mut came = None;
+                    let read = self.tcp.try_io(Interest::READABLE, || {
+                        let room = &mut [IoSliceMut::new(&mut *unfilled), IoSliceMut::new(&mut *scratch)];
+                        let count = rustix::io::readv(&self.tcp, room)?;
+                        came = Some(count);
+                        // An end is to be heard again by whoever asks again.
+                        if count == 0 || count == asked + AHEAD {
+                            Ok(())
+                        } else {
+                            Err(io::ErrorKind::WouldBlock.into())
+                        }
+                    });
+                    match (came, read) {
+                        (Some(count), _) => {
+                            if let Some(ahead) = count.checked_sub(asked).and_then(|ahead| scratch.get(..ahead)) {
+                                self.replay = ahead.to_vec();
+                            }
+                            return Poll::Ready(Ok(count.min(asked)));
+                        }
+                        (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        (None, Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                        (None, Err(error)) => return Poll::Ready(Err(error)),
+                        (None, Ok(())) => return Poll::Ready(Ok(0)),
+                    }
+                }
+            })
+            .map_ok(|count| buf.advance(count))
     }
 
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -90,15 +145,18 @@ impl Socket {
 impl AsyncRead for Socket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.replay.is_empty() {
-            return Pin::new(&mut self.tcp).poll_read(cx, buf);
+            return match self.reads_ahead && buf.remaining() < AHEAD {
+                true => self.poll_ahead(cx, buf),
+                false => Pin::new(&mut self.tcp).poll_read(cx, buf),
+            };
         }
-        let taken = self.replay.len().min(buf.remaining());
-        buf.put_slice(&self.replay[..taken]);
-        if taken == self.replay.len() {
-            // Frees it; `drain` would keep the allocation for the life of the connection.
-            self.replay = Vec::new();
-        } else {
-            self.replay.drain(..taken);
+        let rest = self.replay.get(self.replayed..).unwrap_or_default();
+        let taken = rest.len().min(buf.remaining());
+        buf.put_slice(rest.get(..taken).unwrap_or_default());
+        self.replayed += taken;
+        if self.replayed == self.replay.len() {
+            // Frees it.
+            (self.replay, self.replayed) = (Vec::new(), 0);
         }
         Poll::Ready(Ok(()))
     }

@@ -43,6 +43,8 @@ pub(super) struct Wire {
     number: u64,
     /// So much is read ahead at most: a head, or a body that is no longer.
     longest: usize,
+    /// What the last request of this connection took, head and body: the next one is most likely like it.
+    usual: usize,
 }
 
 impl Wire {
@@ -58,11 +60,15 @@ impl Wire {
             expects: false,
             number: 0,
             longest,
+            usual: READ_AT_ONCE,
         }
     }
 
-    /// A request's head has been taken off; its number.
-    pub(super) fn begin(&mut self, left: Left, expects: bool) -> u64 {
+    /// A request's head of so many bytes has been taken off; its number.
+    pub(super) fn begin(&mut self, head: usize, left: Left, expects: bool) -> u64 {
+        let body =
+            left.length().and_then(|length| usize::try_from(length).ok()).filter(|length| *length <= self.longest);
+        self.usual = body.map_or(READ_AT_ONCE, |body| READ_AT_ONCE.max(head + body + READ_AT_ONCE / 8));
         (self.left, self.expects) = (left, expects);
         self.number += 1;
         self.number
@@ -144,7 +150,8 @@ impl Wire {
             ready!(self.io.poll_readable(cx));
         }
         let room = self.room();
-        if (self.buffer.capacity() - self.buffer.len()) * 2 < room {
+        let spare = self.buffer.capacity() - self.buffer.len();
+        if spare * 2 < room || (self.buffer.is_empty() && spare < room) {
             // What lies here and nobody else holds any more is used again.
             self.buffer.reserve(room);
         }
@@ -154,6 +161,7 @@ impl Wire {
     /// What is declared is made room for as it comes: as much as did already.
     fn room(&self) -> usize {
         match self.left {
+            Left::Length(0) if self.buffer.is_empty() => self.usual,
             Left::Length(0) => READ_AT_ONCE,
             Left::Length(length) if length <= self.longest as u64 => {
                 let rest = (length as usize).saturating_sub(self.buffer.len());
