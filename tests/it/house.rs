@@ -115,7 +115,7 @@ const FLOORS: &[(&str, &[&str])] = &[
             "fields",
         ],
     ),
-    ("inbox", &["parcel", "secret", "database", "clock"]),
+    ("inbox", &["parcel", "secret", "database", "clock", "fields"]),
     ("parcel", &["verify", "delivery", "clock", "fields"]),
     ("telemetry", &["refusal", "clock"]),
     ("verify", &["delivery", "refusal", "fetched", "secret", "clock", "fields"]),

@@ -14,6 +14,9 @@ fn gateway(urls: &[String], more: &str) -> Gateway {
     Gateway::start(&format!("[upstreams.app]\nurls = [{urls}]\n{more}\n{}", source("github", "/github", "")))
 }
 
+/// A connection to an upstream rests on the thread that used it: with two, the second sender could be served by the other.
+const ONE_THREAD: &str = "[limits]\nthreads = 1";
+
 fn healthy(gateway: &Gateway, url: &str) -> bool {
     let series = format!("hookward_upstream_healthy{{upstream=\"app\",url=\"{url}\"}} ");
     let metrics = gateway.metrics();
@@ -136,7 +139,7 @@ fn closes_on_the_second() -> Upstream {
 #[test]
 fn a_request_that_met_the_end_of_a_used_connection_is_repeated_once_under_the_same_id() {
     let upstream = closes_on_the_second();
-    let gateway = gateway(&[upstream.url()], "");
+    let gateway = gateway(&[upstream.url()], ONE_THREAD);
     assert_eq!(delivery("/github", 0).send(gateway.public()).status, 200);
     let answer = delivery("/github", 1).send(gateway.public());
     assert_eq!(answer.status, 200);
@@ -152,7 +155,7 @@ fn a_request_that_met_the_end_of_a_used_connection_is_repeated_once_under_the_sa
 #[test]
 fn a_request_is_repeated_once_and_no_more() {
     let upstream = Upstream::with(|_, number| if number > 0 { Reply::Close } else { Reply::Status(200) });
-    let gateway = gateway(&[upstream.url()], "");
+    let gateway = gateway(&[upstream.url()], ONE_THREAD);
     assert_eq!(delivery("/github", 0).send(gateway.public()).status, 200);
     assert_eq!(delivery("/github", 1).send(gateway.public()).status, 502);
     assert_eq!((upstream.count(), repeats(&gateway)), (3, 1.0));
@@ -161,7 +164,7 @@ fn a_request_is_repeated_once_and_no_more() {
 #[test]
 fn with_repeat_on_stale_off_the_sender_is_told_and_repeats_it_itself() {
     let upstream = closes_on_the_second();
-    let gateway = gateway(&[upstream.url()], "repeat_on_stale = false");
+    let gateway = gateway(&[upstream.url()], &format!("repeat_on_stale = false\n{ONE_THREAD}"));
     assert_eq!(delivery("/github", 0).send(gateway.public()).status, 200);
     assert_eq!(delivery("/github", 1).send(gateway.public()).status, 502);
     assert_eq!((upstream.count(), repeats(&gateway)), (2, 0.0));
