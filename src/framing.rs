@@ -156,6 +156,27 @@ pub(crate) fn part_of(whole: &[u8], part: &[u8]) -> Range<usize> {
     from..from + part.len()
 }
 
+/// For the fuzz targets: the whole body, of which this has come and these pieces do.
+#[cfg(fuzzing)]
+pub(crate) fn read<'p>(
+    mut left: Left,
+    mut buffer: BytesMut,
+    mut pieces: impl Iterator<Item = &'p &'p [u8]>,
+    longest: usize,
+) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        match left.take(&mut buffer, longest).ok()? {
+            Piece::Data(data) => body.extend_from_slice(&data),
+            Piece::End => return Some(body),
+            Piece::Nothing => match pieces.next() {
+                Some(piece) => buffer.extend_from_slice(piece),
+                None => return (left == Left::UntilClose).then_some(body),
+            },
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

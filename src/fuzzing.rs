@@ -2,9 +2,11 @@
 //!
 //! Built with `--cfg fuzzing` alone (cargo fuzz sets it), so that no other build has them.
 
+mod http1;
 mod route;
 mod stored;
 
+pub use http1::http1;
 pub use route::route;
 pub use stored::stored;
 

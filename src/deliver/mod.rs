@@ -42,6 +42,8 @@ pub(crate) use self::failure::{Fault, SendError};
 pub(crate) use self::meters::{AddressMeters, Ending, Meters};
 pub(crate) use self::retry::{Ended, Schedule, Statuses, Verdict, retry_after};
 pub(crate) use self::settings::{BuildError, DEFAULT_PROBE_TIMEOUT, HealthCheck, Settings as HttpSettings};
+#[cfg(fuzzing)]
+pub(crate) use self::wire::read as read_answer;
 use crate::parcel::{Parcel, Tag};
 
 /// Where a parcel can go. A closed set, chosen by the configuration.

@@ -258,6 +258,19 @@ fn date() -> Date {
     date
 }
 
+/// For the fuzz target: a request that comes in these pieces, its fields and its body. None: it is none, or not whole.
+#[cfg(fuzzing)]
+pub(crate) fn read(pieces: &[&[u8]], longest: usize) -> Option<(Fields, Vec<u8>)> {
+    let (mut buffer, mut seen, mut pieces) = (BytesMut::new(), 0, pieces.iter());
+    let begun = loop {
+        match take_head(&mut buffer, &mut seen, longest).ok()? {
+            Some(begun) => break begun,
+            None => buffer.extend_from_slice(pieces.next()?),
+        }
+    };
+    Some((begun.head.headers, framing::read(begun.left, buffer, pieces, longest)?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

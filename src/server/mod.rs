@@ -29,6 +29,8 @@ mod tests;
 pub(crate) use certificate::ClientCertificate;
 pub(crate) use descriptors::{inherited_sockets, raise_open_files};
 pub(crate) use distinguished_name::DistinguishedName;
+#[cfg(fuzzing)]
+pub(crate) use head::read as read_request;
 pub(crate) use listen::Listener;
 pub(crate) use permits::Permits;
 pub(crate) use request::{Body, BodyError, Head, Request};

@@ -27,7 +27,10 @@ const FLOORS: &[(&str, &[&str])] = &[
     ),
     (
         "fuzzing",
-        &["cli", "config", "gateway", "inbox", "parcel", "verify", "delivery", "fetched", "secret", "clock", "fields"],
+        &[
+            "cli", "config", "gateway", "deliver", "inbox", "parcel", "verify", "server", "delivery", "fetched",
+            "secret", "clock", "fields",
+        ],
     ),
     (
         "cli",
