@@ -12,12 +12,12 @@ use crate::gateway::Door;
 use crate::gateway::explain::{Question, explain};
 use crate::gateway::refused::Kept;
 use crate::secret::Secret;
-use crate::server::Request;
+use crate::server::{Request, Response};
 use crate::verify::Workshop;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
-use http::{Method, Response, StatusCode};
+use http::{Method, StatusCode};
 use http_body_util::Full;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,7 +66,7 @@ impl AdminPort {
         // Without the token, not even what is here and what is not.
         if !matches!(path, "/metrics" | "/healthz" | "/readyz") && !self.is_operator(&request) {
             let mut reply = text(StatusCode::UNAUTHORIZED, "the admin token, as a bearer token; see [admin] token\n");
-            reply.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            reply.headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             return reply;
         }
         if path == "/inbox/reverify" {
@@ -77,7 +77,7 @@ impl AdminPort {
         }
         if !matches!(request.head.method, Method::GET | Method::HEAD) {
             let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD\n");
-            reply.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            reply.headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
             return reply;
         }
         match path {
@@ -131,7 +131,7 @@ impl AdminPort {
         let kind = if answer.status.is_success() { "application/json" } else { "text/plain; charset=utf-8" };
         let mut reply = typed(answer.status, answer.body, kind);
         if let Some(allow) = answer.allow {
-            reply.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+            reply.headers.insert(header::ALLOW, HeaderValue::from_static(allow));
         }
         reply
     }
@@ -262,8 +262,8 @@ fn text(status: StatusCode, body: &str) -> Reply {
 
 fn typed(status: StatusCode, body: Bytes, content_type: &'static str) -> Reply {
     let mut reply = Response::new(Full::new(body));
-    *reply.status_mut() = status;
-    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    reply.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    reply.status = status;
+    reply.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply.headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     reply
 }

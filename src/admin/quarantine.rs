@@ -18,7 +18,7 @@ impl AdminPort {
     pub(super) async fn reverify(&self, method: &Method, query: &str) -> Reply {
         if *method != Method::POST {
             let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, "POST\n");
-            reply.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+            reply.headers.insert(header::ALLOW, HeaderValue::from_static("POST"));
             return reply;
         }
         let (mut source, mut after) = (None, 0);

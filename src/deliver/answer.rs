@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
-use ::http::{HeaderMap, StatusCode};
+use ::http::StatusCode;
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -21,6 +21,7 @@ use super::failure::{Fault, SendError, cause};
 use super::http::Exchange;
 use super::meters::Ending;
 use super::pool::Lease;
+use crate::fields::Fields;
 use crate::timer::{self, Late};
 
 /// An answer that says it is no longer than this is read before it is relayed, so that its place is free at once. Most
@@ -30,7 +31,7 @@ const READ_AT_ONCE: u64 = 64 * 1024;
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     /// Without hop-by-hop headers; a `Content-Length` is there only if it is that of the body.
-    pub(crate) headers: HeaderMap,
+    pub(crate) headers: Fields,
     pub(crate) body: AnswerBody,
 }
 

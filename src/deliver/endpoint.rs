@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::fields::Fields;
 use ::http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, USER_AGENT};
 use ::http::uri::{Authority, PathAndQuery, Scheme};
-use ::http::{HeaderMap, Method, Uri, Version};
+use ::http::{Method, Uri, Version};
 use bytes::Bytes;
 use http_body::Body as _;
 use http_body_util::Full;
@@ -238,19 +238,14 @@ impl Endpoint {
                 };
                 let response = Box::pin(stream.send(request)).await?;
                 let (parts, incoming) = response.into_parts();
-                let (status, mut headers) = (parts.status, parts.headers);
+                let (status, mut headers) = (parts.status, Fields::from(parts.headers));
                 if status.is_informational() {
                     let detail = "the upstream switched protocols unasked".to_owned();
                     return Err(NoAnswer { nothing_written: false, was_stale: false, detail });
                 }
-                wire::named_by_connection(headers.get_all(CONNECTION).iter())
-                    .into_iter()
-                    .for_each(|name| drop(headers.remove(name)));
-                let ours: Vec<_> = headers.keys().filter(|name| wire::is_hop_by_hop(name)).cloned().collect();
-                ours.into_iter().for_each(|name| drop(headers.remove(name)));
-                if method != Method::HEAD && !declares(&headers, &incoming) {
-                    headers.remove(CONTENT_LENGTH);
-                }
+                headers.remove_every(wire::named_by_connection(headers.get_all(CONNECTION)));
+                let is_told = method == Method::HEAD || declares(&headers, &incoming);
+                headers.retain(|name| !wire::is_hop_by_hop(name) && (is_told || *name != CONTENT_LENGTH));
                 Ok((Head { status, headers }, Some(incoming)))
             }
         }
@@ -315,8 +310,8 @@ impl Probe {
 }
 
 /// The answer has one Content-Length and it is the length that will be read.
-fn declares(headers: &HeaderMap, incoming: &Incoming) -> bool {
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+fn declares(headers: &Fields, incoming: &Incoming) -> bool {
+    let mut lengths = headers.get_all(CONTENT_LENGTH);
     let (Some(length), None) = (lengths.next(), lengths.next()) else {
         return false;
     };

@@ -5,7 +5,8 @@
 
 use super::failure::Fault;
 use crate::clock::UnixMillis;
-use ::http::{HeaderMap, StatusCode, header};
+use crate::fields::Fields;
+use ::http::{StatusCode, header};
 use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::{Duration, UNIX_EPOCH};
@@ -222,7 +223,7 @@ fn spread(wait: Duration, jitter: f64, by: f64) -> Duration {
 
 /// What the answer asks for (RFC 9110, section 10.2.3): seconds or a date. What is neither, and a date that is over, ask
 /// for nothing.
-pub(crate) fn retry_after(headers: &HeaderMap, now: UnixMillis) -> Option<Duration> {
+pub(crate) fn retry_after(headers: &Fields, now: UnixMillis) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     let asked = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
         // More digits than a number can have ask for longer than anybody gets.
@@ -377,7 +378,7 @@ mod tests {
     fn retry_after_is_seconds_or_a_date_and_at_most_a_day() {
         let now = UnixMillis::from_secs(784_111_777);
         let asked = |text: &str| {
-            let mut headers = HeaderMap::new();
+            let mut headers = Fields::new();
             headers.insert(header::RETRY_AFTER, HeaderValue::from_str(text).unwrap());
             retry_after(&headers, now).map(|asked| asked.as_secs())
         };
@@ -393,6 +394,6 @@ mod tests {
         for nothing in ["", "soon", "-1", "1.5", "12 s", "Sun, 06 Nov 1994 08:49:36 GMT"] {
             assert_eq!(asked(nothing), None, "{nothing}");
         }
-        assert_eq!(retry_after(&HeaderMap::new(), now), None);
+        assert_eq!(retry_after(&Fields::new(), now), None);
     }
 }

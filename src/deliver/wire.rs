@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::fields::{self, Fields};
 use ::http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue};
-use ::http::{HeaderMap, Method, StatusCode};
+use ::http::{Method, StatusCode};
 use bytes::{Bytes, BytesMut};
 use httparse::Status;
 use smallvec::SmallVec;
@@ -143,7 +143,7 @@ impl Room<'_> {
 #[derive(Debug)]
 pub(super) struct Head {
     pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
+    pub(super) headers: Fields,
 }
 
 /// An answer has begun.
@@ -199,12 +199,12 @@ fn read_head(buffer: &BytesMut) -> Result<Option<Read>, String> {
 
 fn begin(read: &Read, bytes: &Bytes, method: &Method) -> Result<Begun, String> {
     let ambiguous = |what: &str| Err(format!("the answer's framing is ambiguous: {what}"));
-    let mut headers = HeaderMap::with_capacity(read.fields.len());
+    let mut headers = Fields::with_capacity(read.fields.len() + 1);
     let mut declared: Option<u64> = None;
     let mut told_length = None;
     let mut is_chunked = false;
     let (mut keeps, mut closes) = (read.is_http_1_1, false);
-    let mut dropped: SmallVec<[HeaderName; 2]> = SmallVec::new();
+    let mut dropped = Vec::new();
     for (name, value) in &read.fields {
         let unreadable = || "what came is no answer: a header is none".to_owned();
         let name = fields::name(bytes.get(name.clone()).unwrap_or_default()).ok_or_else(unreadable)?;
@@ -240,8 +240,8 @@ fn begin(read: &Read, bytes: &Bytes, method: &Method) -> Result<Begun, String> {
             }
         }
     }
-    for name in dropped {
-        headers.remove(name);
+    if !dropped.is_empty() {
+        headers.remove_every(dropped);
     }
     let has_none = method == Method::HEAD || matches!(read.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let left = match (has_none, is_chunked, declared) {
@@ -263,7 +263,7 @@ fn begin(read: &Read, bytes: &Bytes, method: &Method) -> Result<Begun, String> {
 
 /// For the fuzz target: the answer to POST that comes in these pieces, its fields and its body. None: it is none, or not whole.
 #[cfg(fuzzing)]
-pub(crate) fn read(pieces: &[&[u8]], longest: usize) -> Option<(HeaderMap, Vec<u8>)> {
+pub(crate) fn read(pieces: &[&[u8]], longest: usize) -> Option<(Fields, Vec<u8>)> {
     let (mut buffer, mut pieces) = (BytesMut::new(), pieces.iter());
     let begun = loop {
         match take_head(&mut buffer, &Method::POST, longest).ok()? {

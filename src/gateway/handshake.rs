@@ -46,7 +46,7 @@ impl Door {
             return visit.refuse(refusal);
         }
         let reply = respond::challenge(&reply, &visit.request_id);
-        visit.record(Outcome::Challenge, reply.status());
+        visit.record(Outcome::Challenge, reply.status);
         reply
     }
 

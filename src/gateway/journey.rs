@@ -101,7 +101,7 @@ impl Journey {
                 Step::Stop(refusal) => return visit.refuse(refusal),
                 Step::Acknowledge(refusal) => {
                     let reply = respond::acknowledge(&self.source.settings.acknowledge, &visit.request_id);
-                    visit.record(Outcome::Refused(refusal), reply.status());
+                    visit.record(Outcome::Refused(refusal), reply.status);
                     return reply;
                 }
             }
@@ -246,7 +246,7 @@ impl Journey {
                     self.commit(reservation, lease).await;
                 }
                 let reply = respond::acknowledge(&self.source.settings.acknowledge, &visit.request_id);
-                visit.record(Outcome::Accepted, reply.status());
+                visit.record(Outcome::Accepted, reply.status);
                 return reply;
             }
             Ok(Sent::Answered(answer)) if answer.status.is_success() => {
@@ -299,7 +299,7 @@ impl Journey {
             self.commit(reservation, lease).await;
         }
         let reply = respond::acknowledge(&self.source.settings.acknowledge, &visit.request_id);
-        visit.record(Outcome::Unrouted, reply.status());
+        visit.record(Outcome::Unrouted, reply.status);
         reply
     }
 
@@ -377,7 +377,7 @@ impl Journey {
         match appended {
             Ok(()) => {
                 let reply = respond::acknowledge(&self.source.settings.acknowledge, &visit.request_id);
-                visit.record(Outcome::Accepted, reply.status());
+                visit.record(Outcome::Accepted, reply.status);
                 reply
             }
             Err(AppendError::Full | AppendError::NoRoomOnDisk | AppendError::TooOld) => {

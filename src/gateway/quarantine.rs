@@ -355,7 +355,7 @@ impl Door {
             true => journey.keep_to_ourselves(reservation, lease, visit).await,
             false => journey.store(verified, bound, delivery_id, reservation, visit, ()).await,
         };
-        match reply.status() {
+        match reply.status {
             // Its row went with the append, unless no upstream is for it.
             status if status.is_success() => dismissed(End::Accepted).await,
             _ => End::Stop("the inbox does not take it now; see the log".to_owned()),

@@ -69,12 +69,12 @@ impl Door {
         if is_http2 {
             body::let_end(incoming);
             // HTTP/2 has no such header (RFC 9113 §8.2.2).
-            reply.headers_mut().remove(header::CONNECTION);
+            reply.headers.retain(|name| *name != header::CONNECTION);
         }
         // While it drains, other gateways are there already: whoever asks here opens the next connection there, and none is
         // left to be closed just when its peer writes into it.
         if close || (!is_http2 && self.is_draining()) {
-            reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            reply.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         reply
     }
@@ -155,7 +155,7 @@ impl Door {
                 return visit.refuse(Refusal::ConfirmationFailed);
             }
             let reply = respond::challenge(answer, &visit.request_id);
-            visit.record(Outcome::Challenge, reply.status());
+            visit.record(Outcome::Challenge, reply.status);
             return reply;
         }
 

@@ -5,15 +5,20 @@
 
 use super::source::{Acknowledge, Source};
 use crate::deliver::{Answer, AnswerBody};
+use crate::fields::Fields;
 use crate::refusal::Refusal;
+use crate::server::Response;
 use crate::verify;
 use bytes::Bytes;
 use http::header::{self, HeaderName};
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderValue, StatusCode};
 use hyper::body::{Body, Frame, SizeHint};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
+
+/// As many fields as an answer of our own has, and `Connection`.
+const MOST_SAID: usize = 5;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -67,12 +72,13 @@ pub(crate) struct Details<'a> {
 pub(crate) fn refuse(refusal: Refusal, request_id: &str, details: &Details<'_>) -> Reply {
     let status = details.status.unwrap_or(refusal.status());
     let title = status.canonical_reason().unwrap_or("Error");
-    let body = format!("{{\"title\":\"{title}\",\"status\":{},\"request_id\":\"{request_id}\"}}\n", status.as_u16());
+    let body =
+        ["{\"title\":\"", title, "\",\"status\":", status.as_str(), ",\"request_id\":\"", request_id, "\"}\n"].concat();
     let mut response = match details.source {
         Some(source) if source.settings.refuses_without_body => whole(status, Bytes::new(), None, request_id),
         _ => whole(status, Bytes::from(body), Some(HeaderValue::from_static("application/problem+json")), request_id),
     };
-    let headers = response.headers_mut();
+    let headers = &mut response.headers;
     if let Some(seconds) = refusal.retry_after() {
         let known = details.wait.map(|wait| u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1));
         headers.insert(header::RETRY_AFTER, HeaderValue::from(known.unwrap_or(seconds)));
@@ -102,23 +108,22 @@ pub(crate) fn acknowledge(acknowledge: &Acknowledge, request_id: &str) -> Reply 
 /// A handshake's answer: exactly what the provider documents.
 pub(crate) fn challenge(reply: &verify::Reply, request_id: &str) -> Reply {
     let mut response = whole(reply.status, reply.body.clone(), reply.content_type.clone(), request_id);
-    response.headers_mut().extend(reply.headers.iter().cloned());
+    reply.headers.iter().cloned().for_each(|(name, value)| response.headers.append(name, value));
     response
 }
 
 pub(crate) fn relay(answer: Answer, request_id: &str) -> Reply {
-    let mut response = Response::new(ReplyBody::Relayed(answer.body));
-    *response.status_mut() = answer.status;
-    *response.headers_mut() = answer.headers;
+    let body = ReplyBody::Relayed(answer.body);
+    let mut response = Response { status: answer.status, headers: answer.headers, body };
     name(&mut response, request_id);
     response
 }
 
 fn whole(status: StatusCode, body: Bytes, content_type: Option<HeaderValue>, request_id: &str) -> Reply {
-    let mut response = Response::new(ReplyBody::Whole((!body.is_empty()).then_some(body)));
-    *response.status_mut() = status;
+    let body = ReplyBody::Whole((!body.is_empty()).then_some(body));
+    let mut response = Response { status, headers: Fields::with_capacity(MOST_SAID), body };
     if let Some(content_type) = content_type {
-        response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+        response.headers.insert(header::CONTENT_TYPE, content_type);
     }
     name(&mut response, request_id);
     response
@@ -126,6 +131,6 @@ fn whole(status: StatusCode, body: Bytes, content_type: Option<HeaderValue>, req
 
 fn name(response: &mut Response<ReplyBody>, request_id: &str) {
     if let Ok(value) = HeaderValue::from_str(request_id) {
-        response.headers_mut().insert(REQUEST_ID, value);
+        response.headers.insert(REQUEST_ID, value);
     }
 }

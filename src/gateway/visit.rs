@@ -154,7 +154,7 @@ impl Visit {
                 ),
         };
         let reply = respond::refuse(refusal, &self.request_id, &details);
-        self.record(Outcome::Refused(refusal), reply.status());
+        self.record(Outcome::Refused(refusal), reply.status);
         reply
     }
 

@@ -23,7 +23,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
-use http::Response;
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
@@ -39,7 +38,7 @@ use super::http1;
 use super::parting::{Parting, Signals};
 use super::permits::{ClientPermit, Permit, Permits};
 use super::proxy_protocol::{self, Header};
-use super::request::Request;
+use super::request::{Request, Response};
 use super::transport::{LINGER, Protocol, Socket, Transport, Watched};
 use super::{Limits, Meters, Peer, Settings, Stop};
 use crate::client::ClientKey;
@@ -258,7 +257,7 @@ where
     H: Fn(Request, Arc<Peer>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
 {
-    type Response = Response<Answer<B>>;
+    type Response = http::Response<Answer<B>>;
     type Error = h2::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, h2::Error>> + Send>>;
 
@@ -271,7 +270,9 @@ where
         let handling = self.activity.request_begins(false, has_body);
         let (handler, peer) = (self.handler.clone(), Arc::clone(&self.peer));
         // The handler is asked in there, so that what it makes is made where it stays.
-        Box::pin(async move { Ok(handler(request.into(), peer).await.map(|body| handling.answered_with(body))) })
+        Box::pin(
+            async move { Ok(handler(request.into(), peer).await.map_into_http(|body| handling.answered_with(body))) },
+        )
     }
 }
 

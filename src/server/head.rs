@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use bytes::{Buf as _, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderValue, TRANSFER_ENCODING};
-use http::{HeaderMap, Method, StatusCode, Uri, Version};
+use http::{Method, StatusCode, Uri, Version};
 use httparse::Status;
 
 use super::request::Head;
@@ -189,7 +189,7 @@ impl Coding {
 pub(super) fn write_head(
     out: &mut Vec<u8>,
     status: StatusCode,
-    headers: &HeaderMap,
+    headers: &Fields,
     (coding, length): (Coding, Option<u64>),
     connection: Option<&'static str>,
 ) {
@@ -201,10 +201,10 @@ pub(super) fn write_head(
     out.extend_from_slice(b"\r\n");
     let mut has_date = false;
     let declares = coding == Coding::None && headers.contains_key(CONTENT_LENGTH);
-    for (name, value) in headers {
-        let is_ours = name == TRANSFER_ENCODING || name == CONNECTION || (name == CONTENT_LENGTH && !declares);
+    for (name, value) in headers.iter() {
+        let is_ours = *name == TRANSFER_ENCODING || *name == CONNECTION || (*name == CONTENT_LENGTH && !declares);
         if !is_ours {
-            has_date |= name == DATE;
+            has_date |= *name == DATE;
             line(out, name.as_str().as_bytes(), value.as_bytes());
         }
     }
@@ -389,7 +389,7 @@ mod tests {
     }
 
     fn written(status: u16, headers: &[(&'static str, &'static str)], coding: Coding, length: Option<u64>) -> String {
-        let mut map = HeaderMap::new();
+        let mut map = Fields::new();
         for (name, value) in headers {
             map.append(*name, HeaderValue::from_static(value));
         }

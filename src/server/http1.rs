@@ -14,17 +14,18 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::header::CONNECTION;
-use http::{HeaderMap, Method, Response, Version};
+use http::{Method, Version};
 use http_body::Body as _;
 use tokio::io::AsyncWrite as _;
 
 use super::activity::{Answer, Handling};
 use super::connection::{BoxError, Requests};
 use super::head::{self, BadHead, Begun, Coding};
-use super::request::{Body, Request, lock};
+use super::request::{Body, Request, Response, lock};
 use super::transport::Watched;
 use super::wire::Wire;
 use super::{Limits, Peer};
+use crate::fields::Fields;
 
 /// Requests that have come already are served in turn with other connections.
 const MOST_AT_ONCE: usize = 16;
@@ -122,7 +123,7 @@ where
                     Ok(Some(head)) => break head,
                     Ok(None) => {}
                     Err(BadHead(status)) => {
-                        let headers = HeaderMap::new();
+                        let headers = Fields::new();
                         head::write_head(wire.out(), status, &headers, (Coding::Length(0), None), Some("close"));
                         drop(wire);
                         self.stage = Stage::Ending { keeps: false };
@@ -168,15 +169,14 @@ where
         let Stage::Handling { handling, .. } = std::mem::replace(&mut self.stage, Stage::Closing) else {
             return Poll::Ready(Ok(()));
         };
-        let (parts, body) = answer.into_parts();
+        let Response { status, headers, body } = answer;
         let body = handling.answered_with(body);
         let mut wire = lock(&self.wire);
         let is_read = wire.is_read() || wire.poll_drain(cx);
         if is_read {
             self.requests.activity.body_was_read();
         }
-        let wants =
-            parts.headers.get_all(CONNECTION).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
+        let wants = headers.get_all(CONNECTION).any(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
         let keeps = asked.keeps && is_read && !wants && !self.closes && !self.requests.activity.is_stopping();
         let connection = match (keeps, asked.is_http_1_1) {
             (false, _) => Some("close"),
@@ -185,9 +185,9 @@ where
             (true, true) => None,
         };
         let length = body.size_hint().exact();
-        let coding = Coding::of(parts.status, asked.is_head, asked.is_http_1_1, length);
+        let coding = Coding::of(status, asked.is_head, asked.is_http_1_1, length);
         let keeps = keeps && coding != Coding::UntilClose;
-        head::write_head(wire.out(), parts.status, &parts.headers, (coding, length), connection);
+        head::write_head(wire.out(), status, &headers, (coding, length), connection);
         drop(wire);
         self.stage = match coding {
             Coding::None | Coding::Length(0) => Stage::Ending { keeps },

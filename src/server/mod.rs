@@ -33,7 +33,7 @@ pub(crate) use distinguished_name::DistinguishedName;
 pub(crate) use head::read as read_request;
 pub(crate) use listen::Listener;
 pub(crate) use permits::Permits;
-pub(crate) use request::{Body, BodyError, Head, Request};
+pub(crate) use request::{Body, BodyError, Head, Request, Response};
 pub(crate) use roots::{count_certificates, roots_verifier};
 pub(crate) use tls::TlsPeer;
 

@@ -1,4 +1,5 @@
-//! A request as the handler gets it, whatever it came over: its head whole, its body still to be read.
+//! A request as the handler gets it and the response that it gives, whatever they go over: the request's head is whole, its
+//! body still to be read.
 //!
 //! Invariant: no more is read of it than somebody asks for; one that does not end as it should ends in an error.
 
@@ -8,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::{Method, Uri, Version};
+use http::{Method, StatusCode, Uri, Version};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 
@@ -26,6 +27,13 @@ pub(crate) struct Head {
     pub(crate) uri: Uri,
     pub(crate) version: Version,
     pub(crate) headers: Fields,
+}
+
+pub(crate) struct Response<B> {
+    pub(crate) status: StatusCode,
+    /// The framing is the connection's own; in HTTP/1 a `Connection: close` is heeded.
+    pub(crate) headers: Fields,
+    pub(crate) body: B,
 }
 
 pub(crate) struct Body(Kind);
@@ -55,6 +63,20 @@ impl Body {
 
     pub(super) fn http1(wire: Arc<Mutex<Wire>>, number: u64) -> Self {
         Self(Kind::Http1(wire, number))
+    }
+}
+
+impl<B> Response<B> {
+    pub(crate) fn new(body: B) -> Self {
+        Self { status: StatusCode::OK, headers: Fields::new(), body }
+    }
+
+    /// For HTTP/2.
+    pub(super) fn map_into_http<C>(self, change: impl FnOnce(B) -> C) -> http::Response<C> {
+        let mut response = http::Response::new(change(self.body));
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers.into();
+        response
     }
 }
 

@@ -62,7 +62,7 @@ fn loopback() -> Arc<[ipnet::IpNet]> {
     Arc::new(["127.0.0.0/8".parse().unwrap()])
 }
 
-type Answer = Response<BoxBody<Bytes, std::io::Error>>;
+type Answer = super::Response<BoxBody<Bytes, std::io::Error>>;
 
 struct Served {
     listener: Arc<Listener>,
@@ -126,7 +126,7 @@ async fn describe(request: super::Request, peer: Arc<Peer>) -> Answer {
 }
 
 fn text(text: impl Into<Bytes>) -> Answer {
-    Response::new(Full::new(text.into()).map_err(|never| match never {}).boxed())
+    super::Response::new(Full::new(text.into()).map_err(|never| match never {}).boxed())
 }
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: a.example\r\n\r\n";
@@ -360,7 +360,7 @@ async fn an_answer_may_pause_for_longer_than_the_idle_time() {
             tokio::time::sleep(Duration::from_millis(1200)).await;
             send.send(Ok(Frame::data(Bytes::from_static(b"two")))).await.unwrap();
         });
-        Response::new(BodyExt::boxed(frames_of(receive)))
+        super::Response::new(BodyExt::boxed(frames_of(receive)))
     });
     let mut stream = served.connect().await;
     stream.write_all(GET_AND_CLOSE).await.unwrap();
@@ -399,7 +399,7 @@ async fn too_long_a_head_gets_431() {
 async fn an_early_answer_reaches_a_client_that_is_still_sending() {
     let served = start(bind(settings(), Permits::new(10)), |_, _| async {
         let mut answer = text("too large");
-        *answer.status_mut() = http::StatusCode::PAYLOAD_TOO_LARGE;
+        answer.status = http::StatusCode::PAYLOAD_TOO_LARGE;
         answer
     });
     let mut stream = served.connect().await;
@@ -590,7 +590,7 @@ async fn an_answer_that_fails_half_way_never_ends_cleanly() {
             tokio::time::sleep(SHORT).await;
             let _ = send.send(Err(std::io::Error::other("cut"))).await;
         });
-        Response::new(BodyExt::boxed(frames_of(receive)))
+        super::Response::new(BodyExt::boxed(frames_of(receive)))
     });
     for request in [GET, b"GET / HTTP/1.0\r\nhost: a.example\r\n\r\n"] {
         let mut stream = served.connect().await;
