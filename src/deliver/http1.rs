@@ -165,6 +165,8 @@ impl Connection {
             *sent += of_head;
             body.advance(count - of_head);
         }
+        // An empty rest would hold on to the whole of it for as long as the connection rests.
+        *body = Bytes::new();
         ready!(Pin::new(transport).poll_flush(cx))?;
         *is_flushed = true;
         Poll::Ready(Ok(()))

@@ -235,6 +235,16 @@ async fn a_connection_serves_again_after_its_answer_was_read() {
 }
 
 #[tokio::test]
+async fn a_connection_at_rest_holds_nothing_of_the_body_that_it_sent() {
+    let raw = Raw::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    let (upstream, meters) = upstream(settings(&[raw.url()]));
+    let sent = Parcel { body: vec![b'x'; 100_000].into(), ..parcel() };
+    assert_eq!(text(upstream.send(&sent).await.unwrap()).await.unwrap(), "ok");
+    assert_eq!(meters.idle_connections.get(), 1);
+    assert!(sent.body.is_unique(), "somebody else still has it");
+}
+
+#[tokio::test]
 async fn an_upstream_that_closes_after_each_answer_without_saying_so_costs_nothing() {
     let raw = Raw::start(|mut wire, _| async move {
         wire.request().await.unwrap();
