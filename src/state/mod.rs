@@ -56,7 +56,7 @@ pub(crate) const DEFAULT_MAX_CLAIMS: usize = 2_000_000;
 
 /// What one remembered key costs in memory at worst, for the operator who is told what `max_claims` means. An event id
 /// is one more key.
-pub(crate) const BYTES_PER_CLAIM: usize = 40;
+pub(crate) const BYTES_PER_CLAIM: usize = 42;
 
 #[derive(Clone, Debug, Default)]
 pub(crate) enum Settings {

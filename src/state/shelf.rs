@@ -1,6 +1,6 @@
 //! Prints, each remembered until a time: found by print, and given up in the order in which they expire.
 //!
-//! Built by hand because of its size: a million entries must fit in 40 MB, where a `HashMap` beside a queue of
+//! Built by hand because of its size: a million entries must fit in 45 MB, where a `HashMap` beside a queue of
 //! expiries takes 80 to 130. What must stay true:
 //! - every live slot is in the index once and in exactly one queue of `due`;
 //! - a slot whose time was extended stays in its old queue until that comes up, and then moves to the right one. So a
@@ -57,8 +57,13 @@ struct Slot {
 #[derive(Clone, Default)]
 struct Part {
     places: Vec<u32>,
+    /// Of each place: some bits of its print's hash, or `EMPTY`. Slots are in no cache, and most looks are for what is not
+    /// there: those end in here.
+    tags: Vec<u8>,
     used: usize,
 }
+
+const EMPTY: u8 = 0;
 
 impl Default for Shelf {
     fn default() -> Self {
@@ -190,43 +195,46 @@ impl Shelf {
     }
 
     /// Which part of the index a print is in, and where in it to begin looking (to be masked).
-    fn home(&self, print: &Print) -> (usize, usize) {
+    fn home(&self, print: &Print) -> (usize, Home) {
         let hash = self.hasher.hash_one(print);
-        ((hash >> 58) as usize, hash as usize)
+        // Bits that choose neither the part nor, in any part there can be, the place.
+        let tag = (hash >> 50) as u8 | 1;
+        ((hash >> 58) as usize, Home { start: hash as usize, tag })
     }
 
     fn find(&self, print: &Print) -> Option<u32> {
-        let (part, start) = self.home(print);
-        let places = &self.parts[part].places;
-        let mask = places.len().checked_sub(1)?;
-        let mut at = start & mask;
+        let (part, home) = self.home(print);
+        let Part { places, tags, .. } = &self.parts[part];
+        let mask = tags.len().checked_sub(1)?;
+        let mut at = home.start & mask;
         loop {
-            match places[at] {
-                NONE => return None,
-                id if self.slot(id).print == *print => return Some(id),
+            match tags[at] {
+                EMPTY => return None,
+                tag if tag == home.tag && self.slot(places[at]).print == *print => return Some(places[at]),
                 _ => at = (at + 1) & mask,
             }
         }
     }
 
     fn index(&mut self, id: u32) {
-        let (part, start) = self.home(&self.slot(id).print);
+        let (part, home) = self.home(&self.slot(id).print);
         if self.parts[part].used * 4 >= self.parts[part].places.len() * 3 {
-            let wider = vec![NONE; (self.parts[part].places.len() * 2).max(8)];
-            let old = std::mem::replace(&mut self.parts[part].places, wider);
+            let wider = (self.parts[part].places.len() * 2).max(8);
+            self.parts[part].tags = vec![EMPTY; wider];
+            let old = std::mem::replace(&mut self.parts[part].places, vec![NONE; wider]);
             for id in old.into_iter().filter(|&id| id != NONE) {
-                let (_, start) = self.home(&self.slot(id).print);
-                self.parts[part].place(id, start);
+                let (_, home) = self.home(&self.slot(id).print);
+                self.parts[part].place(id, home);
             }
         }
-        self.parts[part].place(id, start);
+        self.parts[part].place(id, home);
         self.parts[part].used += 1;
     }
 
     fn unindex(&mut self, id: u32) {
-        let (part, start) = self.home(&self.slot(id).print);
+        let (part, home) = self.home(&self.slot(id).print);
         let mask = self.parts[part].places.len() - 1;
-        let mut hole = start & mask;
+        let mut hole = home.start & mask;
         while self.parts[part].places[hole] != id {
             hole = (hole + 1) & mask;
         }
@@ -234,15 +242,24 @@ impl Shelf {
         let mut at = (hole + 1) & mask;
         while self.parts[part].places[at] != NONE {
             let (_, home) = self.home(&self.slot(self.parts[part].places[at]).print);
-            if at.wrapping_sub(home) & mask >= at.wrapping_sub(hole) & mask {
+            if at.wrapping_sub(home.start) & mask >= at.wrapping_sub(hole) & mask {
                 self.parts[part].places[hole] = self.parts[part].places[at];
+                self.parts[part].tags[hole] = self.parts[part].tags[at];
                 hole = at;
             }
             at = (at + 1) & mask;
         }
         self.parts[part].places[hole] = NONE;
+        self.parts[part].tags[hole] = EMPTY;
         self.parts[part].used -= 1;
     }
+}
+
+/// Where in its part a print is looked for, and by which tag.
+#[derive(Clone, Copy)]
+struct Home {
+    start: usize,
+    tag: u8,
 }
 
 impl Slot {
@@ -256,13 +273,14 @@ impl Slot {
 }
 
 impl Part {
-    fn place(&mut self, id: u32, start: usize) {
-        let mask = self.places.len() - 1;
-        let mut at = start & mask;
-        while self.places[at] != NONE {
+    fn place(&mut self, id: u32, home: Home) {
+        let mask = self.tags.len() - 1;
+        let mut at = home.start & mask;
+        while self.tags[at] != EMPTY {
             at = (at + 1) & mask;
         }
         self.places[at] = id;
+        self.tags[at] = home.tag;
     }
 }
 
@@ -270,7 +288,8 @@ impl Part {
 impl Shelf {
     fn bytes(&self) -> usize {
         let slots: usize = self.chunks.iter().map(|chunk| chunk.capacity() * size_of::<Slot>()).sum();
-        let index: usize = self.parts.iter().map(|part| part.places.capacity() * size_of::<u32>()).sum();
+        let index: usize =
+            self.parts.iter().map(|part| part.places.capacity() * size_of::<u32>() + part.tags.capacity()).sum();
         // A B-tree's nodes are at least half full.
         slots + index + self.due.len() * 2 * size_of::<(u64, (u32, u32))>()
     }
