@@ -59,7 +59,7 @@ struct Part {
     places: Vec<u32>,
     /// Of each place: some bits of its print's hash, or `EMPTY`. Slots are in no cache, and most looks are for what is not
     /// there: those end in here.
-    tags: Vec<u8>,
+    marks: Vec<u8>,
     used: usize,
 }
 
@@ -198,19 +198,19 @@ impl Shelf {
     fn home(&self, print: &Print) -> (usize, Home) {
         let hash = self.hasher.hash_one(print);
         // Bits that choose neither the part nor, in any part there can be, the place.
-        let tag = (hash >> 50) as u8 | 1;
-        ((hash >> 58) as usize, Home { start: hash as usize, tag })
+        let mark = (hash >> 50) as u8 | 1;
+        ((hash >> 58) as usize, Home { start: hash as usize, mark })
     }
 
     fn find(&self, print: &Print) -> Option<u32> {
         let (part, home) = self.home(print);
-        let Part { places, tags, .. } = &self.parts[part];
-        let mask = tags.len().checked_sub(1)?;
+        let Part { places, marks, .. } = &self.parts[part];
+        let mask = marks.len().checked_sub(1)?;
         let mut at = home.start & mask;
         loop {
-            match tags[at] {
+            match marks[at] {
                 EMPTY => return None,
-                tag if tag == home.tag && self.slot(places[at]).print == *print => return Some(places[at]),
+                mark if mark == home.mark && self.slot(places[at]).print == *print => return Some(places[at]),
                 _ => at = (at + 1) & mask,
             }
         }
@@ -220,7 +220,7 @@ impl Shelf {
         let (part, home) = self.home(&self.slot(id).print);
         if self.parts[part].used * 4 >= self.parts[part].places.len() * 3 {
             let wider = (self.parts[part].places.len() * 2).max(8);
-            self.parts[part].tags = vec![EMPTY; wider];
+            self.parts[part].marks = vec![EMPTY; wider];
             let old = std::mem::replace(&mut self.parts[part].places, vec![NONE; wider]);
             for id in old.into_iter().filter(|&id| id != NONE) {
                 let (_, home) = self.home(&self.slot(id).print);
@@ -244,22 +244,22 @@ impl Shelf {
             let (_, home) = self.home(&self.slot(self.parts[part].places[at]).print);
             if at.wrapping_sub(home.start) & mask >= at.wrapping_sub(hole) & mask {
                 self.parts[part].places[hole] = self.parts[part].places[at];
-                self.parts[part].tags[hole] = self.parts[part].tags[at];
+                self.parts[part].marks[hole] = self.parts[part].marks[at];
                 hole = at;
             }
             at = (at + 1) & mask;
         }
         self.parts[part].places[hole] = NONE;
-        self.parts[part].tags[hole] = EMPTY;
+        self.parts[part].marks[hole] = EMPTY;
         self.parts[part].used -= 1;
     }
 }
 
-/// Where in its part a print is looked for, and by which tag.
+/// Where in its part a print is looked for, and by which mark.
 #[derive(Clone, Copy)]
 struct Home {
     start: usize,
-    tag: u8,
+    mark: u8,
 }
 
 impl Slot {
@@ -274,13 +274,13 @@ impl Slot {
 
 impl Part {
     fn place(&mut self, id: u32, home: Home) {
-        let mask = self.tags.len() - 1;
+        let mask = self.marks.len() - 1;
         let mut at = home.start & mask;
-        while self.tags[at] != EMPTY {
+        while self.marks[at] != EMPTY {
             at = (at + 1) & mask;
         }
         self.places[at] = id;
-        self.tags[at] = home.tag;
+        self.marks[at] = home.mark;
     }
 }
 
@@ -289,7 +289,7 @@ impl Shelf {
     fn bytes(&self) -> usize {
         let slots: usize = self.chunks.iter().map(|chunk| chunk.capacity() * size_of::<Slot>()).sum();
         let index: usize =
-            self.parts.iter().map(|part| part.places.capacity() * size_of::<u32>() + part.tags.capacity()).sum();
+            self.parts.iter().map(|part| part.places.capacity() * size_of::<u32>() + part.marks.capacity()).sum();
         // A B-tree's nodes are at least half full.
         slots + index + self.due.len() * 2 * size_of::<(u64, (u32, u32))>()
     }
