@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::fields::Fields;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use http::{HeaderName, HeaderValue, Method, Version};
+use http::{HeaderName, HeaderValue, Method, Version, header};
 
 use super::sources::{loaded, verifier, without_sources};
 use super::{NOW, TIME, body, delivery, signed};
@@ -366,7 +366,9 @@ fn admitted(sources: usize) -> Run {
     let heads = Heads::new(loaded(&text).plan).expect("a snapshot");
     let head = |number| {
         let uri = format!("/in/{number}").parse().expect("a target");
-        Head { method: Method::POST, uri, version: Version::HTTP_11, headers: delivery().headers }
+        let mut headers = delivery().headers;
+        headers.insert(header::HOST, HeaderValue::from_static("hooks.example.com"));
+        Head { method: Method::POST, uri, version: Version::HTTP_11, headers }
     };
     let all: Vec<_> = (0..sources).map(head).collect();
     let mut numbers = (0..sources).cycle();
