@@ -107,6 +107,12 @@ fn take_data(left: &mut u64, buffer: &mut BytesMut) -> Piece {
     Piece::Data(buffer.split_to(taken).freeze())
 }
 
+/// What a `Content-Length` says (RFC 9110 §8.6): digits, that fit into 64 bits.
+pub(crate) fn length_of(digits: &[u8]) -> Option<u64> {
+    let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+    std::str::from_utf8(digits).ok().filter(|_| is_number)?.parse().ok()
+}
+
 /// Without its end, which is CRLF and nothing else.
 fn chunk_line(buffer: &[u8]) -> Result<Option<&[u8]>, &'static str> {
     let looked_at = buffer.get(..LONGEST_CHUNK_LINE).unwrap_or(buffer);

@@ -211,10 +211,7 @@ fn begin(read: &Read, bytes: &Bytes, method: &Method) -> Result<Begun, String> {
         let value = HeaderValue::from_maybe_shared(bytes.slice(value.clone())).map_err(|_| unreadable())?;
         match name.as_str() {
             "content-length" => {
-                let digits = value.as_bytes();
-                let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
-                let length = value.to_str().ok().filter(|_| is_number).and_then(|text| text.parse().ok());
-                match (length, declared) {
+                match (framing::length_of(value.as_bytes()), declared) {
                     (None, _) => return ambiguous("its Content-Length is no number"),
                     (Some(length), Some(before)) if length != before => return ambiguous("two Content-Lengths"),
                     (Some(length), _) => declared = Some(length),

@@ -95,7 +95,7 @@ pub(super) fn take_head(buffer: &mut BytesMut, seen: &mut usize, longest: usize)
         let value = HeaderValue::from_maybe_shared(bytes.slice(value..value_end)).map_err(|_| MALFORMED)?;
         match name.as_str() {
             "content-length" => {
-                let length = length_of(value.as_bytes()).ok_or(MALFORMED)?;
+                let length = framing::length_of(value.as_bytes()).ok_or(MALFORMED)?;
                 match declared {
                     Some(before) if before != length => return Err(MALFORMED),
                     // Said twice and the same: it goes on once.
@@ -147,11 +147,6 @@ fn wait(buffer: &[u8], seen: &mut usize, longest: usize) -> Result<Option<Begun>
 fn has_end(buffer: &[u8], seen: usize) -> bool {
     let news = buffer.get(seen.saturating_sub(3)..).unwrap_or_default();
     news.windows(2).any(|pair| pair == b"\n\n") || news.windows(3).any(|three| three == b"\n\r\n")
-}
-
-fn length_of(digits: &[u8]) -> Option<u64> {
-    let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
-    std::str::from_utf8(digits).ok().filter(|_| is_number)?.parse().ok()
 }
 
 /// Of the white space that may stand there (RFC 9110 §5.6.3), and of no other.
