@@ -330,6 +330,39 @@ fn kills_of_redis_in_mid_stream_lose_nothing_that_was_acknowledged_and_double_no
     }
 }
 
+/// Killed while it writes its log, Redis keeps the commands of a script that were whole, and carries them out at its next
+/// start but one: the note without the message.
+#[test]
+fn what_redis_noted_and_cut_off_before_the_message_is_published_when_it_comes_again() {
+    let mut redis = Redis::start_with(&["--appendonly", "yes", "--appendfsync", "always"]);
+    let start = |redis: &Redis| {
+        let rest = upstream(redis, "timeout = \"2s\"");
+        Gateway::start_in(std::sync::Arc::new(Folder::new()), &configuration("tasks", "", &rest))
+    };
+    let gateway = start(&redis);
+    let event = |n: u32| github(format!("{{\"n\": {n}}}").as_bytes(), "push", JSON);
+    for n in 0..2 {
+        send_until_taken(gateway.public(), &event(n));
+    }
+    redis.kill();
+    let log = redis.folder.path("appendonlydir/appendonly.aof.1.incr.aof");
+    let written = std::fs::read(&log).expect("what Redis wrote");
+    let last = written.windows(5).rposition(|window| window == b"LPUSH").expect("the second message");
+    std::fs::write(&log, &written[..last + 100]).expect("cut");
+    redis.restart();
+    send_until_taken(gateway.public(), &event(2));
+    redis.kill();
+    redis.restart();
+    // The gateway itself knows what it has accepted; another does not.
+    let another = start(&redis);
+    for n in 0..3 {
+        send_until_taken(another.public(), &event(n));
+    }
+    let messages = queued(&redis, "celery");
+    let bodies = bodies(&messages);
+    assert!((0..3).all(|n| bodies.get(&event(n).body) == Some(&1)), "each once: {bodies:?}");
+}
+
 #[test]
 fn in_a_cluster_a_list_or_stream_and_the_note_of_what_was_published_lie_on_one_node() {
     let redis = Redis::start_with(&["--cluster-enabled", "yes"]);
