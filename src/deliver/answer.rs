@@ -21,6 +21,7 @@ use super::failure::{Fault, SendError, cause};
 use super::http::Exchange;
 use super::meters::Ending;
 use super::pool::Lease;
+use crate::clock;
 use crate::fields::Fields;
 use crate::timer::{self, Late};
 
@@ -161,8 +162,8 @@ impl Live {
                 Ok(next) => next,
                 Err(Late) => break Some(late(authority)),
             };
-            // Frames that never stop coming never leave the timer a turn.
-            let now = Instant::now();
+            // Frames that never stop coming never leave the timer a turn, nor the turn an end.
+            let now = if ended.is_none() { clock::steady() } else { clock::read() };
             ended = Some(now);
             if now >= deadline {
                 break Some(late(authority));
@@ -186,7 +187,7 @@ impl Live {
     fn end(self, ending: Ending, ended: Option<Instant>) {
         // What was not read goes before its connection does.
         drop(self.incoming);
-        self.exchange.end(ending, ended.unwrap_or_else(Instant::now));
+        self.exchange.end(ending, ended.unwrap_or_else(clock::steady));
     }
 
     fn end_well(self, ended: Option<Instant>) {

@@ -26,6 +26,7 @@ use super::names::Names;
 use super::pool::Lease;
 use super::settings::{BuildError, Settings};
 
+use crate::clock;
 use crate::parcel::Parcel;
 
 pub(super) type Gate = gate::Gate<Endpoint>;
@@ -109,7 +110,7 @@ impl Upstream {
     }
 
     pub(crate) async fn send(&self, parcel: &Parcel) -> Result<Answer, SendError> {
-        let started = Instant::now();
+        let started = clock::steady();
         let slot = match self.gate.admit(started).await {
             Err(NoPlace::Nowhere) => match Box::pin(self.first_address()).await {
                 Ok(()) => self
@@ -287,7 +288,7 @@ impl Exchange {
     pub(super) fn leave(self) {
         drop(self.lease);
         let ending = Ending::of(self.status);
-        let ended = Instant::now();
+        let ended = clock::steady();
         self.meters.record_at(ending, self.started, ended);
         self.slot.settle_at(ending.sign(), ended);
     }

@@ -6,13 +6,14 @@
 //! and the old room of a body that grows, for as long as it takes to copy it.
 
 use super::budget::Share;
+use crate::clock;
 use crate::refusal::Refusal;
 use crate::server::{Body, BodyError};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use std::time::Duration;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{timeout, timeout_at};
 
 /// What a body of any length gets before its rate counts: a slow link's handshake, a cold sender.
 const GRACE: Duration = Duration::from_secs(10);
@@ -41,7 +42,7 @@ pub(crate) fn declared_too_large(body: &Body, most: u64) -> bool {
 }
 
 pub(crate) async fn read(body: &mut Body, most: u64, pace: Pace, share: &Share) -> Result<Bytes, Refusal> {
-    let started = Instant::now();
+    let started = clock::steady();
     let declared = body.size_hint().exact();
     // No body has more room than it can use: what it says it is, or what it may be.
     let ceiling = usize::try_from(declared.unwrap_or(most).min(most)).unwrap_or(usize::MAX);

@@ -11,7 +11,7 @@ use super::route::Target;
 use super::source::{OnDuplicate, OnReplay, Outlet, Source, Way};
 use super::visit::Visit;
 use crate::client::ClientKey;
-use crate::clock::UnixMillis;
+use crate::clock::{self, UnixMillis};
 use crate::deliver::{Fault, SendError, Sent};
 use crate::delivery::Delivery;
 use crate::inbox::{AppendError, Claims, Entry, NewTask, Suspect};
@@ -236,10 +236,10 @@ impl Journey {
     ) -> Reply {
         let parcel = self.pack(judged, target, &visit, &delivery_id, outlet.signs.as_deref());
         let tag = Tag { source: self.source.settings.name.clone(), delivery_id, generation: 0, received: visit.at };
-        let begun = Instant::now();
+        let begun = clock::read();
         visit.upstreams = target.upstream.clone();
         let sent = self.send(&parcel, &tag, outlet, reservation.as_ref(), lease, begun).await;
-        visit.forwarding = begun.elapsed();
+        visit.forwarding = clock::steady() - begun;
         let refusal = match sent {
             Ok(Sent::Confirmed) => {
                 if let Some(reservation) = reservation {

@@ -14,7 +14,7 @@ use super::source::{Source, Way};
 use super::visit::Visit;
 use super::{Door, Gateway, admit, body, forwarded};
 use crate::client::ClientKey;
-use crate::clock::UnixMillis;
+use crate::clock::{self, UnixMillis};
 use crate::delivery::Delivery;
 use crate::fetched::Wanted;
 use crate::fields::Fields;
@@ -26,7 +26,7 @@ use http::header::{self, HeaderName};
 use http::{HeaderValue, Version};
 use rand::Rng as _;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::time::{timeout, timeout_at};
 
 /// Judging more than this is work for a thread of its own: hashing it takes longer than a task may hold its worker.
@@ -219,10 +219,10 @@ impl Door {
         let (mut delivery, mut permits) = (delivery, permits);
         let mut now;
         let (judged, permits) = loop {
-            let begun = Instant::now();
+            let begun = clock::read();
             now = self.clock.now();
             let (judged, kept) = self.judge_once(source, delivery, permits, now).await?;
-            visit.verifying += begun.elapsed();
+            visit.verifying += clock::read() - begun;
             match judged {
                 // Whoever fails often must not have us fetch: it is for them that there are turns.
                 Err(Refused { delivery: unproven, wanted: Some(wanted), .. }) if rounds < MOST_KEYS && !throttled => {

@@ -7,7 +7,7 @@ use super::Door;
 use super::forwarded::Client;
 use super::respond::{self, Details, Reply};
 use super::source::Source;
-use crate::clock::UnixMillis;
+use crate::clock::{self, UnixMillis};
 use crate::refusal::Refusal;
 use crate::server::ClientCertificate;
 use crate::telemetry::{Outcome, Record};
@@ -74,7 +74,7 @@ impl Visit {
         Self(Box::new(Known {
             door,
             at,
-            started: Instant::now(),
+            started: clock::steady().into_std(),
             request_id: id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()).to_owned(),
             listener,
             method,
@@ -162,7 +162,7 @@ impl Visit {
         if std::mem::replace(&mut self.recorded, true) {
             return;
         }
-        let ended = Instant::now();
+        let ended = clock::read().into_std();
         let whole = ended.saturating_duration_since(self.started);
         let would_refuse = self.would_refuse.map(Outcome::Refused);
         match &self.source {

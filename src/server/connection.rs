@@ -42,6 +42,7 @@ use super::request::{Request, Response};
 use super::transport::{LINGER, Protocol, Socket, Transport, Watched};
 use super::{Limits, Meters, Peer, Settings, Stop};
 use crate::client::ClientKey;
+use crate::clock::{InTurns, Turn};
 use crate::threads::Seat;
 
 /// One request's body in flight may fill its window before the handler reads; bodies are small.
@@ -270,9 +271,9 @@ where
         let handling = self.activity.request_begins(false, has_body);
         let (handler, peer) = (self.handler.clone(), Arc::clone(&self.peer));
         // The handler is asked in there, so that what it makes is made where it stays.
-        Box::pin(
-            async move { Ok(handler(request.into(), peer).await.map_into_http(|body| handling.answered_with(body))) },
-        )
+        Box::pin(InTurns::new(async move {
+            Ok(handler(request.into(), peer).await.map_into_http(|body| handling.answered_with(body)))
+        }))
     }
 }
 
@@ -399,6 +400,7 @@ where
         loop {
             // What happens in one turn happens at one time.
             let now = Instant::now();
+            let turn = Turn::begin(now);
             if rang
                 && stopped_at.is_none()
                 && let Poll::Ready(why) = parting.as_mut().poll(&mut listening)
@@ -414,6 +416,7 @@ where
             if let Poll::Ready(result) = http.poll(cx) {
                 return Poll::Ready(End::Done(result));
             }
+            drop(turn);
             if rested && !http.rests() {
                 resumed_at = now;
             }

@@ -13,15 +13,16 @@
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use governor::RateLimiter;
-use governor::clock::{Clock, MonotonicClock};
+use governor::clock::Clock;
 use governor::middleware::NoOpMiddleware;
 use governor::nanos::Nanos;
 use governor::state::{InMemoryState, NotKeyed, StateStore};
 
 use crate::client::ClientKey;
+use crate::clock;
 
 /// So many per time, and so many at once after a pause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,14 +104,25 @@ impl Quota {
     }
 }
 
+/// The monotonic clock of the operating system, read once a turn; governor's default trusts a counter of the CPU that a
+/// virtual machine may change on moving.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Steady;
+
+impl Clock for Steady {
+    type Instant = Instant;
+
+    fn now(&self) -> Instant {
+        clock::steady().into_std()
+    }
+}
+
 /// One budget.
-// The monotonic clock of the operating system: 20 ns, where governor's default trusts a counter of the CPU that a
-// virtual machine may change on moving.
-pub(crate) struct Rate<C: Clock = MonotonicClock>(RateLimiter<NotKeyed, InMemoryState, C, NoOpMiddleware<C::Instant>>);
+pub(crate) struct Rate<C: Clock = Steady>(RateLimiter<NotKeyed, InMemoryState, C, NoOpMiddleware<C::Instant>>);
 
 impl Rate {
     pub(crate) fn new(quota: Quota) -> Self {
-        Self::with_clock(quota, MonotonicClock)
+        Self::with_clock(quota, Steady)
     }
 }
 
@@ -126,14 +138,14 @@ impl<C: Clock> Rate<C> {
 }
 
 /// One budget for each client, in a bounded table.
-pub(crate) struct KeyedRate<C: Clock = MonotonicClock>(RateLimiter<Touch, Budgets, C, NoOpMiddleware<C::Instant>>);
+pub(crate) struct KeyedRate<C: Clock = Steady>(RateLimiter<Touch, Budgets, C, NoOpMiddleware<C::Instant>>);
 
 impl KeyedRate {
     /// As many clients as one source is likely to see misbehave at once; 5 MB when full.
     pub(crate) const DEFAULT_MAX_CLIENTS: usize = 65_536;
 
     pub(crate) fn new(quota: Quota, max_clients: usize) -> Self {
-        Self::with_clock(quota, max_clients, MonotonicClock)
+        Self::with_clock(quota, max_clients, Steady)
     }
 }
 
