@@ -40,14 +40,19 @@ pub(super) struct Connection<H, F, B> {
     /// The next answer is the last.
     closes: bool,
     rests: bool,
+    /// Where the next handler will work, since the last one is done.
+    room: Option<Room<F>>,
 }
+
+/// A handler's; more than an allocator keeps at hand, so it is kept while the connection is in use.
+type Room<F> = Pin<Box<Option<F>>>;
 
 enum Stage<F, B> {
     Head,
     Handling {
         asked: Asked,
         handling: Handling,
-        answer: Pin<Box<F>>,
+        answer: Room<F>,
     },
     Answering {
         body: Answer<B>,
@@ -86,6 +91,7 @@ where
             seen: 0,
             closes: false,
             rests: true,
+            room: None,
         }
     }
 
@@ -149,7 +155,8 @@ where
         let (is_head, is_http_1_1) = (head.method == Method::HEAD, head.version == Version::HTTP_11);
         let asked = Asked { is_head, is_http_1_1, keeps };
         let handling = self.requests.activity.request_begins(true, has_body);
-        let answer = Box::pin((self.requests.handler)(Request { head, body }, Arc::clone(&self.requests.peer)));
+        let mut answer = self.room.take().unwrap_or_else(|| Box::pin(None));
+        answer.set(Some((self.requests.handler)(Request { head, body }, Arc::clone(&self.requests.peer))));
         self.stage = Stage::Handling { asked, handling, answer };
         Poll::Ready(Ok(()))
     }
@@ -157,7 +164,8 @@ where
     fn poll_handler(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         let Stage::Handling { asked, answer, .. } = &mut self.stage else { return Poll::Ready(Ok(())) };
         let asked = *asked;
-        let Poll::Ready(answer) = answer.as_mut().poll(cx) else {
+        let Some(handler) = answer.as_mut().as_pin_mut() else { return Poll::Ready(Err("nobody answers".into())) };
+        let Poll::Ready(answer) = handler.poll(cx) else {
             return match poll_leaving(&mut lock(&self.wire), cx) {
                 Poll::Ready(left) => {
                     self.stage = Stage::Closing;
@@ -166,9 +174,12 @@ where
                 Poll::Pending => Poll::Pending,
             };
         };
-        let Stage::Handling { handling, .. } = std::mem::replace(&mut self.stage, Stage::Closing) else {
+        let Stage::Handling { handling, answer: mut room, .. } = std::mem::replace(&mut self.stage, Stage::Closing)
+        else {
             return Poll::Ready(Ok(()));
         };
+        room.set(None);
+        self.room = Some(room);
         let Response { status, headers, body } = answer;
         let body = handling.answered_with(body);
         let mut wire = lock(&self.wire);
@@ -262,6 +273,7 @@ where
     pub(super) fn rest(&mut self) {
         if matches!(self.stage, Stage::Head) {
             lock(&self.wire).rest();
+            self.room = None;
             self.rests = true;
         }
     }
