@@ -162,6 +162,67 @@ pub(crate) fn part_of(whole: &[u8], part: &[u8]) -> Range<usize> {
     from..from + part.len()
 }
 
+/// Digits of a 64-bit number.
+pub(crate) const MOST_OF_A_NUMBER: usize = 20;
+
+/// Bytes that a field's line takes.
+pub(crate) fn line_of(name: &str, value: &[u8]) -> usize {
+    name.len() + ": ".len() + value.len() + "\r\n".len()
+}
+
+/// Appends what `write` puts, which is `most` at most: room for all of it is made at once.
+#[inline(always)]
+pub(crate) fn fill(out: &mut Vec<u8>, most: usize, write: impl FnOnce(&mut Room<'_>)) {
+    let begun = out.len();
+    out.resize(begun + most, 0);
+    let mut room = Room(out.get_mut(begun..).unwrap_or_default());
+    write(&mut room);
+    let left = room.0.len();
+    out.truncate(out.len() - left);
+}
+
+/// What is still to be written of a head.
+pub(crate) struct Room<'h>(&'h mut [u8]);
+
+impl Room<'_> {
+    /// There is room: it was measured.
+    #[inline(always)]
+    pub(crate) fn put(&mut self, part: &[u8]) {
+        let (here, rest) = std::mem::take(&mut self.0).split_at_mut(part.len());
+        here.copy_from_slice(part);
+        self.0 = rest;
+    }
+
+    /// As many as the compiler knows of: no loop and no call.
+    #[inline(always)]
+    pub(crate) fn put_few<const N: usize>(&mut self, part: [u8; N]) {
+        if let Some((here, rest)) = std::mem::take(&mut self.0).split_first_chunk_mut() {
+            *here = part;
+            self.0 = rest;
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn put_line(&mut self, name: &str, value: &[u8]) {
+        self.put(name.as_bytes());
+        self.put_few(*b": ");
+        self.put(value);
+        self.put_few(*b"\r\n");
+    }
+
+    pub(crate) fn put_number(&mut self, number: u64) {
+        let mut digits = [b'0'; MOST_OF_A_NUMBER];
+        let (mut first, mut left) = (digits.len() - 1, number);
+        digits[first] += (left % 10) as u8;
+        while left >= 10 {
+            left /= 10;
+            first -= 1;
+            digits[first] += (left % 10) as u8;
+        }
+        self.put(&digits[first..]);
+    }
+}
+
 /// For the fuzz targets: the whole body, of which this has come and these pieces do.
 #[cfg(fuzzing)]
 pub(crate) fn read<'p>(

@@ -73,69 +73,29 @@ pub(super) fn write_head(
 ) {
     const LINE_END: [u8; 2] = *b"\r\n";
     const PARTS: usize = " ".len() + " HTTP/1.1\r\nhost: ".len() + 2 * LINE_END.len();
-    // No length is longer.
-    const LENGTH: usize = "content-length: 18446744073709551615\r\n".len();
+    const LENGTH: usize = "content-length: \r\n".len() + framing::MOST_OF_A_NUMBER;
     // Room for all of it at once, and for what is then not passed on.
-    let fields: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    head.clear();
-    head.resize(method.as_str().len() + path.len() + host.len() + fields + PARTS + LENGTH, 0);
-    let mut room = Room(head);
-    room.put(method.as_str().as_bytes());
-    room.put_few(*b" ");
-    room.put(path.as_bytes());
-    room.put_few(*b" HTTP/1.1\r\nhost: ");
-    room.put(host.as_bytes());
-    room.put_few(LINE_END);
+    let fields: usize = headers.iter().map(|(name, value)| framing::line_of(name.as_str(), value.as_bytes())).sum();
     let named =
         if headers.contains_key(CONNECTION) { named_by_connection(headers.get_all(CONNECTION)) } else { Vec::new() };
-    for (name, value) in headers.iter().filter(|(name, _)| is_passed_on(name, &named)) {
-        room.put(name.as_str().as_bytes());
-        room.put_few(*b": ");
-        room.put(value.as_bytes());
+    head.clear();
+    framing::fill(head, method.as_str().len() + path.len() + host.len() + fields + PARTS + LENGTH, |room| {
+        room.put(method.as_str().as_bytes());
+        room.put_few(*b" ");
+        room.put(path.as_bytes());
+        room.put_few(*b" HTTP/1.1\r\nhost: ");
+        room.put(host.as_bytes());
         room.put_few(LINE_END);
-    }
-    if let Some(length) = length {
-        room.put_few(*b"content-length: ");
-        room.put_number(length);
+        for (name, value) in headers.iter().filter(|(name, _)| is_passed_on(name, &named)) {
+            room.put_line(name.as_str(), value.as_bytes());
+        }
+        if let Some(length) = length {
+            room.put_few(*b"content-length: ");
+            room.put_number(length as u64);
+            room.put_few(LINE_END);
+        }
         room.put_few(LINE_END);
-    }
-    room.put_few(LINE_END);
-    let left = room.0.len();
-    head.truncate(head.len() - left);
-}
-
-/// What is still to be written of a head.
-struct Room<'h>(&'h mut [u8]);
-
-impl Room<'_> {
-    /// There is room: it was measured.
-    #[inline(always)]
-    fn put(&mut self, part: &[u8]) {
-        let (here, rest) = std::mem::take(&mut self.0).split_at_mut(part.len());
-        here.copy_from_slice(part);
-        self.0 = rest;
-    }
-
-    /// As many as the compiler knows of: no loop and no call.
-    #[inline(always)]
-    fn put_few<const N: usize>(&mut self, part: [u8; N]) {
-        if let Some((here, rest)) = std::mem::take(&mut self.0).split_first_chunk_mut() {
-            *here = part;
-            self.0 = rest;
-        }
-    }
-
-    fn put_number(&mut self, number: usize) {
-        let mut digits = [b'0'; 20];
-        let (mut first, mut left) = (digits.len() - 1, number);
-        digits[first] += (left % 10) as u8;
-        while left >= 10 {
-            left /= 10;
-            first -= 1;
-            digits[first] += (left % 10) as u8;
-        }
-        self.put(&digits[first..]);
-    }
+    });
 }
 
 /// An answer's head, without what concerned this connection alone. A `Content-Length` is there only if it is that of the

@@ -4,7 +4,7 @@
 //! none; what is held of a head that is not whole yet is bounded; an answer's framing is ours alone.
 
 use std::cell::Cell;
-use std::time::SystemTime;
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::{Buf as _, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderValue, TRANSFER_ENCODING};
@@ -12,6 +12,7 @@ use http::{Method, StatusCode, Uri, Version};
 use httparse::Status;
 
 use super::request::Head;
+use crate::clock;
 use crate::fields::{self, Fields};
 use crate::framing::{self, Chunk, Left};
 
@@ -188,63 +189,68 @@ pub(super) fn write_head(
     (coding, length): (Coding, Option<u64>),
     connection: Option<&'static str>,
 ) {
-    out.extend_from_slice(b"HTTP/1.1 ");
-    out.extend_from_slice(status.as_str().as_bytes());
-    out.push(b' ');
     // A status without a name has an empty one (RFC 9112 §4).
-    out.extend_from_slice(status.canonical_reason().unwrap_or_default().as_bytes());
-    out.extend_from_slice(b"\r\n");
-    let mut has_date = false;
+    let reason = status.canonical_reason().unwrap_or_default();
     let declares = coding == Coding::None && headers.contains_key(CONTENT_LENGTH);
-    for (name, value) in headers.iter() {
-        let is_ours = *name == TRANSFER_ENCODING || *name == CONNECTION || (*name == CONTENT_LENGTH && !declares);
-        if !is_ours {
-            has_date |= *name == DATE;
-            line(out, name.as_str().as_bytes(), value.as_bytes());
+    let fields: usize = headers.iter().map(|(name, value)| framing::line_of(name.as_str(), value.as_bytes())).sum();
+    let most = LONGEST_OF_OURS + reason.len() + fields + connection.map_or(0, str::len);
+    framing::fill(out, most, |room| {
+        room.put_few(*b"HTTP/1.1 ");
+        room.put(status.as_str().as_bytes());
+        room.put_few(*b" ");
+        room.put(reason.as_bytes());
+        room.put_few(*b"\r\n");
+        let mut has_date = false;
+        for (name, value) in headers.iter() {
+            let is_ours = *name == TRANSFER_ENCODING || *name == CONNECTION || (*name == CONTENT_LENGTH && !declares);
+            if !is_ours {
+                has_date |= *name == DATE;
+                room.put_line(name.as_str(), value.as_bytes());
+            }
         }
-    }
-    match coding {
-        Coding::Length(length) => number(out, length),
-        Coding::Chunked => line(out, b"transfer-encoding", b"chunked"),
-        Coding::None if !declares && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) => {
-            length.into_iter().for_each(|length| number(out, length));
+        let told = match coding {
+            Coding::Length(length) => Some(length),
+            Coding::None if !declares && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) => length,
+            Coding::None | Coding::UntilClose | Coding::Chunked => None,
+        };
+        if let Some(length) = told {
+            room.put_few(*b"content-length: ");
+            room.put_number(length);
+            room.put_few(*b"\r\n");
         }
-        Coding::None | Coding::UntilClose => {}
-    }
-    if let Some(word) = connection {
-        line(out, b"connection", word.as_bytes());
-    }
-    if !has_date {
-        line(out, b"date", &date());
-    }
-    out.extend_from_slice(b"\r\n");
+        if coding == Coding::Chunked {
+            room.put_few(*b"transfer-encoding: chunked\r\n");
+        }
+        if let Some(word) = connection {
+            room.put_line("connection", word.as_bytes());
+        }
+        if !has_date {
+            room.put_line("date", &date());
+        }
+        room.put_few(*b"\r\n");
+    });
 }
 
-fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
-    out.reserve(name.len() + value.len() + 4);
-    out.extend_from_slice(name);
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(value);
-    out.extend_from_slice(b"\r\n");
-}
-
-fn number(out: &mut Vec<u8>, length: u64) {
-    line(out, b"content-length", HeaderValue::from(length).as_bytes());
-}
+/// What an answer's head takes at most beside its reason, its fields and what is said of the connection.
+const LONGEST_OF_OURS: usize = "HTTP/1.1 200 \r\n".len()
+    + "content-length: \r\n".len()
+    + framing::MOST_OF_A_NUMBER
+    + "transfer-encoding: chunked\r\n".len()
+    + "connection: \r\n".len()
+    + "date: Thu, 01 Jan 1970 00:00:00 GMT\r\n".len()
+    + "\r\n".len();
 
 type Date = [u8; 29];
 
 /// Now, as RFC 9110 §5.6.7 spells it: made once a second.
-#[expect(clippy::disallowed_methods, reason = "it is told to people, and nothing is judged by it")]
 fn date() -> Date {
     thread_local! {
         static LAST: Cell<(u64, Date)> = const { Cell::new((0, *b"Thu, 01 Jan 1970 00:00:00 GMT")) };
     }
-    let now = SystemTime::now();
-    let second = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let second = clock::unjudged().as_secs();
     let (last, mut date) = LAST.get();
     if last != second {
-        let text = httpdate::fmt_http_date(now);
+        let text = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(second));
         if let Ok(made) = text.as_bytes().try_into() {
             date = made;
             LAST.set((second, date));
