@@ -17,6 +17,7 @@ mod listen;
 mod parting;
 mod permits;
 mod proxy_protocol;
+mod records;
 mod request;
 mod roots;
 pub(crate) mod tls;

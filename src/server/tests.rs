@@ -1041,6 +1041,25 @@ async fn a_session_ends_with_the_configuration_that_made_it() {
 }
 
 #[tokio::test]
+async fn a_client_that_asks_nothing_gets_its_session_ticket_all_the_same() {
+    let authority = Authority::new("server ca");
+    let served = serve(with_tls(without_clients(vec![authority.issue("a.example").files()])));
+    let config = Arc::new(client(&authority, &[], None));
+    let mut stream = connect_tls(served.address(), &config, "a.example").await.unwrap();
+    timeout(PATIENCE, async {
+        while stream.get_ref().1.tls13_tickets_received() == 0 {
+            // Nothing else ever comes, so this only looks.
+            let _ = timeout(SHORT, stream.read(&mut [0; 8])).await;
+        }
+    })
+    .await
+    .unwrap();
+    // And is served as if nothing had been.
+    stream.write_all(GET_AND_CLOSE).await.unwrap();
+    assert!(read_all(&mut stream).await.unwrap().contains("HTTP/1.1 0 "));
+}
+
+#[tokio::test]
 async fn no_session_carries_a_clients_identity() {
     let side = ClientSide::new();
     let served = serve(with_tls(side.tls(ClientAuth::Request, None)));

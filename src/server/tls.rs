@@ -1,6 +1,6 @@
 //! TLS: which certificate is shown, which clients' certificates are accepted.
 //!
-//! Owns the rustls configurations of one listener, one for each server certificate. Invariants:
+//! Owns the rustls configuration of one listener. Invariants:
 //! - Nothing that remembers a session outlives its `Tls`, and no two share it. rustls resumes a session with the client
 //!   chain stored in it, and does not verify that chain again; so a reload (a new `Tls`) forgets all sessions, and where
 //!   clients present certificates nothing is resumed at all: a resumed session begets the next, and so a chain that was
@@ -8,24 +8,25 @@
 //! - No early data: 0-RTT can be replayed by anybody who saw it.
 //! - A certificate that was presented and is not good fails the handshake, under `request` as under `require`.
 
-use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{fmt, io};
 
 use rustls::crypto::aws_lc_rs::cipher_suite;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
-use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
+use rustls::server::{
+    ClientHello, NoServerSessionStorage, ResolvesServerCert, VerifierBuilderError, WebPkiClientVerifier,
+};
+use rustls::sign::CertifiedKey;
 use rustls::{InconsistentKeys, RootCertStore, ServerConfig, SupportedCipherSuite};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};
-use tokio_rustls::LazyConfigAcceptor;
-use tokio_rustls::server::TlsStream;
 use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
 use super::certificate::{ClientCertificate, Facts, Lately, ServedNames};
 use super::known_signatures;
+use super::records::Records;
 use super::transport::{Protocol, Socket};
 use crate::clock::UnixMillis;
 use crate::secret::Secret;
@@ -89,8 +90,10 @@ pub(crate) enum TlsError {
 
 /// One listener's TLS, ready to use.
 pub(crate) struct Tls {
+    /// Each connection's own copy differs in who chooses the certificate.
+    config: ServerConfig,
     /// Never empty.
-    identities: Vec<Identity>,
+    identities: Arc<[Identity]>,
     client_rules: ClientRules,
     lately: Lately,
     deadlines: Vec<Deadline>,
@@ -122,10 +125,62 @@ impl ClientRules {
 }
 
 struct Identity {
-    config: Arc<ServerConfig>,
-    key: Arc<dyn SigningKey>,
+    certified: Arc<CertifiedKey>,
     served: Arc<ServedNames>,
     not_after: i64,
+}
+
+/// Chooses one connection's certificate within rustls, and remembers what it chose and for whom.
+struct Chooser {
+    identities: Arc<[Identity]>,
+    chosen: Mutex<Option<Chosen>>,
+}
+
+#[derive(Clone)]
+struct Chosen {
+    server_name: Option<String>,
+    served: Arc<ServedNames>,
+}
+
+impl fmt::Debug for Chooser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Chooser")
+    }
+}
+
+impl Chooser {
+    fn new(identities: &Arc<[Identity]>) -> Arc<Self> {
+        Arc::new(Self { identities: Arc::clone(identities), chosen: Mutex::new(None) })
+    }
+
+    fn choose(&self, hello: &ClientHello<'_>) -> Option<&Identity> {
+        let name = hello.server_name().unwrap_or_default();
+        let usable = |identity: &&Identity| identity.certified.key.choose_scheme(hello.signature_schemes()).is_some();
+        // An RSA and an ECDSA certificate may serve one name: then the first that the client can check.
+        let by_name = |serves: fn(&ServedNames, &str) -> bool| {
+            let mut serving = self.identities.iter().filter(move |identity| serves(&identity.served, name));
+            serving.clone().find(usable).or_else(|| serving.next())
+        };
+        by_name(ServedNames::serves_exactly)
+            .or_else(|| by_name(ServedNames::serves_by_wildcard))
+            .or_else(|| self.identities.first())
+    }
+
+    fn chosen(&self) -> MutexGuard<'_, Option<Chosen>> {
+        self.chosen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ResolvesServerCert for Chooser {
+    /// rustls asks in each handshake, also where it then resumes a session; where it asks for another hello, again.
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let identity = self.choose(&hello)?;
+        *self.chosen() = Some(Chosen {
+            server_name: hello.server_name().map(str::to_ascii_lowercase),
+            served: Arc::clone(&identity.served),
+        });
+        Some(Arc::clone(&identity.certified))
+    }
 }
 
 /// Something that stops working at a known time.
@@ -182,7 +237,7 @@ impl Tls {
         let mut identities = Vec::new();
         for files in settings.certificates {
             let label = files.label.clone();
-            let (identity, facts) = Identity::build(files, &provider, verifier.clone())?;
+            let (identity, facts) = Identity::build(files, &provider)?;
             if facts.served.is_empty() {
                 notes.push(format!("{label}: the certificate has no alternative names, so no client will accept it"));
             }
@@ -197,7 +252,9 @@ impl Tls {
         if identities.is_empty() {
             return Err(TlsError::NoCertificate);
         }
-        Ok(Self { identities, client_rules, lately: Lately::default(), deadlines, notes })
+        let identities: Arc<[Identity]> = identities.into();
+        let config = server_config(&identities, &provider, verifier).map_err(|e| TlsError::Internal(e.to_string()))?;
+        Ok(Self { config, identities, client_rules, lately: Lately::default(), deadlines, notes })
     }
 
     pub(super) fn client_rules(&self) -> ClientRules {
@@ -230,12 +287,15 @@ impl Tls {
     }
 
     /// The caller sets the deadline. A failure has told the client why (an alert) before this returns.
-    pub(super) async fn handshake(&self, socket: Socket) -> io::Result<(Box<TlsStream<Socket>>, TlsPeer, Protocol)> {
-        // The certificate is chosen here and not within rustls, so that we know which one it was.
-        let hello = LazyConfigAcceptor::new(Acceptor::default(), socket.read_ahead()).await?;
-        let identity = self.choose(&hello.client_hello());
-        let stream = Box::new(hello.into_stream(Arc::clone(&identity.config)).await?);
-        let session = stream.get_ref().1;
+    pub(super) async fn handshake(&self, socket: Socket) -> io::Result<(Box<Records<Socket>>, TlsPeer, Protocol)> {
+        let chooser = Chooser::new(&self.identities);
+        let mut config = self.config.clone();
+        config.cert_resolver = Arc::clone(&chooser) as _;
+        let records = Box::new(Records::accept(socket, Arc::new(config)).await?);
+        let chosen = chooser.chosen().take();
+        let Chosen { server_name, served } =
+            chosen.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no certificate was chosen"))?;
+        let session = records.session();
         let certificate = match session.peer_certificates() {
             None | Some([]) => None,
             Some(chain) => {
@@ -250,34 +310,13 @@ impl Tls {
             Some(b"h2") => Protocol::Http2,
             _ => Protocol::Http1,
         };
-        let peer = TlsPeer {
-            server_name: session.server_name().map(str::to_ascii_lowercase),
-            certificate,
-            served: Arc::clone(&identity.served),
-        };
-        Ok((stream, peer, protocol))
-    }
-
-    fn choose(&self, hello: &ClientHello<'_>) -> &Identity {
-        let name = hello.server_name().unwrap_or_default();
-        let usable = |identity: &&Identity| identity.key.choose_scheme(hello.signature_schemes()).is_some();
-        // An RSA and an ECDSA certificate may serve one name: then the first that the client can check.
-        let by_name = |serves: fn(&ServedNames, &str) -> bool| {
-            let mut serving = self.identities.iter().filter(move |identity| serves(&identity.served, name));
-            serving.clone().find(usable).or_else(|| serving.next())
-        };
-        by_name(ServedNames::serves_exactly)
-            .or_else(|| by_name(ServedNames::serves_by_wildcard))
-            .unwrap_or_else(|| self.identities.first().expect("build refuses a Tls without certificates"))
+        let peer = TlsPeer { server_name, certificate, served };
+        Ok((records, peer, protocol))
     }
 }
 
 impl Identity {
-    fn build(
-        files: CertifiedKeyFiles,
-        provider: &Arc<CryptoProvider>,
-        verifier: Option<Arc<dyn ClientCertVerifier>>,
-    ) -> Result<(Self, Facts), TlsError> {
+    fn build(files: CertifiedKeyFiles, provider: &Arc<CryptoProvider>) -> Result<(Self, Facts), TlsError> {
         let CertifiedKeyFiles { label, chain, key } = files;
         let chain = match certificates(&chain) {
             Ok(chain) => chain,
@@ -290,21 +329,20 @@ impl Identity {
         // The parser's own words can quote the file, and so the key.
         let Ok(key) = PrivateKeyDer::from_pem_slice(key.expose()) else { return Err(TlsError::Key { label }) };
         let Ok(key) = provider.key_provider.load_private_key(key) else { return Err(TlsError::KeyKind { label }) };
-        let certified = CertifiedKey::new(chain, Arc::clone(&key));
+        let certified = CertifiedKey::new(chain, key);
         match certified.keys_match() {
             Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
             Err(rustls::Error::InconsistentKeys(_)) => return Err(TlsError::KeyMismatch { label }),
             Err(error) => return Err(TlsError::Certificate { label, detail: error.to_string() }),
         }
-        let config = server_config(certified, provider, verifier).map_err(|e| TlsError::Internal(e.to_string()))?;
         let served = facts.served.clone();
-        let identity = Self { config: Arc::new(config), key, served: Arc::new(served), not_after: facts.not_after };
+        let identity = Self { certified: Arc::new(certified), served: Arc::new(served), not_after: facts.not_after };
         Ok((identity, facts))
     }
 }
 
 fn server_config(
-    certified: CertifiedKey,
+    identities: &Arc<[Identity]>,
     provider: &Arc<CryptoProvider>,
     verifier: Option<Arc<dyn ClientCertVerifier>>,
 ) -> Result<ServerConfig, rustls::Error> {
@@ -315,7 +353,7 @@ fn server_config(
         Some(verifier) => builder.with_client_cert_verifier(verifier),
         None => builder.with_no_client_auth(),
     };
-    let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+    let mut config = builder.with_cert_resolver(Chooser::new(identities));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.max_early_data_size = 0;
     // OpenSSL's clients name AES-256 with SHA-384 first, because it is the longest and not because they need it.

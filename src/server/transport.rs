@@ -4,20 +4,19 @@
 //! next, exactly once; an answer that was cut ends in a reset, never in an end that could be taken for whole; a
 //! connection that ends well says so (close_notify, FIN) before it goes.
 
-use std::cell::RefCell;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
-use tokio_rustls::server::TlsStream;
 
 use super::activity::Activity;
 use super::frames::Frames;
+use super::records::Records;
 
 pub(super) const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -33,15 +32,6 @@ pub(super) struct Socket {
     replay: Vec<u8>,
     /// Of `replay`.
     replayed: usize,
-    reads_ahead: bool,
-}
-
-/// What is read at once at most by one who reads ahead, beside what it was asked for: a TLS record and what follows it.
-const AHEAD: usize = 28 * 1024;
-
-thread_local! {
-    /// Where it is read to: what stays in it is copied, and most of the time nothing does.
-    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; AHEAD]);
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,50 +42,7 @@ pub(super) enum Protocol {
 
 impl Socket {
     pub(super) fn new(tcp: TcpStream) -> Self {
-        Self { tcp, replay: Vec::new(), replayed: 0, reads_ahead: false }
-    }
-
-    /// For a reader that asks for little at a time: rustls takes a record of 16 KiB in four reads and more.
-    pub(super) fn read_ahead(mut self) -> Self {
-        self.reads_ahead = true;
-        self
-    }
-
-    /// As tokio reads: what comes up short has emptied the socket, and is not asked once more to hear it.
-    fn poll_ahead(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let asked = buf.remaining();
-        let unfilled = buf.initialize_unfilled();
-        SCRATCH
-            .with_borrow_mut(|scratch| {
-                loop {
-                    ready!(self.tcp.poll_read_ready(cx))?;
-                    let mut came = None;
-                    let read = self.tcp.try_io(Interest::READABLE, || {
-                        let room = &mut [IoSliceMut::new(&mut *unfilled), IoSliceMut::new(&mut *scratch)];
-                        let count = rustix::io::readv(&self.tcp, room)?;
-                        came = Some(count);
-                        // An end is to be heard again by whoever asks again.
-                        if count == 0 || count == asked + AHEAD {
-                            Ok(())
-                        } else {
-                            Err(io::ErrorKind::WouldBlock.into())
-                        }
-                    });
-                    match (came, read) {
-                        (Some(count), _) => {
-                            if let Some(ahead) = count.checked_sub(asked).and_then(|ahead| scratch.get(..ahead)) {
-                                self.replay = ahead.to_vec();
-                            }
-                            return Poll::Ready(Ok(count.min(asked)));
-                        }
-                        (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
-                        (None, Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                        (None, Err(error)) => return Poll::Ready(Err(error)),
-                        (None, Ok(())) => return Poll::Ready(Ok(0)),
-                    }
-                }
-            })
-            .map_ok(|count| buf.advance(count))
+        Self { tcp, replay: Vec::new(), replayed: 0 }
     }
 
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -145,10 +92,7 @@ impl Socket {
 impl AsyncRead for Socket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.replay.is_empty() {
-            return match self.reads_ahead && buf.remaining() < AHEAD {
-                true => self.poll_ahead(cx, buf),
-                false => Pin::new(&mut self.tcp).poll_read(cx, buf),
-            };
+            return Pin::new(&mut self.tcp).poll_read(cx, buf);
         }
         let rest = self.replay.get(self.replayed..).unwrap_or_default();
         let taken = rest.len().min(buf.remaining());
@@ -190,14 +134,14 @@ impl AsyncWrite for Socket {
 
 pub(super) enum Transport {
     Plain(Socket),
-    Tls(Box<TlsStream<Socket>>),
+    Tls(Box<Records<Socket>>),
 }
 
 impl Transport {
     fn socket(&mut self) -> &mut Socket {
         match self {
             Self::Plain(socket) => socket,
-            Self::Tls(stream) => stream.get_mut().0,
+            Self::Tls(records) => records.io(),
         }
     }
 }
@@ -222,13 +166,24 @@ impl Watched {
     /// Ready when a read would find something, or the end, or only may: it takes no buffer to wait.
     pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         // What TLS has decrypted already, or the end that it was told of, the socket will not tell again.
-        if let Transport::Tls(stream) = &self.transport
-            && !stream.get_ref().1.wants_read()
+        if let Transport::Tls(records) = &self.transport
+            && records.is_readable()
         {
             return Poll::Ready(());
         }
         // An error is found by the read.
-        self.transport.socket().poll_readable(cx)
+        let readable = self.transport.socket().poll_readable(cx);
+        if let (Poll::Pending, Transport::Tls(records)) = (&readable, &mut self.transport) {
+            records.waits(cx);
+        }
+        readable
+    }
+
+    /// The connection is idle: no room is kept.
+    pub(super) fn rest(&mut self) {
+        if let Transport::Tls(records) = &mut self.transport {
+            records.rest();
+        }
     }
 
     fn wrote<T>(&self, written: &Poll<io::Result<T>>) {
@@ -265,7 +220,7 @@ impl AsyncRead for Watched {
         let (before, had_room) = (buf.filled().len(), buf.remaining() > 0);
         ready!(match &mut me.transport {
             Transport::Plain(socket) => Pin::new(socket).poll_read(cx, buf),
-            Transport::Tls(stream) => Pin::new(&mut **stream).poll_read(cx, buf),
+            Transport::Tls(records) => Pin::new(&mut **records).poll_read(cx, buf),
         })?;
         let came = &buf.filled()[before..];
         if came.is_empty() && had_room {
@@ -284,7 +239,7 @@ impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = match &mut self.transport {
             Transport::Plain(socket) => Pin::new(socket).poll_write(cx, buf),
-            Transport::Tls(stream) => Pin::new(&mut **stream).poll_write(cx, buf),
+            Transport::Tls(records) => Pin::new(&mut **records).poll_write(cx, buf),
         };
         self.wrote(&written);
         written
@@ -297,7 +252,7 @@ impl AsyncWrite for Watched {
     ) -> Poll<io::Result<usize>> {
         let written = match &mut self.transport {
             Transport::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
-            Transport::Tls(stream) => Pin::new(&mut **stream).poll_write_vectored(cx, bufs),
+            Transport::Tls(records) => Pin::new(&mut **records).poll_write_vectored(cx, bufs),
         };
         self.wrote(&written);
         written
@@ -306,14 +261,14 @@ impl AsyncWrite for Watched {
     fn is_write_vectored(&self) -> bool {
         match &self.transport {
             Transport::Plain(socket) => socket.is_write_vectored(),
-            Transport::Tls(stream) => stream.is_write_vectored(),
+            Transport::Tls(records) => records.is_write_vectored(),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = match &mut self.transport {
             Transport::Plain(socket) => Pin::new(socket).poll_flush(cx),
-            Transport::Tls(stream) => Pin::new(&mut **stream).poll_flush(cx),
+            Transport::Tls(records) => Pin::new(&mut **records).poll_flush(cx),
         };
         // Not `wrote`: hyper flushes when there is nothing to write, too.
         self.activity.sent(flushed.is_ready());
@@ -325,7 +280,7 @@ impl AsyncWrite for Watched {
         if !me.is_shut {
             ready!(match &mut me.transport {
                 Transport::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
-                Transport::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
+                Transport::Tls(records) => Pin::new(&mut **records).poll_shutdown(cx),
             })?;
             me.is_shut = true;
         }

@@ -235,5 +235,6 @@ impl Wire {
         if self.is_flushed {
             self.out = Vec::new();
         }
+        self.io.rest();
     }
 }
