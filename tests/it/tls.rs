@@ -397,14 +397,20 @@ fn a_session_resumes_and_ends_with_the_reload() {
     let ca = stage.ca.pem();
     let request = "GET /nobody HTTP/1.1\r\nHost: hooks.example.com\r\nConnection: close\r\n\r\n";
     for version in ["-tls1_2", "-tls1_3"] {
+        let run_as = |gateway: &Gateway, name: &str, more: &[&str]| {
+            let fixed = [version, "-servername", name, "-CAfile", path(&ca), "-ign_eof"];
+            s_client(gateway.public(), &[&fixed[..], more].concat(), request).1
+        };
         let run = |gateway: &Gateway, more: &[&str]| {
-            let fixed = [version, "-servername", "hooks.example.com", "-CAfile", path(&ca), "-ign_eof"];
-            let text = s_client(gateway.public(), &[&fixed[..], more].concat(), request).1;
+            let text = run_as(gateway, "hooks.example.com", more);
             assert!(text.contains("HTTP/1.1 404"), "{version}: {text}");
             text
         };
         run(&gateway, &["-sess_out", path(&session)]);
         assert!(run(&gateway, &["-sess_in", path(&session)]).contains("Reused, TLS"), "{version} resumes");
+        // Another name may have another certificate.
+        let text = run_as(&gateway, "other.example.com", &["-sess_in", path(&session)]);
+        assert!(text.contains("New, TLS") && !text.contains("Reused, TLS"), "{version}: {text}");
         let text = fs::read_to_string(stage.folder.path("gateway.toml")).expect("the configuration");
         assert!(gateway.reload(&text));
         let text = run(&gateway, &["-sess_in", path(&session)]);
