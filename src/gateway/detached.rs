@@ -18,7 +18,7 @@ use tokio_util::sync::ReusableBoxFuture;
 /// Of one thread: a few KiB each.
 const MOST_AT_REST: usize = 16;
 
-type Work = ReusableBoxFuture<'static, Result<Reply, Panicked>>;
+type Work = ReusableBoxFuture<'static, std::thread::Result<Reply>>;
 
 thread_local! {
     /// Over, with nothing left in them but their room.
@@ -32,8 +32,10 @@ pub(super) struct Detached(Option<Work>);
 pub(super) struct Panicked;
 
 impl Detached {
+    #[inline]
     pub(super) fn new(work: impl Future<Output = Reply> + Send + 'static) -> Self {
-        let work = AssertUnwindSafe(work).catch_unwind().map(|ended| ended.map_err(|_| Panicked));
+        // Wrapped no further: each layer is a copy of some KiB.
+        let work = AssertUnwindSafe(work).catch_unwind();
         let room = AT_REST.with_borrow_mut(Vec::pop);
         Self(Some(match room {
             Some(mut room) => {
@@ -57,7 +59,7 @@ impl Future for Detached {
                 at_rest.extend(over);
             }
         });
-        Poll::Ready(ended)
+        Poll::Ready(ended.map_err(|_| Panicked))
     }
 }
 
