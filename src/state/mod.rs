@@ -51,12 +51,12 @@ pub(crate) use throttle::Throttle;
 /// A MAC or a SHA-256 digest, padded with zeros where it is shorter.
 pub(crate) type Key = [u8; 32];
 
-/// Per source. About an hour of 500 deliveries a second; 80 MB when full, twice that when all carry event ids.
+/// Per source. About an hour of 500 deliveries a second; 100 MB when full, twice that when all carry event ids.
 pub(crate) const DEFAULT_MAX_CLAIMS: usize = 2_000_000;
 
 /// What one remembered key costs in memory at worst, for the operator who is told what `max_claims` means. An event id
 /// is one more key.
-pub(crate) const BYTES_PER_CLAIM: usize = 42;
+pub(crate) const BYTES_PER_CLAIM: usize = 50;
 
 #[derive(Clone, Debug, Default)]
 pub(crate) enum Settings {
