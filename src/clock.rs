@@ -115,15 +115,15 @@ impl Drop for Turn {
 }
 
 /// Work whose every poll is a turn.
-pub(crate) struct InTurns<F>(Pin<Box<F>>);
+pub(crate) struct InTurns<F: ?Sized>(Pin<Box<F>>);
 
-impl<F> InTurns<F> {
-    pub(crate) fn new(work: F) -> Self {
-        Self(Box::pin(work))
+impl<F: ?Sized> InTurns<F> {
+    pub(crate) fn new(work: Pin<Box<F>>) -> Self {
+        Self(work)
     }
 }
 
-impl<F: Future> Future for InTurns<F> {
+impl<F: Future + ?Sized> Future for InTurns<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
@@ -170,11 +170,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn work_in_turns_has_a_time_for_each_and_leaves_none_behind() {
-        let work = InTurns::new(async {
+        let work = InTurns::new(Box::pin(async {
             let first = steady();
             tokio::time::sleep(Duration::from_secs(5)).await;
             steady() - first
-        });
+        }));
         assert_eq!(work.await, Duration::from_secs(5));
         assert!(TURN.get().is_none());
     }

@@ -260,18 +260,18 @@ where
 {
     type Response = http::Response<Answer<B>>;
     type Error = h2::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, h2::Error>> + Send>>;
+    type Future = InTurns<dyn Future<Output = Result<Self::Response, h2::Error>> + Send>;
 
     fn call(&self, request: http::Request<Incoming>) -> Self::Future {
         let has_body = !request.body().is_end_stream();
         if self.activity.is_outdated_for(LAST_STREAMS_GRACE) {
             // Nothing was done, so it may be sent again on another connection (RFC 9113 §8.7).
-            return Box::pin(async { Err(h2::Reason::REFUSED_STREAM.into()) });
+            return InTurns::new(Box::pin(async { Err(h2::Reason::REFUSED_STREAM.into()) }));
         }
         let handling = self.activity.request_begins(false, has_body);
         let (handler, peer) = (self.handler.clone(), Arc::clone(&self.peer));
         // The handler is asked in there, so that what it makes is made where it stays.
-        Box::pin(InTurns::new(async move {
+        InTurns::new(Box::pin(async move {
             Ok(handler(request.into(), peer).await.map_into_http(|body| handling.answered_with(body)))
         }))
     }
