@@ -284,20 +284,19 @@ fn checksum((mut first, mut second): (u32, u32), bytes: &[u8], big_endian: bool)
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::PathBuf;
 
     use rusqlite::Connection;
 
     use super::*;
+    use crate::inbox::tests::Folder;
 
     const PAGE: usize = 4096;
 
-    /// A database with nine transactions in its log, as a crash would leave it: (its bytes, the log's).
-    fn crashed(name: &str) -> (PathBuf, Vec<u8>, Vec<u8>) {
-        let folder = std::env::temp_dir().join(format!("hookward-log-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&folder).unwrap();
-        let path = folder.join("db");
+    /// A database with nine transactions in its log, as a crash would leave it: (its folder, its bytes, the log's).
+    fn crashed() -> (Folder, Vec<u8>, Vec<u8>) {
+        let folder = Folder::new();
+        fs::create_dir_all(&folder.0).unwrap();
+        let path = folder.0.join("db");
         let connection = Connection::open(&path).unwrap();
         connection
             .execute_batch(
@@ -308,7 +307,7 @@ mod tests {
         for _ in 0..8 {
             connection.execute("INSERT INTO t (filler) VALUES (randomblob(6000))", []).unwrap();
         }
-        let (database, log) = (fs::read(&path).unwrap(), fs::read(folder.join("db-wal")).unwrap());
+        let (database, log) = (fs::read(&path).unwrap(), fs::read(folder.0.join("db-wal")).unwrap());
         (folder, database, log)
     }
 
@@ -332,47 +331,47 @@ mod tests {
 
     #[test]
     fn a_whole_log_and_none_at_all_are_whole() {
-        let (folder, _, log) = crashed("whole");
+        let (folder, _, log) = crashed();
         assert_eq!(commits(&log).len(), 9);
-        assert_eq!(verdict(&folder, &log), Verdict::Whole);
-        assert_eq!(verdict(&folder, &[]), Verdict::Whole);
-        assert_eq!(verdict(&folder, &log[..20]), Verdict::Whole);
-        assert_eq!(examine(&folder.join("absent"), PAGE).unwrap(), Verdict::Whole);
+        assert_eq!(verdict(&folder.0, &log), Verdict::Whole);
+        assert_eq!(verdict(&folder.0, &[]), Verdict::Whole);
+        assert_eq!(verdict(&folder.0, &log[..20]), Verdict::Whole);
+        assert_eq!(examine(&folder.0.join("absent"), PAGE).unwrap(), Verdict::Whole);
     }
 
     #[test]
     fn a_bit_flipped_before_the_last_transaction_is_damage_wherever_it_is() {
-        let (folder, _, log) = crashed("flipped");
+        let (folder, _, log) = crashed();
         let last_begins = commits(&log)[7] + FRAME + PAGE;
         for at in
             (0..last_begins).step_by(997).chain(0..HEADER + FRAME).chain(last_begins - PAGE - FRAME..last_begins - PAGE)
         {
             let mut flipped = log.clone();
             flipped[at] ^= 0x10;
-            assert!(matches!(verdict(&folder, &flipped), Verdict::Damaged { .. }), "byte {at}");
+            assert!(matches!(verdict(&folder.0, &flipped), Verdict::Damaged { .. }), "byte {at}");
         }
     }
 
     #[test]
     fn a_write_that_power_loss_tore_is_no_damage() {
-        let (folder, _, log) = crashed("torn");
+        let (folder, _, log) = crashed();
         let last_begins = commits(&log)[7] + FRAME + PAGE;
         for at in last_begins..log.len() {
             if at % 512 == 0 {
                 let cut = &log[..at];
-                assert_ne!(verdict(&folder, cut), Verdict::Damaged { at: last_begins as u64 }, "cut at {at}");
+                assert_ne!(verdict(&folder.0, cut), Verdict::Damaged { at: last_begins as u64 }, "cut at {at}");
                 let mut hole = log.clone();
                 let end = (at + 512).min(log.len());
                 hole[at..end].fill(0);
-                assert!(!matches!(verdict(&folder, &hole), Verdict::Damaged { .. }), "a hole at {at}");
+                assert!(!matches!(verdict(&folder.0, &hole), Verdict::Damaged { .. }), "a hole at {at}");
             }
         }
     }
 
     #[test]
     fn frames_of_an_earlier_round_are_not_damage() {
-        let (folder, _, _) = crashed("round");
-        let path = folder.join("rounds");
+        let (folder, _, _) = crashed();
+        let path = folder.0.join("rounds");
         let connection = Connection::open(&path).unwrap();
         connection
             .execute_batch(
@@ -383,16 +382,16 @@ mod tests {
             .unwrap();
         connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(())).unwrap();
         connection.execute("INSERT INTO t (filler) VALUES (randomblob(10))", []).unwrap();
-        let log = fs::read(folder.join("rounds-wal")).unwrap();
+        let log = fs::read(folder.0.join("rounds-wal")).unwrap();
         assert!(log.len() > 100_000, "the earlier round is still there");
-        assert_eq!(verdict(&folder, &log), Verdict::Whole);
+        assert_eq!(verdict(&folder.0, &log), Verdict::Whole);
     }
 
     #[test]
     fn what_is_whole_of_a_damaged_log_can_be_applied() {
-        let (folder, database, log) = crashed("applied");
+        let (folder, database, log) = crashed();
         let apply_to = |log: &[u8]| {
-            let (wal, copy) = (folder.join("wal"), folder.join("copy"));
+            let (wal, copy) = (folder.0.join("wal"), folder.0.join("copy"));
             fs::write(&wal, log).unwrap();
             fs::write(&copy, &database).unwrap();
             let mut file = fs::OpenOptions::new().read(true).write(true).open(&copy).unwrap();
@@ -402,7 +401,7 @@ mod tests {
         let frames = ((log.len() - HEADER) / (FRAME + PAGE)) as u64;
         let (applied, whole) = apply_to(&log);
         assert_eq!(applied, Applied { pages: frames, bad: 0 });
-        assert_eq!(rows(&whole, &folder), 8);
+        assert_eq!(rows(&whole, &folder.0), 8);
 
         // A frame in the middle, of a page that is written again by the last transaction: nothing is lost.
         let mut flipped = log.clone();
@@ -419,14 +418,13 @@ mod tests {
         // What no commit follows is not applied.
         let uncommitted = &log[..commits(&log)[7]];
         let (_, before) = apply_to(uncommitted);
-        assert_eq!(rows(&before, &folder), 6);
+        assert_eq!(rows(&before, &folder.0), 6);
     }
 
     #[test]
     fn a_log_that_lacks_what_its_index_had_seen_committed_is_short_and_another_stores_index_says_nothing() {
-        let folder = std::env::temp_dir().join(format!("hookward-log-short-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&folder).unwrap();
+        let (folder, _, _) = crashed();
+        let folder = &folder.0;
         let crashed = |name: &str| {
             let path = folder.join(name);
             let connection = Connection::open(&path).unwrap();
@@ -466,6 +464,5 @@ mod tests {
         assert!(!short(&log[..HEADER], &index[..90]));
         fs::remove_file(&at_index).unwrap();
         assert!(!is_short(&at_log, &at_index, PAGE).unwrap());
-        let _ = fs::remove_dir_all(&folder);
     }
 }
