@@ -1,18 +1,20 @@
 //! Is this signature one that our key would make over these bytes? Every HMAC provider is this file plus data.
 //!
 //! Invariant: the MAC under every live secret is computed, and every candidate is compared with every one of them, in
-//! constant time, before we answer. No MAC leaves this file but to sign: what leaves is a position, or a digest of it.
+//! constant time, before we answer. No MAC leaves this file in the open but to sign: what leaves is a position, or a digest
+//! of it.
 
 use std::borrow::Cow;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha1::Sha1;
 use sha2::{Digest, Sha256, Sha384, Sha512};
+use smallvec::SmallVec;
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::key::Key;
-use super::prover::Matched;
+use super::prover::{Matched, ReplayKeys};
 use super::scheme::Algorithm;
 use super::template::Message;
 
@@ -126,39 +128,35 @@ pub(super) fn may_be_extended(message: &Message<'_>) -> bool {
 
 /// As `judge`, for plain hashes.
 pub(super) fn judge_hashed(secrets: &[Hashed], message: &Message<'_>, candidates: &[Vec<u8>]) -> Matched {
-    compare(secrets.iter().map(|secret| told(&mut secret.digest(message), candidates)))
+    compare(secrets.iter().map(|secret| secret.digest(message)), candidates)
 }
 
 /// The replay keys are the MACs under all the secrets, not the presented one alone: whoever knows an old secret could
 /// else present the same message a second time under another signature. They are hashed, so that the memory of what was
 /// accepted holds no working signatures.
 pub(super) fn judge(secrets: &[Keyed], message: &Message<'_>, candidates: &[Vec<u8>]) -> Matched {
-    let pieces = message.pieces.as_slice();
-    compare(secrets.iter().map(|secret| match secret {
-        Keyed::Sha1(keyed) => told(&mut fed(&**keyed, pieces).finalize().into_bytes(), candidates),
-        Keyed::Sha256(keyed) => told(&mut fed(&**keyed, pieces).finalize().into_bytes(), candidates),
-        Keyed::Sha384(keyed) => told(&mut fed(&**keyed, pieces).finalize().into_bytes(), candidates),
-        Keyed::Sha512(keyed) => told(&mut fed(&**keyed, pieces).finalize().into_bytes(), candidates),
-    }))
+    compare(secrets.iter().map(|secret| secret.mac(&message.pieces)), candidates)
 }
 
-/// What may be told of a MAC: is it among the candidates, and its digest. Then it is wiped.
-fn told(mac: &mut [u8], candidates: &[Vec<u8>]) -> (Choice, [u8; 32]) {
-    let any = candidates.iter().fold(Choice::from(0), |any, candidate| any | mac.ct_eq(candidate));
-    let replay_key = Sha256::new().chain_update(b"hmac").chain_update(&mac).finalize().into();
-    mac.zeroize();
-    (any, replay_key)
-}
+/// The MACs of one message, of which nobody sees more than digests.
+pub(super) struct Macs(SmallVec<[Zeroizing<Vec<u8>>; 1]>);
 
-/// The first that matched, found without a branch on any of them.
-fn compare(told: impl ExactSizeIterator<Item = (Choice, [u8; 32])>) -> Matched {
-    let mut replay_keys = Vec::with_capacity(told.len());
-    let mut first = 0_u32;
-    for (position, (any, replay_key)) in (1..).zip(told) {
-        first.conditional_assign(&position, any & first.ct_eq(&0));
-        replay_keys.push(replay_key);
+impl Macs {
+    pub(super) fn replay_keys(&self) -> Vec<[u8; 32]> {
+        self.0.iter().map(|mac| Sha256::new().chain_update(b"hmac").chain_update(mac).finalize().into()).collect()
     }
-    Matched { secret_index: first.checked_sub(1).and_then(|index| usize::try_from(index).ok()), replay_keys }
+}
+
+/// The first secret whose MAC is among the candidates, found without a branch on any of them.
+fn compare(macs: impl Iterator<Item = Zeroizing<Vec<u8>>>, candidates: &[Vec<u8>]) -> Matched {
+    let macs = Macs(macs.collect());
+    let mut first = 0_u32;
+    for (position, mac) in (1..).zip(&macs.0) {
+        let any = candidates.iter().fold(Choice::from(0), |any, candidate| any | mac.ct_eq(candidate));
+        first.conditional_assign(&position, any & first.ct_eq(&0));
+    }
+    let secret_index = first.checked_sub(1).and_then(|index| usize::try_from(index).ok());
+    Matched { secret_index, replay_keys: ReplayKeys::OfMacs(macs) }
 }
 
 #[cfg(test)]
@@ -212,10 +210,10 @@ mod tests {
     #[test]
     fn replay_keys_stand_for_the_message_under_every_secret() {
         let secrets = [keyed(Hash::Sha512, b"new"), keyed(Hash::Sha512, b"old")];
-        let one = judge(&secrets, &message(&[b"a", b"b"]), &[]).replay_keys;
+        let one = judge(&secrets, &message(&[b"a", b"b"]), &[]).replay_keys.told();
         assert_eq!(one.len(), 2);
-        assert_eq!(judge(&secrets, &message(&[b"ab"]), &[vec![1; 64]]).replay_keys, one);
-        let other = judge(&secrets, &message(&[b"ac"]), &[]).replay_keys;
+        assert_eq!(judge(&secrets, &message(&[b"ab"]), &[vec![1; 64]]).replay_keys.told(), one);
+        let other = judge(&secrets, &message(&[b"ac"]), &[]).replay_keys.told();
         assert!(one.iter().all(|key| !other.contains(key)));
     }
 }

@@ -57,7 +57,22 @@ impl Keys {
 /// Which secret's signature was among the candidates, and what stands for this message in the memory of replays.
 pub(super) struct Matched {
     pub(super) secret_index: Option<usize>,
-    pub(super) replay_keys: Vec<[u8; 32]>,
+    pub(super) replay_keys: ReplayKeys,
+}
+
+/// Made only of what is accepted: nothing of a forgery is remembered.
+pub(super) enum ReplayKeys {
+    OfMacs(hmac::Macs),
+    Of([u8; 32]),
+}
+
+impl ReplayKeys {
+    pub(super) fn told(&self) -> Vec<[u8; 32]> {
+        match self {
+            Self::OfMacs(macs) => macs.replay_keys(),
+            Self::Of(key) => vec![*key],
+        }
+    }
 }
 
 impl Prover {
@@ -381,7 +396,10 @@ impl Prover {
                 signed_at: stated_time.filter(|_| self.signs_time()),
                 tolerance: self.tolerance(),
                 // Of the message as it is, or as PHP escapes it, whichever of its variants was signed.
-                replay_keys: matched.filter(|_| self.has_replay_key).map(|it| it.replay_keys).unwrap_or_default(),
+                replay_keys: matched
+                    .filter(|_| self.has_replay_key)
+                    .map(|it| it.replay_keys.told())
+                    .unwrap_or_default(),
                 // A key of the sender's list is none of ours.
                 secret_used: secret_index.filter(|_| fetched.is_none()),
                 ..Findings::default()

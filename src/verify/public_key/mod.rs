@@ -23,7 +23,7 @@ use thiserror::Error;
 
 use super::BuildError;
 use super::key::Key;
-use super::prover::Matched;
+use super::prover::{Matched, ReplayKeys};
 use super::template::Message;
 use crate::secret::Secret;
 
@@ -430,5 +430,5 @@ pub(super) fn judge(
         |listed: &Listed| candidates.iter().any(|candidate| listed.key.verify(algorithm, &message, candidate));
     // Keys and signatures are public, so the first match may end the search.
     let secret_index = keys.iter().position(|listed| tried(listed) && verified(listed));
-    Matched { secret_index, replay_keys: vec![Sha256::digest(&message).into()] }
+    Matched { secret_index, replay_keys: ReplayKeys::Of(Sha256::digest(&message).into()) }
 }
