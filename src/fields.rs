@@ -274,7 +274,8 @@ impl From<HeaderMap> for Fields {
 
 impl From<Fields> for HeaderMap {
     fn from(fields: Fields) -> Self {
-        let mut map = Self::with_capacity(fields.len());
+        // And for what whoever sends it adds: the date, the length.
+        let mut map = Self::with_capacity(fields.len() + 2);
         map.extend(fields);
         map
     }
