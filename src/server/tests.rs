@@ -1,7 +1,7 @@
 //! The listener as its peers meet it: real sockets, real handshakes, port 0.
 
 use std::future::pending;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +20,7 @@ use rustls::{ClientConfig, HandshakeKind, RootCertStore};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
@@ -1057,6 +1057,57 @@ async fn a_client_that_asks_nothing_gets_its_session_ticket_all_the_same() {
     // And is served as if nothing had been.
     stream.write_all(GET_AND_CLOSE).await.unwrap();
     assert!(read_all(&mut stream).await.unwrap().contains("HTTP/1.1 0 "));
+}
+
+#[tokio::test]
+async fn whoever_has_asked_all_gets_the_session_ticket_with_the_answer_and_is_not_woken_before() {
+    let authority = Authority::new("server ca");
+    let settings = with_tls(without_clients(vec![authority.issue("a.example").files()]));
+    let (begun, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let served = start(bind(settings, Permits::new(8)), {
+        let (begun, go) = (Arc::clone(&begun), Arc::clone(&go));
+        move |_, _| {
+            let (begun, go) = (Arc::clone(&begun), Arc::clone(&go));
+            async move {
+                // The connection has had turns in which it waited.
+                for _ in 0..3 {
+                    tokio::task::yield_now().await;
+                }
+                begun.notify_one();
+                go.notified().await;
+                text("done")
+            }
+        }
+    });
+    let config = Arc::new(client(&authority, &[], None));
+    let mut session = rustls::ClientConnection::new(config, "a.example".try_into().unwrap()).unwrap();
+    // Said before the handshake has ended, so it goes with its last words.
+    Write::write_all(&mut session.writer(), GET_AND_CLOSE).unwrap();
+    let mut stream = TcpStream::connect(served.address()).await.unwrap();
+    let mut answer = [0; 256];
+    let mut read = 0;
+    let mut was_asked = false;
+    while read == 0 {
+        let mut out = Vec::new();
+        while session.wants_write() {
+            session.write_tls(&mut out).unwrap();
+        }
+        stream.write_all(&out).await.unwrap();
+        if !session.is_handshaking() && !std::mem::replace(&mut was_asked, true) {
+            timeout(PATIENCE, begun.notified()).await.unwrap();
+            let socket = stream.into_std().unwrap();
+            assert_eq!(socket.peek(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+            stream = TcpStream::from_std(socket).unwrap();
+            go.notify_one();
+        }
+        let mut came = Vec::new();
+        assert!(timeout(PATIENCE, stream.read_buf(&mut came)).await.unwrap().unwrap() > 0);
+        session.read_tls(&mut &came[..]).unwrap();
+        session.process_new_packets().unwrap();
+        read = Read::read(&mut session.reader(), &mut answer).unwrap_or(0);
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 200 OK"));
+    assert_eq!(session.tls13_tickets_received(), 1);
 }
 
 #[tokio::test]

@@ -172,11 +172,14 @@ impl Watched {
             return Poll::Ready(());
         }
         // An error is found by the read.
-        let readable = self.transport.socket().poll_readable(cx);
-        if let (Poll::Pending, Transport::Tls(records)) = (&readable, &mut self.transport) {
+        self.transport.socket().poll_readable(cx)
+    }
+
+    /// A request is waited for.
+    pub(super) fn waits(&mut self, cx: &mut Context<'_>) {
+        if let Transport::Tls(records) = &mut self.transport {
             records.waits(cx);
         }
-        readable
     }
 
     /// The connection is idle: no room is kept.

@@ -146,8 +146,9 @@ impl Wire {
     /// The number of bytes that came; 0: the end.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         // At rest there is no room, and none is made for what has not come.
-        if self.buffer.capacity() == 0 {
-            ready!(self.io.poll_readable(cx));
+        if self.buffer.capacity() == 0 && self.io.poll_readable(cx).is_pending() {
+            self.io.waits(cx);
+            return Poll::Pending;
         }
         let room = self.room();
         let spare = self.buffer.capacity() - self.buffer.len();
