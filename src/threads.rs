@@ -5,10 +5,11 @@
 //! purpose. A connection is given to the thread that has the fewest, when it is accepted, and never moved.
 
 use std::cell::Cell;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
@@ -31,6 +32,21 @@ pub(crate) fn number() -> usize {
 /// As many as the process may use processors at once: affinity and quotas of its control group are counted in.
 pub(crate) fn processors() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Ends when all who are ready on this thread have had a turn.
+///
+/// Mostly a write wakes a process on another processor, which costs several times what the write does. Who is behind the
+/// others when writing writes right behind them, and wakes nobody who is awake.
+pub(crate) fn behind_others() -> impl Future<Output = ()> {
+    let mut is_behind = false;
+    poll_fn(move |cx| {
+        if std::mem::replace(&mut is_behind, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
 }
 
 pub(crate) struct Threads {
@@ -132,6 +148,26 @@ impl Drop for Seat {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn who_is_behind_the_others_goes_on_when_all_who_are_ready_have_had_a_turn() {
+        let done = Arc::new(Mutex::new(Vec::new()));
+        let tasks: Vec<_> = (0..3)
+            .map(|number| {
+                let done = Arc::clone(&done);
+                tokio::spawn(async move {
+                    done.lock().unwrap().push(("computed", number));
+                    behind_others().await;
+                    done.lock().unwrap().push(("wrote", number));
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        let in_order = ["computed", "wrote"].map(|what| [0, 1, 2].map(|number| (what, number))).concat();
+        assert_eq!(*done.lock().unwrap(), in_order);
+    }
 
     #[tokio::test]
     async fn each_seat_is_on_the_thread_that_has_the_fewest() {

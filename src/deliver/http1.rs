@@ -19,6 +19,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::wire::{self, Head};
 use crate::framing::{Left, Piece};
+use crate::threads;
 
 /// What an answer's head and a small body fit into.
 const READ_AT_ONCE: usize = 4 * 1024;
@@ -98,6 +99,7 @@ impl Connection {
         let head = std::mem::take(&mut self.out.head);
         self.out = Outgoing { head, body, ..Outgoing::default() };
         (self.answer, self.read) = (Stage::None, 0);
+        threads::behind_others().await;
         let answered = poll_fn(|cx| self.poll_head(cx, method)).await;
         answered.map_err(|detail| NoAnswer {
             nothing_written: self.out.written == 0,

@@ -60,7 +60,11 @@ enum Stage<F, B> {
         begun: bool,
         keeps: bool,
     },
-    /// What was written last is on its way.
+    /// What is to be written last goes out when the others on this thread have had their turns (threads.rs).
+    Answered {
+        keeps: bool,
+    },
+    /// It is on its way.
     Ending {
         keeps: bool,
     },
@@ -103,9 +107,18 @@ where
                 Stage::Head => ready!(self.poll_head(cx))?,
                 Stage::Handling { .. } => ready!(self.poll_handler(cx))?,
                 Stage::Answering { .. } => ready!(self.poll_answer(cx))?,
+                Stage::Answered { keeps } => {
+                    // Not done, and nobody is to take it for idle.
+                    self.requests.activity.sent(false);
+                    self.stage = Stage::Ending { keeps: *keeps };
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 Stage::Ending { keeps } => {
                     let keeps = *keeps;
                     ready!(lock(&self.wire).poll_flush(cx))?;
+                    // There may have been nothing left to write.
+                    self.requests.activity.sent(true);
                     // Told to close, it does so also behind an answer that did not say it.
                     self.stage = if keeps && !self.closes { Stage::Head } else { Stage::Closing };
                     answered += 1;
@@ -132,7 +145,7 @@ where
                         let headers = Fields::new();
                         head::write_head(wire.out(), status, &headers, (Coding::Length(0), None), Some("close"));
                         drop(wire);
-                        self.stage = Stage::Ending { keeps: false };
+                        self.stage = Stage::Answered { keeps: false };
                         return Poll::Ready(Ok(()));
                     }
                 }
@@ -201,7 +214,7 @@ where
         head::write_head(wire.out(), status, &headers, (coding, length), connection);
         drop(wire);
         self.stage = match coding {
-            Coding::None | Coding::Length(0) => Stage::Ending { keeps },
+            Coding::None | Coding::Length(0) => Stage::Answered { keeps },
             _ => Stage::Answering { body, coding, begun: false, keeps },
         };
         Poll::Ready(Ok(()))
@@ -238,7 +251,7 @@ where
                     Coding::Length(0) | Coding::UntilClose | Coding::None => {}
                 }
                 drop(wire);
-                self.stage = Stage::Ending { keeps };
+                self.stage = Stage::Answered { keeps };
                 return Poll::Ready(Ok(()));
             };
             // Trailers of an answer are nobody's here.
@@ -258,7 +271,7 @@ where
             wire.write_data(data);
             if *coding == Coding::Length(0) {
                 drop(wire);
-                self.stage = Stage::Ending { keeps };
+                self.stage = Stage::Answered { keeps };
                 return Poll::Ready(Ok(()));
             }
         }
