@@ -1,21 +1,15 @@
 //! Header fields (RFC 9110 §5) in the order in which they came, duplicates kept.
 //!
 //! A delivery has some ten of them, looked up a handful of times: walking a list costs less than building a hash table.
-//! Invariants: `names` and `values` are of one length, and belong together place by place. Nothing here costs more than
-//! one walk over the list (`keys`, which is for tools, one for each field), and names that a stranger chose are sorted
-//! before they are looked for: a message of many fields costs what its length does.
+//! Invariant: nothing here costs more than one walk over the list (`keys`, which is for tools, one for each field), and
+//! names that a stranger chose are sorted before they are looked for: a message of many fields costs what its length does.
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use std::cell::RefCell;
 use std::fmt;
 
-/// Two lists and not one of pairs: each then stays within what an allocator hands out at once (glibc keeps blocks of up to
-/// 1,032 bytes at hand, and a pair has 72), and who looks for a name reads nothing else.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub(crate) struct Fields {
-    names: Vec<HeaderName>,
-    values: Vec<HeaderValue>,
-}
+pub(crate) struct Fields(Vec<(HeaderName, HeaderValue)>);
 
 /// What a field can be looked up by, in whatever case.
 pub(crate) trait Name {
@@ -84,25 +78,24 @@ impl Fields {
     pub(crate) const ADDED: usize = 11;
 
     pub(crate) const fn new() -> Self {
-        Self { names: Vec::new(), values: Vec::new() }
+        Self(Vec::new())
     }
 
     pub(crate) fn with_capacity(count: usize) -> Self {
-        Self { names: Vec::with_capacity(count), values: Vec::with_capacity(count) }
+        Self(Vec::with_capacity(count))
     }
 
     pub(crate) fn reserve(&mut self, more: usize) {
-        self.names.reserve(more);
-        self.values.reserve(more);
+        self.0.reserve(more);
     }
 
     /// How many fields, not how many names.
     pub(crate) fn len(&self) -> usize {
-        self.names.len()
+        self.0.len()
     }
 
     fn place(&self, name: &impl Name) -> Option<usize> {
-        self.names.iter().position(|other| name.is(other))
+        self.0.iter().position(|(other, _)| name.is(other))
     }
 
     pub(crate) fn contains_key(&self, name: impl Name) -> bool {
@@ -111,7 +104,7 @@ impl Fields {
 
     /// The first of the name.
     pub(crate) fn get(&self, name: impl Name) -> Option<&HeaderValue> {
-        self.values.get(self.place(&name)?)
+        self.iter().find(|(other, _)| name.is(other)).map(|(_, value)| value)
     }
 
     /// All of the name, as they came.
@@ -120,32 +113,32 @@ impl Fields {
     }
 
     /// In the order in which they came.
-    pub(crate) fn iter(&self) -> Iter<'_> {
-        self.names.iter().zip(&self.values)
+    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = (&HeaderName, &HeaderValue)> + Clone {
+        self.0.iter().map(|(name, value)| (name, value))
     }
 
     /// Each name once, in the order in which they first came.
     pub(crate) fn keys(&self) -> impl Iterator<Item = &HeaderName> {
-        let is_first = |(place, name): &(usize, &HeaderName)| !self.names.iter().take(*place).any(|one| one == *name);
-        self.names.iter().enumerate().filter(is_first).map(|(_, name)| name)
+        let names = || self.0.iter().map(|(name, _)| name);
+        let is_first = move |(place, name): &(usize, &HeaderName)| !names().take(*place).any(|one| one == *name);
+        names().enumerate().filter(is_first).map(|(_, name)| name)
     }
 
     pub(crate) fn values(&self) -> impl Iterator<Item = &HeaderValue> {
-        self.values.iter()
+        self.0.iter().map(|(_, value)| value)
     }
 
     /// One more, behind all others.
     #[inline]
     pub(crate) fn append(&mut self, name: impl Named, value: HeaderValue) {
-        self.names.push(name.named());
-        self.values.push(value);
+        self.0.push((name.named(), value));
     }
 
     /// In place of all of the name: where the first of them stood, or behind all others.
     pub(crate) fn insert(&mut self, name: impl Named, value: HeaderValue) {
         let name = name.named();
         let Some(first) = self.place(&name) else { return self.append(name, value) };
-        if let Some(there) = self.values.get_mut(first) {
+        if let Some((_, there)) = self.0.get_mut(first) {
             *there = value;
         }
         self.retain_from(first + 1, |other| *other != name);
@@ -155,7 +148,7 @@ impl Fields {
     #[cfg(test)]
     pub(crate) fn remove(&mut self, name: impl Name) -> Option<HeaderValue> {
         let first = self.place(&name)?;
-        let value = self.values.get(first).cloned();
+        let value = self.0.get(first).map(|(_, value)| value.clone());
         self.retain_from(first, |other| !name.is(other));
         value
     }
@@ -166,17 +159,11 @@ impl Fields {
     }
 
     fn retain_from(&mut self, first: usize, mut keeps: impl FnMut(&HeaderName) -> bool) {
-        let Some(next) = self.names.iter().skip(first).position(|name| !keeps(name)) else { return };
-        let mut kept = first + next;
-        for place in kept + 1..self.names.len() {
-            if self.names.get(place).is_some_and(&mut keeps) {
-                self.names.swap(kept, place);
-                self.values.swap(kept, place);
-                kept += 1;
-            }
-        }
-        self.names.truncate(kept);
-        self.values.truncate(kept);
+        let mut place = 0;
+        self.0.retain(|(name, _)| {
+            place += 1;
+            place <= first || keeps(name)
+        });
     }
 
     /// Takes away all of these names, of which a stranger may have sent thousands.
@@ -220,24 +207,12 @@ pub(crate) fn name(sent: &[u8]) -> Option<HeaderName> {
     })
 }
 
-/// In the order in which they came.
-pub(crate) type Iter<'a> = std::iter::Zip<std::slice::Iter<'a, HeaderName>, std::slice::Iter<'a, HeaderValue>>;
-
-impl<'a> IntoIterator for &'a Fields {
-    type Item = (&'a HeaderName, &'a HeaderValue);
-    type IntoIter = Iter<'a>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.iter()
-    }
-}
-
 impl IntoIterator for Fields {
     type Item = (HeaderName, HeaderValue);
-    type IntoIter = std::iter::Zip<std::vec::IntoIter<HeaderName>, std::vec::IntoIter<HeaderValue>>;
+    type IntoIter = std::vec::IntoIter<(HeaderName, HeaderValue)>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.names.into_iter().zip(self.values)
+        self.0.into_iter()
     }
 }
 
@@ -264,7 +239,7 @@ impl From<HeaderMap> for Fields {
         let mut fields = Self::with_capacity(map.len() + Self::ADDED);
         for (name, value) in map {
             // A map names only the first of each name.
-            if let Some(name) = name.or_else(|| fields.names.last().cloned()) {
+            if let Some(name) = name.or_else(|| fields.0.last().map(|(name, _)| name.clone())) {
                 fields.append(name, value);
             }
         }
@@ -284,7 +259,7 @@ impl From<Fields> for HeaderMap {
 /// As a map prints, sensitive values hidden.
 impl fmt::Debug for Fields {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self).finish()
+        f.debug_map().entries(self.iter()).finish()
     }
 }
 

@@ -148,7 +148,7 @@ impl Parcel {
         put(&mut text, self.method.as_str().as_bytes());
         put(&mut text, self.path_and_query.as_bytes());
         text.extend(length(self.headers.len()));
-        for (name, value) in &self.headers {
+        for (name, value) in self.headers.iter() {
             put(&mut text, name.as_str().as_bytes());
             put(&mut text, value.as_bytes());
         }
