@@ -21,6 +21,7 @@ use governor::middleware::NoOpMiddleware;
 use governor::nanos::Nanos;
 use governor::state::{InMemoryState, NotKeyed, StateStore};
 
+use super::keyed::Keyed;
 use crate::client::ClientKey;
 use crate::clock;
 
@@ -151,7 +152,7 @@ impl KeyedRate {
 
 impl<C: Clock> KeyedRate<C> {
     fn with_clock(quota: Quota, max_clients: usize, clock: C) -> Self {
-        let clients = Clients { slots: Vec::new(), places: HashMap::new(), hand: 0, shared: None };
+        let clients = Clients { slots: Vec::new(), places: HashMap::default(), hand: 0, shared: None };
         let budgets = Budgets { cell: quota.cell().into(), max_clients, clients: Mutex::new(clients) };
         Self(RateLimiter::new(quota.governor(), budgets, clock))
     }
@@ -201,7 +202,7 @@ struct Budgets {
 struct Clients {
     /// Each client with the time at which its budget will be full again (GCRA's "theoretical arrival time").
     slots: Vec<(ClientKey, Nanos)>,
-    places: HashMap<ClientKey, usize>,
+    places: HashMap<ClientKey, usize, Keyed>,
     /// Goes round the slots and removes full budgets, which say no more than a missing one.
     hand: usize,
     /// The budget of all who find no room.
