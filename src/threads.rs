@@ -9,7 +9,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
 
@@ -22,6 +22,8 @@ const ENDS_WITHIN: Duration = Duration::from_secs(1);
 
 thread_local! {
     static NUMBER: Cell<usize> = const { Cell::new(0) };
+    /// Since somebody was polled last, something in it has fallen behind.
+    static IS_BEHIND: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Which of these threads this is, from 1 on; 0: none of them.
@@ -44,9 +46,23 @@ pub(crate) fn behind_others() -> impl Future<Output = ()> {
         if std::mem::replace(&mut is_behind, true) {
             return Poll::Ready(());
         }
-        cx.waker().wake_by_ref();
+        fall_behind(cx);
         Poll::Pending
     })
+}
+
+/// As [`behind_others`]: whoever calls it is to return, and will be polled again.
+pub(crate) fn fall_behind(cx: &Context<'_>) {
+    IS_BEHIND.set(true);
+    cx.waker().wake_by_ref();
+}
+
+/// What comes of polling something, and whether it did no more than fall behind: then it is polled again in any case.
+pub(crate) fn falls_behind<T>(poll: impl FnOnce() -> Poll<T>) -> (Poll<T>, bool) {
+    IS_BEHIND.set(false);
+    let polled = poll();
+    let is_behind = polled.is_pending() && IS_BEHIND.get();
+    (polled, is_behind)
 }
 
 pub(crate) struct Threads {

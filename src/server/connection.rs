@@ -25,6 +25,7 @@ use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use http_body::Body as _;
 use hyper::body::Incoming;
+use hyper::rt::{Sleep, Timer};
 use hyper::server::conn::http2;
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -42,8 +43,8 @@ use super::request::{Request, Response};
 use super::transport::{LINGER, Protocol, Socket, Transport, Watched};
 use super::{Limits, Meters, Peer, Settings, Stop};
 use crate::client::ClientKey;
-use crate::clock::{InTurns, Turn};
-use crate::threads::Seat;
+use crate::clock::{self, InTurns, Turn};
+use crate::threads::{self, Seat};
 
 /// One request's body in flight may fill its window before the handler reads; bodies are small.
 const STREAM_WINDOW: u32 = 64 * 1024;
@@ -277,6 +278,27 @@ where
     }
 }
 
+/// hyper asks for the time with each frame of a request, to know when the peer was last heard: in a turn's time.
+struct TurnsTimer(TokioTimer);
+
+impl Timer for TurnsTimer {
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
+        self.0.sleep(duration)
+    }
+
+    fn sleep_until(&self, deadline: std::time::Instant) -> Pin<Box<dyn Sleep>> {
+        self.0.sleep_until(deadline)
+    }
+
+    fn now(&self) -> std::time::Instant {
+        clock::steady().into_std()
+    }
+
+    fn reset(&self, sleep: &mut Pin<Box<dyn Sleep>>, new_deadline: std::time::Instant) {
+        self.0.reset(sleep, new_deadline);
+    }
+}
+
 type Http2<H> = http2::Connection<TokioIo<Watched>, Requests<H>, TokioExecutor>;
 
 enum Http<H, F, B>
@@ -312,7 +334,7 @@ where
             Protocol::Http1 => Self::One(Box::new(http1::Connection::new(io, service, limits))),
             Protocol::Http2 => {
                 let connection = http2::Builder::new(TokioExecutor::new())
-                    .timer(TokioTimer::new())
+                    .timer(TurnsTimer(TokioTimer::new()))
                     .max_concurrent_streams(limits.max_concurrent_streams)
                     .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
                     .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
@@ -394,8 +416,9 @@ where
     let mut was_told = false;
     let mut closes_at = None;
     let mut resumed_at = Instant::now();
+    let mut rang = false;
     poll_fn(move |cx| {
-        let mut rang = bell.has_rung(cx.waker());
+        rang |= bell.has_rung(cx.waker());
         let mut listening = Context::from_waker(&waker);
         loop {
             // What happens in one turn happens at one time.
@@ -413,12 +436,17 @@ where
             }
             activity.turn_begins(http.is_http1().then_some(now));
             let rested = http.rests();
-            if let Poll::Ready(result) = http.poll(cx) {
+            let (polled, is_behind) = threads::falls_behind(|| http.poll(cx));
+            if let Poll::Ready(result) = polled {
                 return Poll::Ready(End::Done(result));
             }
             drop(turn);
             if rested && !http.rests() {
                 resumed_at = now;
+            }
+            if is_behind {
+                // Looked after in the turn that follows at once.
+                return Poll::Pending;
             }
             let mut look_again = match activity.verdict(now, limits) {
                 Verdict::LookAgain(at) => at,
@@ -482,7 +510,11 @@ where
                 alarm.as_mut().reset(look_again);
                 rang = true;
             }
-            if !rang || alarm.as_mut().poll(&mut listening).is_pending() {
+            if !rang {
+                return Poll::Pending;
+            }
+            if alarm.as_mut().poll(&mut listening).is_pending() {
+                rang = false;
                 return Poll::Pending;
             }
         }

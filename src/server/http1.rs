@@ -26,6 +26,7 @@ use super::transport::Watched;
 use super::wire::Wire;
 use super::{Limits, Peer};
 use crate::fields::Fields;
+use crate::threads;
 
 /// Requests that have come already are served in turn with other connections.
 const MOST_AT_ONCE: usize = 16;
@@ -111,7 +112,7 @@ where
                     // Not done, and nobody is to take it for idle.
                     self.requests.activity.sent(false);
                     self.stage = Stage::Ending { keeps: *keeps };
-                    cx.waker().wake_by_ref();
+                    threads::fall_behind(cx);
                     return Poll::Pending;
                 }
                 Stage::Ending { keeps } => {
