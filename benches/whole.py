@@ -120,14 +120,15 @@ def ask(port, is_tls, times, expected):
     connection.close()
 
 
-def executed(hookward, listener, times, expected):
-    """By one gateway from its start to its end."""
+def profile(hookward, listener, times, expected, read, *options):
+    """What `read` makes of callgrind's file, of one gateway from its start to its end."""
     with tempfile.TemporaryDirectory(prefix="hookward-whole-") as name:
         folder = pathlib.Path(name)
         subprocess.run([hookward, "certs", folder / "certs"], check=True, stdout=subprocess.DEVNULL)
         text = GATEWAY.format(upstream=upstream(), secret=SECRET.decode())
         (folder / "gateway.toml").write_text(text)
-        command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out", hookward, "run"]
+        out = folder / "out"
+        command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", *options, hookward, "run"]
         # As many threads as one processor gets, whatever the machine has.
         processor = min(os.sched_getaffinity(0))
         with open(folder / "log", "w") as log:
@@ -141,11 +142,15 @@ def executed(hookward, listener, times, expected):
         finally:
             process.kill()
             process.wait()
-        return int(re.search(r"^(?:totals|summary): (\d+)", (folder / "out").read_text(), re.M)[1])
+        return read(out)
+
+
+def executed(out):
+    return int(re.search(r"^(?:totals|summary): (\d+)", out.read_text(), re.M)[1])
 
 
 def count(hookward, name):
     """Of one request."""
     listener, expected = CASES[name]
-    few, many = (executed(hookward, listener, times, expected) for times in (FEW, MANY))
+    few, many = (profile(hookward, listener, times, expected, executed) for times in (FEW, MANY))
     return round((many - few) / (MANY - FEW))
