@@ -39,6 +39,9 @@ fn names(received: &Received) -> BTreeSet<String> {
     received.headers.iter().map(|(name, _)| name.to_ascii_lowercase()).collect()
 }
 
+/// A connection to an upstream rests on the thread that used it: with two, the second sender could be served by the other.
+const ONE_THREAD: &str = "[limits]\nthreads = 1";
+
 #[test]
 fn the_upstream_receives_the_senders_headers_and_exactly_these_of_the_gateways() {
     let upstream = Upstream::start();
@@ -430,7 +433,7 @@ fn upstreams_are_measured() {
         3 => Reply::Status(500),
         _ => Reply::Held(held.clone(), Box::new(Reply::Status(200))),
     });
-    let gateway = Gateway::start(&format!("{}{}", upstream.table(), source("github", "/github", "")));
+    let gateway = Gateway::start(&format!("{}{}\n{ONE_THREAD}", upstream.table(), source("github", "/github", "")));
     for number in 0..4 {
         delivery("/github", number).send(gateway.public());
     }

@@ -1,6 +1,6 @@
 //! Several urls behind one upstream, connections that go stale, and no more requests at once than were asked for.
 
-use super::{delivery, source};
+use super::{ONE_THREAD, delivery, source};
 use crate::support::gateway::PLAIN;
 use crate::support::http::{connect, read_answer};
 use crate::support::upstream::ClosedPort;
@@ -13,9 +13,6 @@ fn gateway(urls: &[String], more: &str) -> Gateway {
     let urls = urls.iter().map(|url| format!("\"{url}\"")).collect::<Vec<_>>().join(", ");
     Gateway::start(&format!("[upstreams.app]\nurls = [{urls}]\n{more}\n{}", source("github", "/github", "")))
 }
-
-/// A connection to an upstream rests on the thread that used it: with two, the second sender could be served by the other.
-const ONE_THREAD: &str = "[limits]\nthreads = 1";
 
 fn healthy(gateway: &Gateway, url: &str) -> bool {
     let series = format!("hookward_upstream_healthy{{upstream=\"app\",url=\"{url}\"}} ");
