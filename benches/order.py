@@ -15,24 +15,24 @@ import os
 import pathlib
 import re
 import subprocess
-import tempfile
 
 import whole
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
 ORDER = HERE / "order.ld"
+TARGET = ROOT / "target" / "order"
 # Of each kind; what a request takes then stands in front of what starting takes.
 REQUESTS = 400
 # All functions of one name are named where they are no more than this much of those that ran.
 MOST_OF_A_NAME, AND_BYTES = 1.5, 512
 
 
-def build(folder):
+def build():
     """A release with its symbols, apart from others."""
-    environment = {**os.environ, "CARGO_PROFILE_RELEASE_STRIP": "none", "CARGO_TARGET_DIR": str(folder)}
+    environment = {**os.environ, "CARGO_PROFILE_RELEASE_STRIP": "none", "CARGO_TARGET_DIR": str(TARGET)}
     subprocess.run(["cargo", "build", "--release", "--locked", "--bin", "hookward"], cwd=ROOT, env=environment, check=True)
-    return str(folder / "release" / "hookward")
+    return str(TARGET / "release" / "hookward")
 
 
 def sizes(hookward):
@@ -60,14 +60,12 @@ def name_of(symbol):
 
 
 def main():
-    with tempfile.TemporaryDirectory(dir=ROOT / "target") as folder:
-        hookward = build(pathlib.Path(folder))
-        size = sizes(hookward)
-        cost = collections.Counter()
-        for listener, expected in whole.CASES.values():
-            for symbol, taken in costs(hookward, listener, expected).items():
-                if symbol in size:
-                    cost[symbol] = max(cost[symbol], taken)
+    hookward = build()
+    size, cost = sizes(hookward), collections.Counter()
+    for listener, expected in whole.CASES.values():
+        for symbol, taken in costs(hookward, listener, expected).items():
+            if symbol in size:
+                cost[symbol] = max(cost[symbol], taken)
     named, ran = collections.Counter(), collections.Counter()
     for symbol, bytes_ in size.items():
         named[name_of(symbol)] += bytes_
@@ -77,7 +75,8 @@ def main():
         name = name_of(symbol)
         takes_all = name and named[name] <= MOST_OF_A_NAME * ran[name] + AND_BYTES
         patterns[f"{name}*" if takes_all else re.sub(r"\.llvm\..*", "*", symbol)] = None
-    lines = "".join(f"    *(.text.{pattern})\n" for pattern in patterns)
+    # What a compiler takes for seldom run lies in sections of another name.
+    lines = "".join(f"    *(.text.{pattern} .text.unlikely.{pattern})\n" for pattern in patterns)
     ORDER.write_text(
         "/* Written by benches/order.py: what runs when hookward starts and serves, side by side. */\n"
         f"SECTIONS\n{{\n  .text.run :\n  {{\n{lines}  }}\n}}\nINSERT BEFORE .text;\n"
