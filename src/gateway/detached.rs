@@ -2,8 +2,8 @@
 //!
 //! Invariant: once begun it is brought to its end. While somebody waits it runs in their task, which spares every
 //! delivery a task of its own; when they go (hyper drops the handler of a sender that hangs up) it goes on in one. A
-//! panic in it is the work's end and not theirs. What one took in memory the next of the thread takes over: it is more
-//! than an allocator keeps at hand.
+//! panic in it is the work's end and not theirs. What one took in memory the next of the thread takes over: it is
+//! some KiB.
 
 use super::respond::Reply;
 use futures_util::FutureExt as _;

@@ -510,10 +510,7 @@ where
                 alarm.as_mut().reset(look_again);
                 rang = true;
             }
-            if !rang {
-                return Poll::Pending;
-            }
-            if alarm.as_mut().poll(&mut listening).is_pending() {
+            if !rang || alarm.as_mut().poll(&mut listening).is_pending() {
                 rang = false;
                 return Poll::Pending;
             }

@@ -45,7 +45,7 @@ pub(super) struct Connection<H, F, B> {
     room: Option<Room<F>>,
 }
 
-/// A handler's; more than an allocator keeps at hand, so it is kept while the connection is in use.
+/// A handler's: some KiB, kept while the connection is in use.
 type Room<F> = Pin<Box<Option<F>>>;
 
 enum Stage<F, B> {
